@@ -1,0 +1,41 @@
+# Two commands need nothing but Python 3.11+: `make train` and `make test`. Each sets itself up, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: train test test-slow check bench clean
+
+train: $(VENV)/.experiments  ## train the tiny Mamba on Python's standard library, or go on with it
+	$(BIN)/python -m experiments.causal_lm tiny $(ARGS)
+
+test: $(VENV)/.test  ## all tests but the slow ones
+	$(BIN)/python -m pytest -q -n auto $(ARGS)
+
+test-slow: $(VENV)/.test  ## the slow ones: killed runs, the tiny run's promised result
+	$(BIN)/python -m pytest -q -m slow $(ARGS)
+
+check: $(VENV)/.test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.experiments  ## time the operations beside their alternatives
+	$(BIN)/python -m experiments.bench $(ARGS)
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.experiments: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[experiments]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[experiments,notebooks,test]'
+	touch $@ $(VENV)/.experiments
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

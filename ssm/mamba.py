@@ -1,0 +1,224 @@
+"""The Mamba mixer (Mamba-1): projection, short convolution, selective scan, gate.
+
+Source: Gu & Dao 2023, arXiv:2312.00752, section 3.4 and figure 3; mamba_ssm/modules/mamba_simple.py.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from ssm import init
+from ssm.conv import causal_conv1d
+from ssm.scan import Implementation, selective_scan, selective_step
+
+
+@dataclasses.dataclass(frozen=True)
+class MambaConfig:
+    """Options of the Mamba mixer. The defaults are those of the published models."""
+
+    d_state: int = 16
+    """State size n of each channel."""
+    d_conv: int = 4
+    """Taps of the short convolution."""
+    expand: int = 2
+    """Inner width, as a multiple of d_model."""
+    dt_rank: int | None = None
+    """Rank of the step-size projection. None: d_model / 16, rounded up."""
+    dt_min: float = 0.001
+    """Smallest initial step size."""
+    dt_max: float = 0.1
+    """Largest initial step size."""
+    dt_floor: float = 1e-4
+    """Initial step sizes are not below this."""
+    dt_scale: float = 1.0
+    """Scale of the step-size projection's initial weights."""
+    dt_init: str = "random"
+    """Step-size projection at the start: "random" or "constant"."""
+    conv_bias: bool = True
+    """Whether the short convolution has a bias."""
+    bias: bool = False
+    """Whether the input and output projections have biases."""
+    chunk_size: int | None = None
+    """Positions a chunk of the scan. None: what suits the platform."""
+    implementation: Implementation | None = None
+    """How positions run inside a chunk: "sequential", "associative", or None for what suits the platform."""
+
+    def __post_init__(self):
+        for name in ("d_state", "d_conv", "expand"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.dt_rank is not None and self.dt_rank < 1:
+            raise ValueError(f"dt_rank={self.dt_rank}, expected None or at least 1")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ValueError(f"dt_min={self.dt_min} and dt_max={self.dt_max}, expected 0 < dt_min <= dt_max")
+        if self.dt_init not in ("random", "constant"):
+            raise ValueError(f"dt_init={self.dt_init!r}, expected 'random' or 'constant'")
+
+
+class MambaState(NamedTuple):
+    """What one Mamba mixer carries from one call to the next; its size does not depend on the length."""
+
+    conv: Float[Array, "b t e"]
+    """The last d_conv - 1 inputs of the short convolution, oldest first."""
+    ssm: Float[Array, "b e n"]
+    """The state space's state, at least float32."""
+
+
+class DepthwiseConv(nnx.Module):
+    """Parameters of a depthwise convolution: `kernel` (e, w) and `bias` (e,)."""
+
+    def __init__(self, channels: int, taps: int, *, use_bias: bool, param_dtype: Dtype, rngs: nnx.Rngs):
+        bound = init.uniform(taps**-0.5)
+        self.kernel = nnx.Param(bound(rngs.params(), (channels, taps), param_dtype))
+        self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
+
+
+class Mamba(nnx.Module):
+    """Selective state-space mixer: sequence in, sequence out, linear in the length.
+
+    Args:
+      d_model: width of input and output.
+      config: options; see `MambaConfig`.
+      residual_scale: multiplies the initial output projection, 1 / sqrt(layers) in a residual stack.
+      dtype: dtype of projections and convolution. None: that of the parameters and the input.
+      param_dtype: dtype that parameters are kept in. A_log, D and the step-size bias are at least float32.
+      rngs: source of keys, stream "params".
+
+    Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
+    """
+
+    causal = True
+
+    def __init__(
+        self,
+        d_model: int,
+        config: MambaConfig = MambaConfig(),
+        *,
+        residual_scale: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.dtype = dtype
+        self.d_inner = config.expand * d_model
+        self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
+        state_dtype = jnp.promote_types(param_dtype, jnp.float32)
+
+        def linear(d_in: int, d_out: int, kernel_init=init.uniform_fan_in, use_bias: bool = config.bias, **kwargs):
+            return nnx.Linear(
+                d_in,
+                d_out,
+                use_bias=use_bias,
+                kernel_init=kernel_init,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                bias_metadata={"decay": False},
+                rngs=rngs,
+                **kwargs,
+            )
+
+        def residual_init(key, shape, dtype):
+            return residual_scale * init.uniform_fan_in(key, shape, dtype)
+
+        dt_bound = config.dt_scale * self.dt_rank**-0.5
+        constant = jax.nn.initializers.constant(dt_bound)
+        self.in_proj = linear(d_model, 2 * self.d_inner)
+        self.conv1d = DepthwiseConv(
+            self.d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
+        )
+        self.x_proj = linear(self.d_inner, self.dt_rank + 2 * config.d_state, use_bias=False)
+        self.dt_proj = linear(
+            self.dt_rank,
+            self.d_inner,
+            kernel_init=init.uniform(dt_bound) if config.dt_init == "random" else constant,
+            use_bias=True,
+            bias_init=lambda key, shape, _: init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)(
+                key, shape, state_dtype
+            ),
+        )
+        self.A_log = nnx.Param(init.real_A_log(self.d_inner, config.d_state).astype(state_dtype), decay=False)
+        self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False)
+        self.out_proj = linear(self.d_inner, d_model, kernel_init=residual_init)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Mixes whole sequences from the zero state.
+
+        Args:
+          x: input.
+          mask: False where a position is not there (padding, at either end).
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+        """
+        return self._mix(x, None, mask, segment_ids)[0]
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> MambaState:
+        """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""
+        dtype = self.dtype or self.in_proj.kernel.dtype
+        return MambaState(
+            conv=jnp.zeros((batch_size, self.config.d_conv - 1, self.d_inner), dtype),
+            ssm=jnp.zeros((batch_size, self.d_inner, self.config.d_state), self.A_log.dtype),
+        )
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        state: MambaState,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> tuple[Float[Array, "b l d"], MambaState]:
+        """Goes on from `state` by l positions, a whole prompt or one token; any split gives the same as the whole."""
+        return self._mix(x, state, mask, segment_ids)
+
+    def _mix(self, x, state, mask, segment_ids):
+        conv_state, ssm_state = (None, None) if state is None else state
+        x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
+        bias = None if self.conv1d.bias is None else self.conv1d.bias[...]
+        x, conv_state = causal_conv1d(
+            x, self.conv1d.kernel[...], bias, initial_state=conv_state, mask=mask, segment_ids=segment_ids
+        )
+        if state is not None:
+            conv_state = conv_state.astype(state.conv.dtype)
+        x = jax.nn.silu(x)
+
+        sizes = (self.dt_rank, self.dt_rank + self.config.d_state)
+        low_rank_dt, B, C = jnp.split(self.x_proj(x), sizes, axis=-1)
+        # The bias joins in float32: near -4.6 (a step of 0.01), bfloat16 would move the step by 1-2 %.
+        delta = low_rank_dt @ self.dt_proj.kernel[...].astype(low_rank_dt.dtype)
+        delta = jax.nn.softplus(delta.astype(self.A_log.dtype) + self.dt_proj.bias[...])
+        A = -jnp.exp(self.A_log[...])
+
+        if ssm_state is not None and x.shape[1] == 1 and segment_ids is None:
+            if mask is not None:
+                delta = jnp.where(mask[..., None], delta, 0)
+            here = (a[:, 0] for a in (x, delta))
+            y, ssm_state = selective_step(ssm_state, *here, A, B[:, 0], C[:, 0], self.D[...], z[:, 0])
+            y = y[:, None]
+        else:
+            y, ssm_state = selective_scan(
+                x,
+                delta,
+                A,
+                B,
+                C,
+                self.D[...],
+                z,
+                initial_state=ssm_state,
+                mask=mask,
+                segment_ids=segment_ids,
+                chunk_size=self.config.chunk_size,
+                implementation=self.config.implementation,
+            )
+        return self.out_proj(y), MambaState(conv_state, ssm_state)

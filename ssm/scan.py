@@ -1,0 +1,320 @@
+"""The selective scan of Mamba (S6): a linear recurrence whose decay and input depend on the position.
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        y_t = C_t . h_t + D u_t
+
+How it is computed. A row is cut into chunks of `chunk_size` (axis q). An outer `lax.scan` carries the state from
+chunk to chunk; inside a chunk the positions run
+
+* one after the other (`"sequential"`): one fused loop over (n, e) a position, the choice on a CPU, where the state
+  stays in cache; the layout (b, n, e) keeps the wide axis innermost, so that the loop is vectorised;
+* all at once (`"associative"`): `lax.associative_scan` over the chunk, the choice on GPU and TPU, where a loop of tiny
+  kernels would wait on its launches.
+
+The gradient is written by hand: the forward pass keeps its inputs and the state entering each chunk, the backward pass
+visits the chunks in reverse, rebuilds the states of one chunk at a time and runs the adjoint recurrence
+
+    g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}
+
+through it. So nothing of size b l e n ever exists, forward or backward.
+
+Axes: b batch, l position, c chunks, q position in a chunk, e inner width, n state size.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ssm.segments import segment_starts
+from ssm.shapes import check_shapes
+
+Implementation = Literal["sequential", "associative"]
+
+# Measured on 2 CPU cores at (b, l, e, n) = (1, 2048, 1536, 16): forward + backward is flat from 16 to 64, and slower
+# beyond, where a chunk's states leave the cache. On GPU and TPU a longer chunk gives the scan more to do at once.
+_CHUNK_SIZE: dict[Implementation, int] = {"sequential": 32, "associative": 64}
+
+
+def selective_scan(
+    u: Float[Array, "b l e"],
+    delta: Float[Array, "b l e"],
+    A: Float[Array, "e n"],
+    B: Float[Array, "b l n"],
+    C: Float[Array, "b l n"],
+    D: Float[Array, "e"] | None = None,
+    z: Float[Array, "b l e"] | None = None,
+    *,
+    initial_state: Float[Array, "b e n"] | None = None,
+    mask: Bool[Array, "b l"] | None = None,
+    segment_ids: Int[Array, "b l"] | None = None,
+    chunk_size: int | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[Float[Array, "b l e"], Float[Array, "b e n"]]:
+    """Runs the selective state space over whole sequences.
+
+        h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t        y_t = (C_t . h_t + D u_t) * silu(z_t)
+
+    Differentiable in every array, the initial and the final state included (reverse mode). Computes in at least
+    float32 whatever the inputs' dtype. Memory of the backward pass: the inputs, plus one state a chunk.
+
+    Args:
+      u: input.
+      delta: step size, >= 0 (after softplus), dimensionless: one position is one step of this size.
+      A: negative decay rates.
+      B, C: input and output maps, one a position, shared by all channels.
+      D: skip weight, or None for no skip.
+      z: gate before its SiLU, or None for no gate.
+      initial_state: the state before the first position, or None for zeros.
+      mask: False where a position is not there: the state passes it unchanged. Its own output has no meaning.
+      segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
+        that the first position belongs to goes on from `initial_state`.
+      chunk_size: positions a chunk; changes speed and memory, not the result. None takes the platform's.
+      implementation: how positions run inside a chunk, "sequential" or "associative". None takes the platform's.
+
+    Returns:
+      (y, final_state): y in u's dtype, the state after the last position in at least float32.
+
+    Raises:
+      ValueError: shapes that disagree, or a chunk_size below 1.
+
+    Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2 and Algorithm 2; `selective_scan_ref` in
+      mamba_ssm/ops/selective_scan_interface.py (softplus and its bias stay with the caller here).
+    """
+    sizes = check_shapes(
+        u=(u, "b l e"),
+        delta=(delta, "b l e"),
+        A=(A, "e n"),
+        B=(B, "b l n"),
+        C=(C, "b l n"),
+        D=(D, "e"),
+        z=(z, "b l e"),
+        initial_state=(initial_state, "b e n"),
+        mask=(mask, "b l"),
+        segment_ids=(segment_ids, "b l"),
+    )
+    if implementation is None:
+        implementation = "sequential" if jax.default_backend() == "cpu" else "associative"
+    if implementation not in _CHUNK_SIZE:
+        raise ValueError(f"implementation={implementation!r}, expected None or one of {sorted(_CHUNK_SIZE)}")
+    if chunk_size is None:
+        chunk_size = _CHUNK_SIZE[implementation]
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
+
+    dtype = jnp.result_type(u, delta, A, B, C, jnp.float32)
+    if initial_state is None:
+        initial_state = jnp.zeros((sizes["b"], sizes["e"], sizes["n"]), dtype)
+    initial_state = initial_state.astype(dtype)
+    if mask is not None:
+        delta = jnp.where(mask[..., None], delta, 0)
+
+    y, state = jnp.zeros(u.shape, dtype), initial_state
+    if sizes["l"] > 0:
+        keep = None if segment_ids is None else 1 - segment_starts(segment_ids).astype(dtype)
+        chunk_size = min(chunk_size, sizes["l"])
+        y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, chunk_size, implementation)
+    if D is not None:
+        y = y + D.astype(dtype) * u
+    if z is not None:
+        y = y * jax.nn.silu(z.astype(dtype))
+    return y.astype(u.dtype), state
+
+
+def selective_step(
+    state: Float[Array, "b e n"],
+    u: Float[Array, "b e"],
+    delta: Float[Array, "b e"],
+    A: Float[Array, "e n"],
+    B: Float[Array, "b n"],
+    C: Float[Array, "b n"],
+    D: Float[Array, "e"] | None = None,
+    z: Float[Array, "b e"] | None = None,
+) -> tuple[Float[Array, "b e"], Float[Array, "b e n"]]:
+    """Advances the selective state space by one position.
+
+        h' = exp(delta A) h + delta B u        y = (C . h' + D u) * silu(z)
+
+    Args:
+      state: h, at least float32. Zeros before the first position.
+      u: input at this position.
+      delta: step size, >= 0 (after softplus), dimensionless: one position is one step of this size. 0 leaves the
+        state as it is, which is how a position that is not there is passed over.
+      A: negative decay rates, float32.
+      B, C: input and output maps at this position.
+      D: skip weight, or None for no skip.
+      z: gate before its SiLU, or None for no gate.
+
+    Returns:
+      (y, h'): y in u's dtype, h' in at least float32.
+
+    Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2a-2b and Algorithm 2.
+    """
+    check_shapes(
+        state=(state, "b e n"),
+        u=(u, "b e"),
+        delta=(delta, "b e"),
+        A=(A, "e n"),
+        B=(B, "b n"),
+        C=(C, "b n"),
+        D=(D, "e"),
+        z=(z, "b e"),
+    )
+    dtype = jnp.result_type(state, u, delta, A, B, C, jnp.float32)
+    wide = delta.astype(dtype)[..., None]  # b e 1
+    state = jnp.exp(wide * A) * state + wide * u[..., None] * B[:, None, :].astype(dtype)
+    y = jnp.sum(state * C[:, None, :], axis=-1)
+    if D is not None:
+        y = y + D.astype(dtype) * u
+    if z is not None:
+        y = y * jax.nn.silu(z.astype(dtype))
+    return y.astype(u.dtype), state
+
+
+# The recurrence alone, with its gradient. Below, "chunked" is time first, (c, q, b, ...), and states are (b, n, e).
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _scan(u, delta, A, B, C, initial_state, keep, chunk_size, implementation):
+    return _scan_forward(u, delta, A, B, C, initial_state, keep, chunk_size, implementation)[0]
+
+
+def _scan_forward(u, delta, A, B, C, initial_state, keep, chunk_size, implementation):
+    run_chunk = _CHUNK_FORWARD[implementation]
+
+    def body(state, inputs):
+        entering = state
+        state, y = run_chunk(state, A.T, *inputs)
+        return state, (y, entering)
+
+    inputs = tuple(_chunked(x, chunk_size) for x in (u, delta, B, C)) + (_chunked(keep, chunk_size, fill=1),)
+    state, (y, entering) = lax.scan(body, jnp.swapaxes(initial_state, 1, 2), inputs)
+    out = _unchunked(y, u.shape[1]), jnp.swapaxes(state, 1, 2)
+    return out, (u, delta, A, B, C, keep, entering)
+
+
+def _scan_backward(chunk_size, implementation, residuals, cotangents):
+    u, delta, A, B, C, keep, entering = residuals
+    dy, dstate = cotangents
+    run_chunk = _CHUNK_BACKWARD[implementation]
+
+    def body(carry, inputs):
+        carry, gradients = run_chunk(carry, A.T, *inputs)
+        return carry, gradients
+
+    inputs = (entering, *(_chunked(x, chunk_size) for x in (dy, u, delta, B, C)), _chunked(keep, chunk_size, fill=1))
+    start = jnp.swapaxes(dstate, 1, 2), jnp.zeros_like(entering[0])
+    (g, dA), gradients = lax.scan(body, start, inputs, reverse=True)
+    du, ddelta, dB, dC = (
+        _unchunked(d, u.shape[1]).astype(x.dtype) for d, x in zip(gradients, (u, delta, B, C), strict=True)
+    )
+    return du, ddelta, dA.sum(0).T, dB, dC, jnp.swapaxes(g, 1, 2), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _chunked(x, chunk_size, *, fill=0):
+    """b l * -> c q b *, the end filled up: a step of size 0 that keeps the state changes nothing."""
+    if x is None:
+        return None
+    time_first = jnp.moveaxis(x, 1, 0)
+    missing = -len(time_first) % chunk_size
+    padded = jnp.pad(time_first, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
+    return padded.reshape(-1, chunk_size, *padded.shape[1:])
+
+
+def _unchunked(x, length):
+    """c q b * -> b l *"""
+    return jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:length], 0, 1)
+
+
+def _discretise(u, delta, At, B, keep, dtype):
+    """The recurrence h = a h + x at some positions: a and x, each (..., b, n, e)."""
+    delta = delta.astype(dtype)
+    a = jnp.exp(delta[..., None, :] * At)
+    if keep is not None:
+        a = a * keep[..., None, None]
+    x = (delta * u)[..., None, :] * B.astype(dtype)[..., :, None]
+    return a, x
+
+
+def _read(h, C):
+    return jnp.sum(h * C.astype(h.dtype)[..., :, None], axis=-2)
+
+
+def _input_gradients(g, decayed, dy, u, delta, At, B):
+    """Gradients at positions whose adjoint g and decayed state a h_{t-1} are known, both (..., b, n, e).
+
+    Returns:
+      ((du, ddelta, dB, dC), dA): each at its own position, so dA is still (..., b, n, e).
+    """
+    dtype = g.dtype
+    u, delta, B = u.astype(dtype), delta.astype(dtype), B.astype(dtype)
+    step = delta * u
+    h = decayed + step[..., None, :] * B[..., :, None]
+    through_decay = g * decayed
+    gB = _read(g, B)
+    contract = functools.partial(jnp.einsum, "...ne,...e->...n", precision=lax.Precision.HIGHEST)
+    ddelta = jnp.sum(through_decay * At, axis=-2) + u * gB
+    return (delta * gB, ddelta, contract(g, step), contract(h, dy)), through_decay * delta[..., None, :]
+
+
+def _forward_sequential(state, At, u, delta, B, C, keep):
+    def step(h, inputs):
+        u, delta, B, C, keep = inputs
+        a, x = _discretise(u, delta, At, B, keep, h.dtype)
+        h = a * h + x
+        return h, _read(h, C)
+
+    return lax.scan(step, state, (u, delta, B, C, keep))
+
+
+def _backward_sequential(carry, At, entering, dy, u, delta, B, C, keep):
+    def rebuild(h, inputs):
+        a, x = _discretise(*inputs[:2], At, *inputs[2:], h.dtype)
+        decayed = a * h
+        return decayed + x, (a, decayed)
+
+    def adjoint(carry, inputs):
+        g, dA = carry
+        a, decayed, dy, u, delta, B, C = inputs
+        g = g + dy[..., None, :] * C.astype(g.dtype)[..., :, None]
+        gradients, dA_here = _input_gradients(g, decayed, dy, u, delta, At, B)
+        return (a * g, dA + dA_here), gradients
+
+    _, (a, decayed) = lax.scan(rebuild, entering, (u, delta, B, keep))
+    return lax.scan(adjoint, carry, (a, decayed, dy, u, delta, B, C), reverse=True)
+
+
+def _linear_scan(a, x, *, reverse=False):
+    """h_t = a_t h_{t-1} + x_t from zero along the first axis, all positions at once."""
+
+    def combine(before, after):
+        return after[0] * before[0], after[0] * before[1] + after[1]
+
+    return lax.associative_scan(combine, (a, x), reverse=reverse)[1]
+
+
+def _forward_associative(state, At, u, delta, B, C, keep):
+    a, x = _discretise(u, delta, At, B, keep, state.dtype)
+    h = _linear_scan(a, x.at[0].add(a[0] * state))
+    return h[-1], _read(h, C)
+
+
+def _backward_associative(carry, At, entering, dy, u, delta, B, C, keep):
+    g_after, dA = carry
+    a, x = _discretise(u, delta, At, B, keep, entering.dtype)
+    h = _linear_scan(a, x.at[0].add(a[0] * entering))
+    decayed = a * jnp.concatenate([entering[None], h[:-1]])
+    # The adjoint runs backwards and decays by the *next* position's a; the last one's is already in g_after.
+    seeds = (dy[..., None, :] * C.astype(h.dtype)[..., :, None]).at[-1].add(g_after)
+    g = _linear_scan(jnp.concatenate([a[1:], jnp.ones_like(a[:1])]), seeds, reverse=True)
+    gradients, dA_here = _input_gradients(g, decayed, dy, u, delta, At, B)
+    return (a[0] * g[0], dA + dA_here.sum(0)), gradients
+
+
+_CHUNK_FORWARD = {"sequential": _forward_sequential, "associative": _forward_associative}
+_CHUNK_BACKWARD = {"sequential": _backward_sequential, "associative": _backward_associative}

@@ -1,0 +1,36 @@
+"""Random inputs and one tolerance table, shared by every test that compares arrays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Root of the mean squared error over that of the reference, by the dtype that was computed in: (values, gradients).
+TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (1e-5, 1e-4), "bfloat16": (2e-2, 2e-2)}
+
+
+def rms_ratio(actual, expected) -> float:
+    """RMS of the difference over RMS of the expected values; 0 where both are all zero."""
+    actual, expected = (np.asarray(x, np.float64) for x in (actual, expected))
+    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
+    if not actual.size:
+        return 0.0
+    error, scale = (float(np.sqrt(np.mean(x**2))) for x in (actual - expected, expected))
+    if error == 0:
+        return 0.0
+    return error / scale if scale > 0 else np.inf
+
+
+def assert_close(actual, expected, *, gradient: bool = False, tolerance: float | None = None, name: str = ""):
+    """Compares pytrees leaf by leaf. `tolerance` replaces the table's, with the reason in a comment at the call."""
+    actual_leaves, structure = jax.tree.flatten(actual)
+    expected_leaves, expected_structure = jax.tree.flatten(expected)
+    assert structure == expected_structure
+    for i, (a, e) in enumerate(zip(actual_leaves, expected_leaves, strict=True)):
+        limit = tolerance if tolerance is not None else TOLERANCES[str(a.dtype)][gradient]
+        ratio = rms_ratio(a, e)
+        assert ratio <= limit, f"{name} leaf {i}: RMS error {ratio:.2e} of the reference, allowed {limit:.0e}"
+
+
+def normal(key, *shape, dtype=None):
+    """Standard normal numbers in the widest float that is switched on."""
+    return jax.random.normal(key, shape, dtype or jnp.result_type(float))

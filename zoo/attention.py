@@ -1,0 +1,283 @@
+"""Softmax attention: the baseline mixer, and the attention layers of hybrids.
+
+A position is known by two numbers: its index among the positions that are there, and the number of its segment. Every
+mask follows from them (causal, window, padding, packed documents), and so does the cache, which stores them beside the
+keys. Rotary embeddings and ALiBi depend on differences of indices only, so indices go on counting across segments.
+
+Axes: s keys (cache slots, or positions), k key-value heads; the others as everywhere.
+"""
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from ssm import segment_starts
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Options of the attention mixer."""
+
+    n_heads: int | None = None
+    """Query heads. None: d_model / head_dim, with head_dim 64 unless given (at least one head)."""
+    n_kv_heads: int | None = None
+    """Key and value heads, shared by groups of query heads. None: as many as query heads."""
+    head_dim: int | None = None
+    """Width of a head. None: d_model / n_heads, or 64."""
+    position: Literal["rope", "alibi", "none"] = "rope"
+    """How positions enter: rotary embedding, linear biases, or not at all."""
+    rope_base: float = 10_000.0
+    """Base of the rotary frequencies."""
+    window: int | None = None
+    """See only the nearest `window` positions, itself included (to either side where not causal). None: see all."""
+    bias: bool = False
+    """Whether the projections have biases."""
+
+    def __post_init__(self):
+        for name in ("n_heads", "n_kv_heads", "head_dim", "window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}, expected None or at least 1")
+        if self.position not in ("rope", "alibi", "none"):
+            raise ValueError(f"position={self.position!r}, expected 'rope', 'alibi' or 'none'")
+
+
+class AttentionState(NamedTuple):
+    """Keys and values of the positions so far, in slots; a slot is reused when it has left the window."""
+
+    key: Float[Array, "b s k p"]
+    value: Float[Array, "b s k p"]
+    slot_index: Int[Array, "b s"]
+    """Index of the position in each slot, -1 where the slot is empty."""
+    slot_segment: Int[Array, "b s"]
+    """Segment of the position in each slot."""
+    next_index: Int[Array, "b"]
+    """Index of the next position: how many were there so far."""
+    segment: Int[Array, "b"]
+    """Segment of the last position."""
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with grouped keys and values, over whole sequences or from a cache.
+
+    Args:
+      d_model: width of input and output.
+      config: options; see `AttentionConfig`.
+      causal: whether positions see only themselves and earlier ones.
+      residual_scale: multiplies the initial output projection, 1 / sqrt(layers) in a residual stack.
+      dtype: dtype of the projections and products; softmax is at least float32.
+      param_dtype: dtype that parameters are kept in.
+      rngs: source of keys, stream "params".
+
+    Raises:
+      ValueError: head counts that do not divide, an odd head_dim with rotary embedding.
+
+    Source: Vaswani et al. 2017; rotary: Su et al. 2021, arXiv:2104.09864, in the half-split form of Llama; ALiBi: Press
+      et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        config: AttentionConfig = AttentionConfig(),
+        *,
+        causal: bool = True,
+        residual_scale: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.causal = causal
+        self.dtype = dtype
+        self.n_heads = config.n_heads or max(1, d_model // (config.head_dim or 64))
+        self.n_kv_heads = config.n_kv_heads or self.n_heads
+        if config.head_dim is None and d_model % self.n_heads:
+            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d_model} unless head_dim is given")
+        self.head_dim = config.head_dim or d_model // self.n_heads
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
+        if config.position == "rope" and self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}, expected an even number with position='rope'")
+
+        def linear(d_in, d_out, scale=1.0):
+            return nnx.Linear(
+                d_in,
+                d_out,
+                use_bias=config.bias,
+                kernel_init=jax.nn.initializers.normal(0.02 * scale),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                bias_metadata={"decay": False},
+                rngs=rngs,
+            )
+
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim)
+        self.o_proj = linear(self.n_heads * self.head_dim, d_model, residual_scale)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Mixes whole sequences.
+
+        Args:
+          x: input.
+          mask: False where a position is not there: no other sees it, and its own output has no meaning.
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+        """
+        b, length, _ = x.shape
+        if mask is None and segment_ids is None:
+            index = jnp.arange(length)[None]
+            q, k, v = self._project(x, index)
+            bias = None if self.config.position != "alibi" else self._alibi(index, index)
+            window = self.config.window
+            seen = None if window is None else (window - 1, 0 if self.causal else window - 1)
+            y = jax.nn.dot_product_attention(q, k, v, bias, is_causal=self.causal, local_window_size=seen)
+            return self._out(y)
+        zeros = jnp.zeros((b,), jnp.int32)
+        index, segment = _number_positions(b, length, zeros, zeros, mask, segment_ids)
+        q, k, v = self._project(x, index)
+        return self._out(self._attend(q, k, v, index, segment, _where_present(index, mask), segment))
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
+        """An empty cache.
+
+        Args:
+          batch_size: rows.
+          max_len: the most positions a row will ever hold. With a window, no more than the window is kept.
+
+        Raises:
+          ValueError: neither max_len nor a window bounds the cache, or the mixer is not causal.
+        """
+        if not self.causal:
+            raise ValueError("causal=False: a bidirectional mixer has no state to go on from")
+        bounds = [n for n in (max_len, self.config.window) if n is not None]
+        if not bounds:
+            raise ValueError("max_len=None, expected the number of positions to keep: attention without a window")
+        slots, dtype = min(bounds), self.dtype or self.k_proj.kernel.dtype
+        keys = jnp.zeros((batch_size, slots, self.n_kv_heads, self.head_dim), dtype)
+        empty = jnp.full((batch_size, slots), -1, jnp.int32)
+        zero = jnp.zeros((batch_size,), jnp.int32)
+        return AttentionState(keys, keys, empty, jnp.zeros_like(empty), zero, zero)
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        state: AttentionState,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> tuple[Float[Array, "b l d"], AttentionState]:
+        """Goes on from `state` by l positions. The first belongs to the segment that the state ended in.
+
+        A row must not grow beyond the state's slots, unless a window lets the oldest go.
+        """
+        b, length, _ = x.shape
+        index, segment = _number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
+        present = _where_present(index, mask)
+        q, k, v = self._project(x, index)
+        after = self._write(state, k, v, present, segment)
+        if self.config.window is not None and length > 1:
+            # The new positions may push out of the slots what the first of them still sees: look before writing.
+            k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
+            k_index = jnp.concatenate([state.slot_index, present], axis=1)
+            k_segment = jnp.concatenate([state.slot_segment, segment], axis=1)
+        else:
+            k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
+        return self._out(self._attend(q, k, v, index, segment, k_index, k_segment)), after
+
+    def _project(self, x, index):
+        p = self.head_dim
+        q, k, v = (
+            rearrange(project(x), "b l (h p) -> b l h p", p=p) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.config.position == "rope":
+            q, k = (rotate(x, index, self.config.rope_base) for x in (q, k))
+        return q, k, v
+
+    def _attend(self, q, k, v, index, segment, k_index, k_segment):
+        """Attention between numbered positions; a key of index -1 is not there."""
+        distance = index[:, :, None] - k_index[:, None, :]  # b l s
+        seen = (k_index[:, None, :] >= 0) & (segment[:, :, None] == k_segment[:, None, :])
+        if self.causal:
+            seen &= distance >= 0
+        if self.config.window is not None:
+            seen &= jnp.abs(distance) < self.config.window
+        bias = None if self.config.position != "alibi" else self._alibi(index, k_index)
+        return jax.nn.dot_product_attention(q, k, v, bias, seen[:, None])
+
+    def _alibi(self, index, k_index):
+        distance = jnp.abs(index[:, None, :, None] - k_index[:, None, None, :])  # b 1 l s
+        return -alibi_slopes(self.n_heads)[:, None, None] * distance
+
+    def _out(self, y):
+        return self.o_proj(rearrange(y, "b l h p -> b l (h p)"))
+
+    @staticmethod
+    def _write(state, k, v, present, segment):
+        """Puts positions into the slots `index mod slots`; those not there, or pushed out at once, are left out."""
+        b, slots = state.slot_index.shape
+        latest = jnp.max(present, axis=1, keepdims=True)
+        slot = jnp.where((present >= 0) & (present > latest - slots), present % slots, slots)
+        put = (jnp.arange(b)[:, None], slot)
+        return AttentionState(
+            key=state.key.at[put].set(k.astype(state.key.dtype), mode="drop"),
+            value=state.value.at[put].set(v.astype(state.value.dtype), mode="drop"),
+            slot_index=state.slot_index.at[put].set(present, mode="drop"),
+            slot_segment=state.slot_segment.at[put].set(segment, mode="drop"),
+            next_index=jnp.maximum(state.next_index, latest[:, 0] + 1),
+            segment=segment[:, -1],
+        )
+
+
+def _number_positions(b, length, index, segment, mask, segment_ids):
+    """Index and segment of each position, counting on from the state's. Absent positions share a neighbour's index."""
+    present = jnp.ones((b, length), jnp.int32) if mask is None else mask.astype(jnp.int32)
+    index = index[:, None] + jnp.cumsum(present, axis=1) - 1
+    segment = jnp.broadcast_to(segment[:, None], (b, length))
+    if segment_ids is not None:
+        segment = segment + jnp.cumsum(segment_starts(segment_ids), axis=1)
+    return index.astype(jnp.int32), segment.astype(jnp.int32)
+
+
+def _where_present(index, mask):
+    return index if mask is None else jnp.where(mask, index, -1)
+
+
+def rotate(x: Float[Array, "b l h p"], index: Int[Array, "#b l"], base: float) -> Float[Array, "b l h p"]:
+    """Rotary position embedding: rotates the pairs (i, i + p/2) by index * base^(-2i/p) radians.
+
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34, pairs as in Llama.
+    """
+    half = x.shape[-1] // 2
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
+    angle = index[..., None].astype(dtype) * frequency  # b l p/2
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    first, second = jnp.split(x.astype(dtype), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
+
+
+def alibi_slopes(n_heads: int) -> Float[Array, "h"]:
+    """Slope of each head's linear bias, as a penalty per position of distance.
+
+    For a power of two, 2^(-8 i / n), i = 1..n; else the slopes of the power below, then every other one of the power
+    above. Source: Press et al. 2021, arXiv:2108.12409, section 3 and its published code.
+    """
+    power = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * power + 1, 2)]
+    return jnp.asarray(slopes + between[: n_heads - power], jnp.float32)

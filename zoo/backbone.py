@@ -1,0 +1,255 @@
+"""A stack of blocks whose mixers follow a pattern: the body of every model.
+
+A pattern is words separated by blanks. A word is `mixer` or `mixer/channel` (a sequence mixer, then a channel mixer),
+`*k` repeats it, `-` stands for none, and the list cycles until there are `n_layers` blocks:
+
+    "mamba"              Mamba: no channel mixer
+    "attn/mlp"           the Transformer
+    "mamba*3 attn/mlp"   three Mamba blocks, then one Transformer block, and again
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from ssm import Mamba, MambaConfig
+from zoo.attention import Attention, AttentionConfig
+from zoo.mlp import MLP, MLPConfig
+from zoo.names import unknown_name
+
+# Word -> constructor. Its options are the field of the same name in BackboneConfig.
+MIXERS: dict[str, Callable] = {"mamba": Mamba, "attn": Attention}
+CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP}
+
+Word = tuple[str | None, str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Shape and options of a stack of blocks."""
+
+    d_model: int = 128
+    """Width of the residual stream."""
+    n_layers: int = 4
+    """Number of blocks."""
+    pattern: str = "mamba"
+    """Mixers of the blocks, e.g. "mamba", "attn/mlp", "mamba*3 attn/mlp"; cycles to n_layers."""
+    causal: bool = True
+    """Whether positions see only themselves and earlier ones."""
+    dropout: float = 0.0
+    """Share of each mixer's output that is dropped in training."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Normalisation before each mixer and at the end."""
+    norm_eps: float = 1e-5
+    """Added to the variance in normalisation."""
+    dtype: str = "float32"
+    """Dtype of the heavy computation: float32, bfloat16, float16 or float64. Parameters stay in param_dtype."""
+    param_dtype: str = "float32"
+    """Dtype that parameters are kept in."""
+    residual_in_fp32: bool = True
+    """Whether the residual stream is kept in at least float32."""
+    remat: bool = False
+    """Whether the backward pass recomputes each block instead of keeping its insides."""
+    scan_layers: bool = False
+    """Whether equal blocks are compiled once and looped over. Stacks a copy of the parameters at each call."""
+    mamba: MambaConfig = MambaConfig()
+    """Options of "mamba"."""
+    attn: AttentionConfig = AttentionConfig()
+    """Options of "attn"."""
+    mlp: MLPConfig = MLPConfig()
+    """Options of "mlp"."""
+
+    def __post_init__(self):
+        for name in ("d_model", "n_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}, expected 0 <= dropout < 1")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in (known := ("bfloat16", "float16", "float32", "float64")):
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.norm not in ("rms", "layer"):
+            raise ValueError(f"norm={self.norm!r}, expected 'rms' or 'layer'")
+        words = parse_pattern(self.pattern, self.n_layers)
+        one_way = sorted({mixer for mixer, _ in words if mixer and not self.causal and mixer != "attn"})
+        if one_way:
+            raise ValueError(f"causal=False, but {', '.join(one_way)} in pattern={self.pattern!r} runs one way only")
+
+
+def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
+    """Reads a pattern into one (mixer, channel mixer) a block; None where there is none.
+
+        parse_pattern("mamba*2 attn/mlp", 4)  ->  (("mamba", None), ("mamba", None), ("attn", "mlp"), ("mamba", None))
+
+    Raises:
+      ValueError: an empty pattern, a word that is not understood, an unknown mixer (naming the nearest known one), or
+        more words than layers.
+    """
+    words: list[Word] = []
+    for text in pattern.split():
+        match = re.fullmatch(r"([^/*\s]+)(?:/([^/*\s]+))?(?:\*(\d+))?", text)
+        if not match:
+            raise ValueError(f"pattern={pattern!r}: cannot read {text!r}, expected mixer, mixer/channel or mixer*count")
+        mixer, channel, count = match[1], match[2] or "-", int(match[3] or 1)
+        for word, known, kind in ((mixer, MIXERS, "mixer"), (channel, CHANNEL_MIXERS, "channel mixer")):
+            if word != "-" and word not in known:
+                raise ValueError(f"pattern={pattern!r}: {unknown_name(kind, word, known)}")
+        if mixer == channel == "-" or count < 1:
+            raise ValueError(f"pattern={pattern!r}: {text!r} is an empty block")
+        words += [(None if mixer == "-" else mixer, None if channel == "-" else channel)] * count
+    if not words:
+        raise ValueError(f"pattern={pattern!r}, expected at least one word, e.g. 'mamba' or 'attn/mlp'")
+    if len(words) > n_layers:
+        raise ValueError(f"pattern={pattern!r} has {len(words)} blocks, more than n_layers={n_layers}")
+    return tuple(words[i % len(words)] for i in range(n_layers))
+
+
+class Block(nnx.Module):
+    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); either may be missing."""
+
+    def __init__(self, config: BackboneConfig, word: Word, *, rngs: nnx.Rngs):
+        mixer, channel = word
+        kwargs: dict[str, Any] = {
+            # Keeps the variance of the residual stream from growing with depth: GPT-2's rule as Mamba applies it.
+            "residual_scale": config.n_layers**-0.5,
+            "dtype": jnp.dtype(config.dtype),
+            "param_dtype": jnp.dtype(config.param_dtype),
+            "rngs": rngs,
+        }
+        causal = {"causal": config.causal} if mixer == "attn" else {}
+        self.norm = make_norm(config, rngs) if mixer else None
+        self.mixer = MIXERS[mixer](config.d_model, getattr(config, mixer), **causal, **kwargs) if mixer else None
+        self.norm2 = make_norm(config, rngs) if channel else None
+        self.mlp = CHANNEL_MIXERS[channel](config.d_model, getattr(config, channel), **kwargs) if channel else None
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x, *, mask=None, segment_ids=None, key=None):
+        """One block over whole sequences. `key` switches dropout on."""
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        if self.mixer is not None:
+            x = x + self._drop(self.mixer(self.norm(x), mask=mask, segment_ids=segment_ids), rngs)
+        if self.mlp is not None:
+            x = x + self._drop(self.mlp(self.norm2(x)), rngs)
+        return x
+
+    def extend(self, x, state, *, mask=None, segment_ids=None):
+        """One block from the mixer's state."""
+        if self.mixer is not None:
+            y, state = self.mixer.extend(self.norm(x), state, mask=mask, segment_ids=segment_ids)
+            x = x + y
+        if self.mlp is not None:
+            x = x + self.mlp(self.norm2(x))
+        return x, state
+
+    def _drop(self, x, rngs):
+        return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+
+
+def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    """The configured normalisation. It computes in at least float32 and leaves the cast to the next projection."""
+    no_decay = {"decay": False}
+    options: dict[str, Any] = {
+        "epsilon": config.norm_eps,
+        "param_dtype": jnp.promote_types(config.param_dtype, jnp.float32),
+        "use_fast_variance": False,
+        "scale_metadata": no_decay,
+        "rngs": rngs,
+    }
+    if config.norm == "rms":
+        return nnx.RMSNorm(config.d_model, **options)
+    return nnx.LayerNorm(config.d_model, bias_metadata=no_decay, **options)
+
+
+class Backbone(nnx.Module):
+    """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
+
+    def __init__(self, config: BackboneConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.words = parse_pattern(config.pattern, config.n_layers)
+        self.layers = nnx.List([Block(config, word, rngs=rngs) for word in self.words])
+        self.norm_f = make_norm(config, rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Runs the stack over whole sequences.
+
+        Args:
+          x: input.
+          mask: False where a position is not there.
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          rngs: stream "dropout" switches dropout on; None leaves it off.
+        """
+        x = self._enter(x)
+        keys = None
+        if rngs is not None and self.config.dropout > 0:
+            keys = jax.random.split(rngs.dropout(), len(self.layers))
+
+        def run(graphdef, params, x, key):
+            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, key=key)
+
+        if self.config.remat:
+            run = jax.checkpoint(run, static_argnums=0)
+
+        blocks = [nnx.split(block) for block in self.layers]
+        period = len(self.config_period)
+        repeats = len(blocks) // period if self.config.scan_layers else 0
+        if repeats > 1:
+            # One loop step runs one period of the pattern; layer r * period + j is slice r of stack j.
+            stacks = [
+                jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[r * period + j][1] for r in range(repeats)))
+                for j in range(period)
+            ]
+            stacked_keys = None if keys is None else keys[: repeats * period].reshape(repeats, period)
+
+            def run_period(x, inputs):
+                params, step_keys = inputs
+                for j in range(period):
+                    x = run(blocks[j][0], params[j], x, None if step_keys is None else step_keys[j])
+                return x, None
+
+            x, _ = jax.lax.scan(run_period, x, (stacks, stacked_keys))
+        for i in range(repeats * period if repeats > 1 else 0, len(blocks)):
+            x = run(*blocks[i], x, None if keys is None else keys[i])
+        return self.norm_f(x)
+
+    @property
+    def config_period(self) -> tuple[Word, ...]:
+        """The pattern's words before they cycle."""
+        words = self.words
+        periods = (p for p in range(1, len(words) + 1) if all(a == b for a, b in zip(words, words[p:], strict=False)))
+        return words[: next(periods)]
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
+        """The state before the first position: one mixer's state a block. Attention needs `max_len`."""
+        return tuple(() if b.mixer is None else b.mixer.init_state(batch_size, max_len) for b in self.layers)
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        state: tuple,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> tuple[Float[Array, "b l d"], tuple]:
+        """Goes on from `state` by l positions; any split gives the same as the whole."""
+        x, after = self._enter(x), []
+        for block, block_state in zip(self.layers, state, strict=True):
+            x, block_state = block.extend(x, block_state, mask=mask, segment_ids=segment_ids)
+            after.append(block_state)
+        return self.norm_f(x), tuple(after)
+
+    def _enter(self, x):
+        dtype = jnp.dtype(self.config.dtype)
+        return x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)

@@ -1,0 +1,86 @@
+"""Dense channel mixers: the two-layer perceptron and its gated form."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from zoo.names import unknown_name
+
+ACTIVATIONS: dict[str, Callable] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MLPConfig:
+    """Options of the dense channel mixer. The defaults are the SwiGLU of current language models."""
+
+    d_ff: int | None = None
+    """Hidden width. None: 8/3 d_model rounded up to a multiple of 16 when gated, 4 d_model otherwise."""
+    gated: bool = True
+    """Whether the hidden layer is a product of two projections (GLU)."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    """Non-linearity of the hidden layer, or of its gate."""
+    bias: bool = False
+    """Whether the projections have biases."""
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
+        if self.d_ff is not None and self.d_ff < 1:
+            raise ValueError(f"d_ff={self.d_ff}, expected None or at least 1")
+
+
+class MLP(nnx.Module):
+    """Mixes channels, each position alone.
+
+        plain: down(act(up(x)))        gated: down(act(gate(x)) * up(x))
+
+    Source: Shazeer 2020, arXiv:2002.05202, eq. 5-6 (gated, no biases).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        config: MLPConfig = MLPConfig(),
+        *,
+        residual_scale: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.activation = config.activation
+        self.d_ff = config.d_ff or (-(-8 * d_model // 48) * 16 if config.gated else 4 * d_model)
+
+        def linear(d_in, d_out, scale=1.0):
+            return nnx.Linear(
+                d_in,
+                d_out,
+                use_bias=config.bias,
+                kernel_init=jax.nn.initializers.normal(0.02 * scale),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                bias_metadata={"decay": False},
+                rngs=rngs,
+            )
+
+        self.gate_proj = linear(d_model, self.d_ff) if config.gated else None
+        self.up_proj = linear(d_model, self.d_ff)
+        self.down_proj = linear(self.d_ff, d_model, residual_scale)
+
+    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Mixes the channels of every position."""
+        act = ACTIVATIONS[self.activation]
+        if self.gate_proj is None:
+            return self.down_proj(act(self.up_proj(x)))
+        return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
