@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-slow check bench clean
+.PHONY: train test test-slow check bench notebooks clean
 
 train: $(VENV)/.experiments  ## train the tiny Mamba on Python's standard library, or go on with it
 	$(BIN)/python -m experiments.causal_lm tiny $(ARGS)
@@ -24,6 +24,9 @@ check: $(VENV)/.test  ## style and types
 bench: $(VENV)/.experiments  ## time the operations beside their alternatives
 	$(BIN)/python -m experiments.bench $(ARGS)
 
+notebooks: $(VENV)/.notebooks  ## open the notebooks
+	$(BIN)/jupyter lab notebooks
+
 clean:
 	rm -rf $(VENV)
 
@@ -32,7 +35,11 @@ $(VENV)/.experiments: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable '.[experiments,notebooks,test]'
+	$(PIP) --editable '.[experiments,test]'
+	touch $@ $(VENV)/.experiments
+
+$(VENV)/.notebooks: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[notebooks]'
 	touch $@ $(VENV)/.experiments
 
 $(VENV)/bin/python:

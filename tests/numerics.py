@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 # Root of the mean squared error over that of the reference, by the dtype that was computed in: (values, gradients).
 TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (1e-5, 1e-4), "bfloat16": (2e-2, 2e-2)}
@@ -32,5 +33,22 @@ def assert_close(actual, expected, *, gradient: bool = False, tolerance: float |
 
 
 def normal(key, *shape, dtype=None):
-    """Standard normal numbers in the widest float that is switched on."""
-    return jax.random.normal(key, shape, dtype or jnp.result_type(float))
+    """Standard normal numbers in the widest float that is switched on, by numpy: JAX would compile for each shape."""
+    generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    return jnp.asarray(generator.standard_normal(shape), dtype or jnp.result_type(float))
+
+
+def with_random_parameters(build, seed: int = 0):
+    """The module that `build()` returns, its parameters random: matrices of about unit gain, vectors about one.
+
+    Fresh modules have zeros, ones and a single residual scale in many places, where a mistake would not show.
+    """
+    generator = np.random.default_rng(seed)
+
+    def draw(abstract):
+        noise = generator.standard_normal(abstract.shape)
+        value = 1 + 0.3 * noise if noise.ndim == 1 else noise * len(noise) ** -0.5
+        return jnp.asarray(value, abstract.dtype)
+
+    graphdef, params = nnx.split(nnx.eval_shape(build))
+    return nnx.merge(graphdef, jax.tree.map(draw, params))

@@ -1,0 +1,300 @@
+"""Causal language modelling: any pattern of mixers, any text.
+
+    python -m experiments.causal_lm tiny                                   # Mamba on Python's standard library, bytes
+    python -m experiments.causal_lm tiny --model.pattern attn/mlp          # the same with a Transformer
+    python -m experiments.causal_lm tiny --data.path my.txt --steps 2000   # your own text
+    python -m experiments.causal_lm mamba-130m --data.path my.txt          # a published size, a BPE trained on the text
+
+The same command again resumes the run where it was. `python -m experiments.sample RUN_DIR --prompt "def "` goes on with
+a text. The first command reaches TINY_RESULT bits/byte on held-out files.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import ssm
+import zoo
+from experiments import flags
+from experiments.checkpoints import restore_params
+from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches
+from experiments.metrics import read_metrics
+from experiments.optim import OptimConfig
+from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
+from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, split_model, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A causal language model: its shape, its text, its training."""
+
+    model: zoo.CausalLMConfig = zoo.CausalLMConfig()
+    """Shape of the model."""
+    data: DataConfig = DataConfig()
+    """Text and tokens."""
+    train: TrainConfig = TrainConfig()
+    """How long to train, what to keep."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and schedule."""
+    eval_batches: int | None = 50
+    """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
+    prompt: str = "def "
+    """Start of the sample that is printed at the end. Empty prints none."""
+    run_dir: str | None = None
+    """Folder of the run. None: runs/causal_lm/PRESET, with a suffix that depends on the flags that were changed."""
+
+
+# Peak rates of the sizes: GPT-3's times five, as in the Mamba papers' recipes (arXiv:2312.00752, appendix E.2).
+_PUBLISHED_RATES = {
+    "mamba-130m": 3e-3,
+    "mamba-370m": 1.5e-3,
+    "mamba-790m": 1.25e-3,
+    "mamba-1.4b": 1e-3,
+    "mamba-2.8b": 8e-4,
+}
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "tiny": (
+        "Mamba of 0.5 M parameters on bytes: two minutes on two CPU cores, no downloads.",
+        Config(
+            model=zoo.CausalLMConfig(
+                d_model=128,
+                n_layers=4,
+                pattern="mamba",
+                mamba=ssm.MambaConfig(d_state=8),
+                attn=zoo.AttentionConfig(n_heads=4),
+            ),
+            data=DataConfig(tokenizer="bytes", seq_len=256),
+            train=TrainConfig(steps=500, batch_size=8, eval_every=250, save_every=100),
+            optim=OptimConfig(learning_rate=5e-3, warmup_steps=50),
+        ),
+    ),
+} | {
+    name: (
+        f"The published shape of {name}, on your text in a BPE trained on it; for accelerators.",
+        Config(
+            model=zoo.presets[name],
+            data=DataConfig(tokenizer="bpe", bpe_vocab_size=50_277, seq_len=2048),
+            train=TrainConfig(steps=4800, batch_size=256, eval_every=500, save_every=500),
+            optim=OptimConfig(learning_rate=rate, warmup_steps=480, final_fraction=1e-5 / rate),
+        ),
+    )
+    for name, rate in _PUBLISHED_RATES.items()
+}
+
+
+def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
+    """Cross-entropy of the targets, summed over the tokens that count."""
+    logits = model(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+
+
+def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
+    """A loss in the units people compare: perplexity a token, and bits per byte of text, whatever the tokenizer."""
+    return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_nat}
+
+
+def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
+    """Floating-point operations that training needs for one token, forward and backward.
+
+    6 for each weight of a matrix product (the embedding counts as the head), and for each attention layer 12 a position
+    that is seen and channel, half of the positions on average. Scans and convolutions are below 2 % of it.
+    """
+    model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
+    params = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    weights = sum(
+        leaf.size
+        for path, leaf in params
+        if (path[-1].key == "kernel" and "conv1d" not in str(path))
+        or (path[-1].key == "embedding" and config.tie_embeddings)
+    )
+    attention = [layer.mixer for layer in model.backbone.layers if isinstance(layer.mixer, zoo.Attention)]
+    seen = min(config.attn.window or seq_len, seq_len) / 2
+    return 6 * weights + 12 * seen * sum(mixer.n_heads * mixer.head_dim for mixer in attention)
+
+
+def make_task(config: Config, corpus: Corpus) -> Task:
+    """The task of a configuration whose model.vocab_size is known."""
+    seq_len, batch_size = config.data.seq_len, config.train.batch_size
+    held_out = corpus.validation
+
+    def bits_per_nat(stream):
+        return stream.n_tokens / stream.n_bytes / math.log(2)
+
+    def evaluate(model):
+        batches = evaluation_batches(held_out, batch_size=batch_size, seq_len=seq_len, max_batches=config.eval_batches)
+        loss = mean_loss(model, next_token_loss, batches)
+        return {"loss": loss} | describe(loss, bits_per_nat(held_out))
+
+    return Task(
+        init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs),
+        loss=next_token_loss,
+        batches=make_batches(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed),
+        evaluate=evaluate,
+        describe=functools.partial(describe, bits_per_nat=bits_per_nat(corpus.train)),
+        tokens_per_batch=batch_size * seq_len,
+        flops_per_token=flops_per_token(config.model, seq_len),
+    )
+
+
+def fit_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
+    """Sets a vocabulary that is not known yet to the tokenizer's.
+
+    Raises:
+      ValueError: the tokenizer has ids that the model has no row for.
+    """
+    if config.model.vocab_size == 0:
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"--model.vocab-size {config.model.vocab_size} is smaller than the vocabulary of --data.tokenizer "
+            f"{config.data.tokenizer}, {tokenizer.vocab_size}; set it to 0 to take the tokenizer's"
+        )
+    return config
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """What a run is: the fields that must be the same for it to go on. The others may change between starts."""
+    values = dataclasses.asdict(config)
+    free = {
+        "": ("eval_batches", "prompt", "run_dir"),
+        "train": ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb"),
+        "data": ("cache_dir",),
+        "model": ("remat", "scan_layers"),
+    }
+    for group, names in free.items():
+        for name in names:
+            (values[group] if group else values).pop(name)
+    return values
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/causal_lm/PRESET for a preset as it is, with a digest of the changes for a changed one."""
+    mine = identity(config)
+    distances = {name: _differences(identity(preset), mine) for name, (_, preset) in PRESETS.items()}
+    name = min(distances, key=lambda name: len(distances[name]))
+    suffix = ""
+    if changed := {field: values[1] for field, values in distances[name].items()}:
+        suffix = "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / "causal_lm" / (name + suffix)
+
+
+def _differences(one, other, prefix="") -> dict[str, tuple]:
+    """Fields by their flag's name that differ between two nested dicts: {"model.d_model": (128, 256)}."""
+    out: dict[str, tuple] = {}
+    for name in one:
+        if isinstance(one[name], dict):
+            out |= _differences(one[name], other[name], f"{prefix}{name}.")
+        elif one[name] != other[name]:
+            out[prefix + name] = (one[name], other[name])
+    return out
+
+
+def holds_run(config: Config, folder: Path) -> bool:
+    """Whether the folder already holds this run, to go on with.
+
+    Raises:
+      ValueError: another run is there (names the first flag that differs), or other files.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"--run-dir {folder} is not empty and holds no run (no config.json); choose another folder"
+            )
+        return False
+    there = flags.load_config(Config, path)
+    for name, (before, now) in _differences(identity(there), identity(config)).items():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{folder} holds a run with {flag} {before}, not {now}; choose another --run-dir for this one")
+    return True
+
+
+def load_run(folder: str | Path, *, step: Any = "latest") -> tuple[zoo.CausalLM, Tokenizer, Config]:
+    """The model, tokenizer and configuration of a run, for sampling or a notebook. Changes nothing in the folder.
+
+    Args:
+      folder: a run's folder.
+      step: a checkpoint's step, "latest" or "best".
+
+    Raises:
+      FileNotFoundError: no run, or no checkpoint, there.
+      ValueError: a checkpoint that does not fit the configuration.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
+    config = flags.load_config(Config, folder / "config.json")
+    tokenizer = restore_tokenizer(folder)
+    config = fit_vocabulary(config, tokenizer)
+    model = nnx.eval_shape(lambda: zoo.CausalLM(config.model, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split_model(model)
+    return nnx.merge(graphdef, restore_params(folder, params, step=step), rest), tokenizer, config
+
+
+def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
+    """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Raises:
+      UsageError: the text, the tokenizer or the folder is not what the configuration says; nothing has been written.
+      FloatingPointError: see `train`.
+    """
+    with flags.usage_errors():
+        going_on = holds_run(config, folder)
+        corpus = load_corpus(config.data, folder if going_on else None)
+        fitted = fit_vocabulary(config, corpus.tokenizer)
+        task = make_task(fitted, corpus)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(corpus.tokenizer, folder)
+        flags.save_config(config, folder / "config.json")
+    print(f"{config.model.pattern}: {count_params(fitted.model):,} parameters; {folder}", flush=True)
+    return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
+
+
+def main() -> int:
+    """Trains, evaluates and samples."""
+    config = flags.parse(PRESETS, prog="python -m experiments.causal_lm", description=__doc__)
+    folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
+    finished, corpus = fit(config, folder)
+    step = int(finished.state.step)
+    if finished.stopped:
+        print(f"stopped at step {step} of {config.train.steps}, saved in {folder}; the same command resumes")
+        return 0
+    held_out = [record for record in read_metrics(folder) if record["split"] == "validation"]
+    if held_out:
+        print(f"held-out text: {held_out[-1]['bits_per_byte']:.3f} bits/byte after {held_out[-1]['step']} steps")
+    if config.prompt:
+        print_sample(finished.model, corpus.tokenizer, config.prompt)
+    print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
+    print(f'more text:  python -m experiments.sample {folder} --prompt "class "')
+    print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
+    return 0
+
+
+def count_params(config: zoo.CausalLMConfig) -> int:
+    """Number of parameters of a model, without building it."""
+    model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def print_sample(model: zoo.CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 200) -> None:
+    """Prints a continuation of a prompt, drawn at temperature 0.8."""
+    ids = [tokenizer.eot, *tokenizer.encode(prompt).tolist()]
+    sampling = zoo.Sampling(temperature=0.8, top_p=0.95)
+    tokens = zoo.generate(model, ids, max_new_tokens, sampling=sampling, eos_id=tokenizer.eot, key=jax.random.key(0))
+    print("--- sample " + "-" * 49, tokenizer.decode(tokens[0].tolist()).rstrip(), "-" * 60, sep="\n")
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,85 @@
+"""AdamW with warm-up and cosine decay, grouped by what each parameter says of itself."""
+
+import dataclasses
+
+import jax
+import optax
+from flax import nnx
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser and its schedule. The defaults are the Mamba papers' (section 9 of the recipes: AdamW, clip 1)."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up from 0 to the peak."""
+    final_fraction: float = 0.1
+    """Learning rate at the last step, as a share of the peak; a cosine leads there."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, times the learning rate. Parameters marked decay=False are left out."""
+    beta1: float = 0.9
+    """Decay of the running mean of gradients."""
+    beta2: float = 0.95
+    """Decay of the running mean of squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of the running mean of squares."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down. 0 switches clipping off."""
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate={self.learning_rate}, expected more than 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps}, expected at least 0")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"final_fraction={self.final_fraction}, expected 0 to 1")
+        if self.clip < 0:
+            raise ValueError(f"clip={self.clip}, expected at least 0 (0 is off)")
+
+
+def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear to the peak, then a cosine to its `final_fraction` at `steps`."""
+    warmup = min(config.warmup_steps, steps - 1)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if warmup else config.learning_rate,
+        peak_value=config.learning_rate,
+        warmup_steps=warmup,
+        decay_steps=steps,
+        end_value=config.learning_rate * config.final_fraction,
+    )
+
+
+def make_optimizer(config: OptimConfig, steps: int, model: nnx.Module) -> optax.GradientTransformation:
+    """AdamW for a model's parameters as nested dicts (`nnx.to_pure_dict`).
+
+    Args:
+      config: options.
+      steps: length of the schedule.
+      model: its parameters' metadata is read: `decay=False` exempts from weight decay, `lr_scale=0.1` slows down.
+    """
+    params = nnx.state(model, nnx.Param)
+    decay = _metadata(params, "decay", True)
+    scale = _metadata(params, "lr_scale", 1.0)
+    scaled = [] if all(s == 1 for s in jax.tree.leaves(scale)) else [_scale_updates(scale)]
+    return optax.chain(
+        *([optax.clip_by_global_norm(config.clip)] if config.clip else []),
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decay),
+        *scaled,
+        optax.scale_by_learning_rate(make_schedule(config, steps)),
+    )
+
+
+def _metadata(params, name, default):
+    values = jax.tree.map(
+        lambda variable: variable.get_metadata().get(name, default),
+        params,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+    return nnx.to_pure_dict(values)
+
+
+def _scale_updates(scale):
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scale))

@@ -1,0 +1,266 @@
+"""Text to token ids and back: raw bytes, a byte-level BPE trained here, or any published `tokenizer.json`.
+
+Every tokenizer has one separator, `eot`, which opens each document of a stream and closes the one before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tokenizers as hf
+
+EOT = "<|endoftext|>"
+# What published tokenizers call the end of a text, the likeliest meaning first.
+EOT_NAMES = (EOT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
+FILE_NAME = "tokenizer.json"
+# Characters in a piece, about: the BPE keeps some 100 bytes per token while it works, and works on pieces in parallel.
+PIECE = 1 << 20
+# Where GPT-2's pre-tokenizer (ByteLevel) cuts whatever else there is: after a lone newline, before the space of a word.
+_SEAM = re.compile(r"(?<=[\w!-~])\n(?=[\w!-~])|(?<=\w)(?= \w)")
+
+
+class Tokenizer(Protocol):
+    """What data, sampling and checkpoints need of a tokenizer."""
+
+    kind: str  # "bytes", or the model inside a tokenizer.json: "bpe", "unigram", "wordpiece", "wordlevel"
+    vocab_size: int  # every id is below it
+    eot: int  # id of the one document separator
+
+    def encode(self, text: str) -> np.ndarray: ...  # int32
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def pieces(self, text: str) -> Iterator[str]: ...  # of bounded length where possible; their ids joined are encode's
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+    def to_json(self) -> str: ...
+
+    def save(self, folder: Path | str) -> None: ...
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of the text's UTF-8, 256 is eot."""
+
+    kind = "bytes"
+    vocab_size = 257
+    eot = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
+
+    def pieces(self, text: str) -> Iterator[str]:
+        return (text[start : start + PIECE] for start in range(0, len(text), PIECE))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; eot and ids of a padded vocabulary are skipped, broken UTF-8 reads as U+FFFD."""
+        values = np.asarray(ids if hasattr(ids, "__len__") else list(ids), np.int64)
+        kept = values[(values >= 0) & (values < self.eot)]
+        return kept.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def to_json(self) -> str:
+        return json.dumps({"kind": self.kind})
+
+    def save(self, folder: Path | str) -> None:
+        save_tokenizer(self, folder)
+
+
+class SubwordTokenizer:
+    """A `tokenizers.Tokenizer` (the content of a tokenizer.json) behind this module's interface.
+
+    Special tokens are never read from text: a document that spells "<|endoftext|>" keeps those 13 characters.
+
+    Raises:
+      ValueError: none of EOT_NAMES is in the vocabulary.
+    """
+
+    def __init__(self, tokenizer: hf.Tokenizer):
+        # A published file may cut texts at the length its model was trained with.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        eot = next((vocabulary[name] for name in EOT_NAMES if name in vocabulary), None)
+        if eot is None:
+            raise ValueError(f"the tokenizer has no end-of-text token; looked for {', '.join(EOT_NAMES)}")
+        description = json.loads(tokenizer.to_str())
+        self.kind: str = description["model"].get("type", "subword").lower()
+        self.vocab_size: int = max(vocabulary.values()) + 1  # published vocabularies have holes
+        self.eot: int = eot
+        gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+        pre_tokenizer = description["pre_tokenizer"] or {}
+        self._has_seams = description["normalizer"] is None and pre_tokenizer.items() >= gpt2.items()
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        clean = [_clean(text) for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
+
+    def pieces(self, text: str) -> Iterator[str]:
+        return _pieces(text) if self._has_seams else iter([text])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; eot, special tokens and ids of a padded vocabulary are skipped."""
+        kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.eot]
+        return self._tokenizer.decode(kept, skip_special_tokens=True)
+
+    def to_json(self) -> str:
+        return self._tokenizer.to_str()
+
+    def save(self, folder: Path | str) -> None:
+        save_tokenizer(self, folder)
+
+
+def utf8(text: str) -> bytes:
+    """UTF-8 of any str: escaped bytes (U+DC80 to U+DCFF) as themselves, other lone surrogates as '?'."""
+    try:
+        return text.encode("utf-8", errors="surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", errors="replace")
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
+    """Trains a byte-level BPE: any text round-trips, and equal texts give equal tokenizers.
+
+    Args:
+      texts: the documents to count pairs in.
+      vocab_size: at most this many ids, eot and the 256 bytes among them; fewer when no pair is left that occurs twice.
+
+    Raises:
+      ValueError: vocab_size cannot hold the bytes and eot.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.2.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size={vocab_size} must be at least 257: 256 bytes and {EOT}")
+    tokenizer = hf.Tokenizer(hf.models.BPE())
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = hf.decoders.ByteLevel()
+    trainer = hf.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[EOT],
+        initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stderr.isatty(),
+    )
+    tokenizer.train_from_iterator((_clean(piece) for text in texts for piece in _pieces(text)), trainer)
+    return SubwordTokenizer(tokenizer)
+
+
+def load_tokenizer(
+    spec: str,
+    texts: Iterable[str] | None = None,
+    vocab_size: int | None = None,
+    folder: Path | str | None = None,
+) -> Tokenizer:
+    """Loads the tokenizer that `spec` names, or trains it.
+
+    Args:
+      spec: "bytes"; "bpe" (the one in `folder` when it holds one, otherwise trained on `texts` to `vocab_size`); a
+        tokenizer.json or a folder with one; or the name of a repository on the Hugging Face hub.
+
+    Raises:
+      ValueError: nothing usable under that name.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    if spec == "bpe":
+        if folder is not None and (Path(folder) / FILE_NAME).exists():
+            return restore_tokenizer(folder)
+        if texts is None or vocab_size is None:
+            raise ValueError("tokenizer 'bpe' is trained on texts to a vocab_size; neither may be None")
+        return train_bpe(texts, vocab_size)
+    path = Path(spec).expanduser()
+    if spec and path.is_dir():
+        return restore_tokenizer(path)
+    if path.is_file():
+        return _read(path)
+    return _from_hub(spec)
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
+    """Writes `folder`/tokenizer.json, in one step: a reader finds the old file, the new one or none."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{FILE_NAME}.{os.getpid()}"
+    try:
+        partial.write_text(tokenizer.to_json(), encoding="utf-8")
+        os.replace(partial, folder / FILE_NAME)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def restore_tokenizer(folder: Path | str) -> Tokenizer:
+    """Reads what `save_tokenizer` wrote, or a tokenizer.json from elsewhere.
+
+    Raises:
+      ValueError: the file is missing or damaged.
+    """
+    path = Path(folder) / FILE_NAME
+    if not path.is_file():
+        raise ValueError(f"no {FILE_NAME} in '{folder}'")
+    return _read(path)
+
+
+def _read(path: Path) -> Tokenizer:
+    try:
+        content = path.read_text(encoding="utf-8")
+        if json.loads(content) == {"kind": ByteTokenizer.kind}:
+            return ByteTokenizer()
+        tokenizer = hf.Tokenizer.from_str(content)
+    except Exception as err:  # the library raises bare Exception
+        raise ValueError(f"'{path}' is not a readable tokenizer.json: {first_line(err)}") from err
+    try:
+        return SubwordTokenizer(tokenizer)
+    except ValueError as err:
+        raise ValueError(f"'{path}': {err}") from err
+
+
+def _from_hub(spec: str) -> Tokenizer:
+    known = "expected 'bytes', 'bpe', a tokenizer.json, a folder that holds one, or a repository on the hub that does"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec) or spec.startswith(".") or spec.endswith(".json"):
+        raise ValueError(f"tokenizer '{spec}' does not exist; {known}")
+    import huggingface_hub.errors
+
+    try:
+        try:
+            path = huggingface_hub.hf_hub_download(spec, FILE_NAME, local_files_only=True)
+        except huggingface_hub.errors.LocalEntryNotFoundError:
+            # One quick question first: a download without a network is retried for half a minute.
+            huggingface_hub.HfApi().model_info(spec, timeout=10)
+            path = huggingface_hub.hf_hub_download(spec, FILE_NAME)
+    except Exception as err:  # a dozen kinds, from no network to a gated repository
+        raise ValueError(f"tokenizer '{spec}' cannot be loaded from the hub ({first_line(err)}); {known}") from err
+    return _read(Path(path))
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cuts a long text where the pre-tokenizer cuts it anyway, so that the tokens are those of the whole."""
+    start = 0
+    while len(text) - start > PIECE and (seam := _SEAM.search(text, start + PIECE)):
+        yield text[start : seam.end()]
+        start = seam.end()
+    yield text[start:]
+
+
+def _clean(text: str) -> str:
+    """The text without what is no Unicode: the library refuses lone surrogates."""
+    return utf8(text).decode("utf-8", errors="replace")
+
+
+def first_line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]

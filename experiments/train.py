@@ -1,0 +1,341 @@
+"""The one training loop: BERT, ViT and causal language models run through it, on one device or many.
+
+    state, step = ...                 arrays only, and one jitted function of them
+    for each batch: state, metrics = step(state, batch)
+
+NNX modules are split once into a graph and their arrays; from there on only `jax.jit`, `jax.value_and_grad` and
+`jax.lax.scan` transform, and the state that they carry is what a checkpoint holds. A run that was killed and started
+again goes on bit for bit as if it had not been: state, key and the data pipeline's position come back exactly.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from experiments.checkpoints import Checkpoints
+from experiments.flags import alias, usage_errors
+from experiments.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics
+from experiments.optim import OptimConfig, make_optimizer, make_schedule
+
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, how often to look, and what to keep."""
+
+    steps: Annotated[int, alias("--steps")] = 1000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 16
+    """Rows a step, over all devices and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches a step: the gradient is that of the whole batch, the memory that of one."""
+    seed: int = 0
+    """Seed of the initial parameters, the order of the data and dropout."""
+    log_every: int = 10
+    """Steps between log lines."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out data; each is followed by a checkpoint."""
+    save_every: int = 200
+    """Steps between checkpoints. There is always one at the end."""
+    keep_last: int = 2
+    """Checkpoints to keep, beside the best one."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard files beside the JSON lines."""
+    wandb: str | None = None
+    """Weights & Biases project to log to, where wandb is installed."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+
+
+class BatchIterator(Protocol):
+    """Batches without end, and where they are: what grain's iterators are."""
+
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any], /) -> None: ...
+
+
+class Loss(NamedTuple):
+    """Sums over a batch, so that batches of unequal weight add up: the loss is total / weight."""
+
+    total: jax.Array
+    """Summed loss, in nats."""
+    weight: jax.Array
+    """What it is a sum over: tokens, or examples."""
+
+
+LossFunction = Callable[[Any, Batch, nnx.Rngs | None], Loss]
+
+
+class Task(NamedTuple):
+    """What an experiment is to the loop."""
+
+    init: Callable[[nnx.Rngs], nnx.Module]
+    """Makes the model."""
+    loss: LossFunction
+    """Loss of a model on a batch; rngs is None outside training."""
+    batches: BatchIterator
+    """Training batches; every array's first axis is batch_size."""
+    evaluate: Callable[[nnx.Module], dict[str, float]]
+    """Held-out metrics; "loss" chooses the best checkpoint."""
+    describe: Callable[[float], dict[str, float]] = lambda loss: {}
+    """More metrics from a training loss, such as perplexity."""
+    tokens_per_batch: int = 0
+    """Tokens, or examples, that a step sees: for the speed that is shown."""
+    flops_per_token: float = 0.0
+    """Floating-point operations that a token needs forward and backward, for MFU. 0: not known."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes, as arrays: what a checkpoint holds."""
+
+    step: jax.Array
+    """Steps done."""
+    params: dict[str, Any]
+    """The model's `nnx.Param`s as nested dicts, in param_dtype (the masters)."""
+    opt_state: Any
+    """The optimiser's state."""
+    key: jax.Array
+    """Typed key; each step folds its number in."""
+
+
+class Finished(NamedTuple):
+    """How a run ended."""
+
+    state: TrainState
+    model: Any
+    """The model of the last state."""
+    stopped: bool
+    """Whether a signal ended it before its last step."""
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """All devices along one axis, "data": rows of a batch are spread over it, parameters are on every device."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], Any]:
+    """Splits a model into its graph, its parameters as nested dicts, and other variables (constants)."""
+    graphdef, *parts = nnx.split(model, nnx.Param, ...)
+    params, rest = parts
+    return graphdef, nnx.to_pure_dict(params), rest
+
+
+def make_train_step(
+    model: nnx.Module, loss: LossFunction, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the jitted training step. Its state argument is donated: use the returned one.
+
+    Args:
+      model: its structure is taken; its parameters are those in the state.
+      loss: loss of a model on a batch, as sums.
+      optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
+      accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same.
+
+    Returns:
+      step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}).
+    """
+    graphdef, _, rest = split_model(model)
+
+    def micro_loss(params, batch, key):
+        out = loss(nnx.merge(graphdef, params, rest), batch, nnx.Rngs(dropout=key))
+        return out.total, out.weight
+
+    def add_gradients(sums, inputs, params):
+        micro_batch, key = inputs
+        (total, weight), gradients = jax.value_and_grad(micro_loss, has_aux=True)(params, micro_batch, key)
+        return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
+
+    def step(state: TrainState, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        if accumulate == 1:
+            (total, weight), gradients = jax.value_and_grad(micro_loss, has_aux=True)(state.params, batch, key)
+        else:
+            # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
+            micro_batches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+            zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
+            (total, weight, gradients), _ = jax.lax.scan(
+                lambda sums, inputs: add_gradients(sums, inputs, state.params),
+                zeros,
+                (micro_batches, jax.random.split(key, accumulate)),
+            )
+        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": total / weight,
+            "grad_norm": optax.tree.norm(gradients),
+            "param_norm": optax.tree.norm(state.params),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
+    """The loss over all batches together, without dropout, in nats a token (or example)."""
+    graphdef, variables = nnx.split(model)
+    sums = [_loss_sums(graphdef, variables, _spread(batch, make_mesh()), loss) for batch in batches]
+    total, weight = (sum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True))
+    return total / weight
+
+
+_loss_sums = jax.jit(
+    lambda graphdef, variables, batch, loss: tuple(loss(nnx.merge(graphdef, variables), batch, None)),
+    static_argnums=(0, 3),
+)
+
+
+def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, record: dict | None = None) -> Finished:
+    """Trains from the newest sound checkpoint in `folder`, or from the start.
+
+    Args:
+      task: model, loss and data.
+      config: how long, how often, what to keep.
+      optim: the optimiser.
+      folder: where checkpoints, metrics.jsonl, TensorBoard files and curves.png go.
+      record: the whole configuration, for the loggers.
+
+    Returns:
+      The last state and its model. SIGINT and SIGTERM end the run after the step at hand, saved.
+
+    Raises:
+      FloatingPointError: the loss or the gradient stopped being finite: names the step and the last good checkpoint.
+    """
+    mesh = make_mesh()
+    if config.batch_size % (mesh.size * config.accumulate):
+        raise ValueError(
+            f"batch_size={config.batch_size}, expected a multiple of devices x accumulate, "
+            f"{mesh.size} x {config.accumulate}"
+        )
+    model = task.init(nnx.Rngs(params=jax.random.key(config.seed)))
+    optimizer = make_optimizer(optim, config.steps, model)
+    schedule = make_schedule(optim, config.steps)
+    graphdef, params, rest = split_model(model)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(config.seed))
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    step_function = make_train_step(model, task.loss, optimizer, accumulate=config.accumulate)
+    peak = peak_flops(jax.devices()[0])
+
+    def current_model():
+        return nnx.merge(graphdef, state.params, rest)
+
+    with (
+        Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
+        Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record or {}) as metrics,
+        _stop_signals() as stop,
+    ):
+        first = 0
+        with usage_errors():  # a checkpoint of another model
+            restored = checkpoints.restore_latest(state)
+        if restored:
+            first, state = restored.step, restored.state
+            task.batches.set_state(restored.data_state)
+        metrics.rewind(first)
+
+        with Progress(config.steps, start=first) as progress:
+            if first:
+                progress.print(f"resumed from step {first} in {folder}")
+            clock, clock_step = time.perf_counter(), first
+            saved, pending = (first if first else None), None
+
+            def check(step, values):
+                """Waits for a step's metrics, and stops the run where they are not finite."""
+                values = {name: float(value) for name, value in values.items()}
+                for name in ("loss", "grad_norm"):
+                    if not np.isfinite(values[name]):
+                        last_good = (
+                            f"the last good checkpoint is step {saved}" if saved else "no checkpoint yet"
+                        )
+                        raise FloatingPointError(f"{name} is {values[name]} at step {step} in {folder}; {last_good}")
+                return values
+
+            def report(step, values):
+                """Writes the log line of a step, at its times."""
+                nonlocal clock, clock_step
+                values = check(step, values)
+                progress.update(step, loss=values["loss"])
+                if step % config.log_every and step != config.steps:
+                    return
+                speed = (step - clock_step) * task.tokens_per_batch / (time.perf_counter() - clock)
+                clock, clock_step = time.perf_counter(), step
+                values |= task.describe(values["loss"])
+                values |= {"learning_rate": float(schedule(step - 1)), "tokens_per_second": speed}
+                if peak and task.flops_per_token:
+                    values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
+                metrics.write(step, values, split="train")
+                left = {"seconds_left": (config.steps - step) * task.tokens_per_batch / speed} if speed else {}
+                progress.print(format_line(step, config.steps, values | left))
+
+            for step in range(first + 1, config.steps + 1):
+                state, values = step_function(state, _spread(next(task.batches), mesh))
+                if pending:
+                    report(*pending)  # one step late, so that the device never waits for the log
+                pending = (step, values)
+                last = step == config.steps or stop.requested
+                evaluates = step % config.eval_every == 0 or step == config.steps
+                if not (last or evaluates or step % config.save_every == 0):
+                    continue
+                report(*pending)
+                pending, held_out, pause = None, None, time.perf_counter()
+                if evaluates:
+                    held_out = task.evaluate(current_model())
+                    metrics.write(step, held_out, split="validation")
+                    progress.print("held out: " + format_line(step, config.steps, held_out))
+                checkpoints.save(step, state, data_state=task.batches.get_state(), metrics=held_out)
+                saved = step
+                clock += time.perf_counter() - pause  # the speed shown is that of training alone
+                if last:
+                    break
+    plot_metrics(folder)
+    return Finished(state, current_model(), stopped=int(state.step) < config.steps)
+
+
+def _spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """Puts a host's rows on the devices, cut along the batch axis."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+class _Stop:
+    requested = False
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Notes the first SIGINT or SIGTERM instead of dying of it; the second one kills as usual."""
+    stop = _Stop()
+    before: dict[int, Any] = {}
+
+    def handle(number, frame):
+        stop.requested = True
+        signal.signal(number, before[number])
+        print(f"\n{signal.Signals(number).name}: saving after this step; once more to quit at once", flush=True)
+
+    with contextlib.suppress(ValueError):  # only the main thread may; elsewhere a run just cannot be interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,287 @@
+"""The experiment as a user runs it: by its command line, on files, with mistakes."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import zoo
+from experiments import bench, causal_lm, flags, sample
+from experiments.checkpoints import Checkpoints
+from experiments.metrics import read_metrics
+
+REPOSITORY = Path(causal_lm.__file__).parents[1]
+SMALL = """--model.d-model 16 --model.n-layers 2 --model.mamba.d-state 4 --data.seq-len 32 --train.batch-size 4 --steps 6
+ --train.save-every 2 --train.eval-every 4 --train.log-every 2 --eval-batches 2 --prompt= --train.no-tensorboard""".split()
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def text(tmp_path):
+    """A text file of counting sentences."""
+    path = tmp_path / "my.txt"
+    path.write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(2000)))
+    return path
+
+
+def command(module, *arguments, capsys=None):
+    """Runs a command in this process: (exit status, stdout, stderr)."""
+    before, sys.argv = sys.argv, [module.__name__, *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            flags.run(module.main)
+    finally:
+        sys.argv = before
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+def test_trains_resumes_and_samples(text, tmp_path, capsys):
+    arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL)
+    status, out, err = command(causal_lm, *arguments, capsys=capsys)
+    assert status == 0, err
+    assert "bits/byte" in out
+    assert "resumes from step 6" in out
+    assert Checkpoints(tmp_path / "run").latest() == 6
+    for name in ("config.json", "metrics.jsonl", "curves.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+
+    status, out, _ = command(causal_lm, *arguments, "--steps", 8, capsys=capsys)
+    assert status == 0
+    assert "resumed from step 6" in out
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if r["split"] == "train"] == [2, 4, 6, 8]
+
+    greedy = ("run", "--prompt", "line ", "--max-new-tokens", 12, "--temperature", 0)
+    status, out, _ = command(sample, *greedy, capsys=capsys)
+    assert status == 0
+    assert out.startswith("line ")
+    assert command(sample, *greedy, capsys=capsys)[1] == out
+
+
+def test_the_run_folder_depends_on_what_the_run_is(text):
+    _, tiny = causal_lm.PRESETS["tiny"]
+    assert causal_lm.default_run_dir(tiny) == Path("runs/causal_lm/tiny")
+    longer = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, steps=9999, log_every=1))
+    assert causal_lm.default_run_dir(longer) == Path("runs/causal_lm/tiny")
+    other = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, pattern="attn/mlp"))
+    assert causal_lm.default_run_dir(other).name.startswith("tiny-")
+
+
+def test_a_config_comes_back_from_json(tmp_path):
+    for _, config in causal_lm.PRESETS.values():
+        flags.save_config(config, tmp_path / "config.json")
+        assert flags.load_config(causal_lm.Config, tmp_path / "config.json") == config
+
+
+def test_bpe_by_a_flag(text, tmp_path, capsys):
+    bpe = ("--data.tokenizer", "bpe", "--data.bpe-vocab-size", 300)
+    status, _, err = command(causal_lm, "tiny", "--data.path", text, *bpe, "--run-dir", "run", *SMALL, capsys=capsys)
+    assert status == 0, err
+    model, tokenizer, _ = causal_lm.load_run(tmp_path / "run")
+    assert model.config.vocab_size == tokenizer.vocab_size <= 300
+    assert command(sample, "run", "--prompt", "line", "--max-new-tokens", 5, capsys=capsys)[0] == 0
+
+
+def binary_junk(folder):
+    (folder / "junk.txt").write_bytes(bytes(range(256)) * 50)
+    return ["--data.path", folder / "junk.txt"]
+
+
+def empty_file(folder):
+    (folder / "empty.txt").touch()
+    return ["--data.path", folder / "empty.txt"]
+
+
+def short_documents(folder):
+    rows = "".join(json.dumps({"text": f"number {i}"}) + "\n" for i in range(100))
+    (folder / "short.jsonl").write_text(rows)
+    return ["--data.path", folder / "short.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.path", "missing.txt"], "missing.txt"),
+        (empty_file, "empty"),
+        (binary_junk, "junk.txt"),
+        (["--model.pattern", "manba"], "unknown mixer 'manba', did you mean 'mamba'?"),
+        (["--model.pattern", "attn/mlp*9"], "more than n_layers=2"),
+        (["--seq-len", "1000000"], "--data.seq-len 1000000 exceeds all text"),
+        (short_documents, "--data.seq-len 32 is longer than the longest document"),
+        (["--model.vocab-size", "100"], "--model.vocab-size 100 is smaller than the vocabulary"),
+        (["--model.n-layers", "0"], "n_layers=0, expected at least 1"),
+        (["--data.tokenizer", "no/such/tokenizer.json"], "no/such/tokenizer.json"),
+        (["--train.batch-size", "0"], "batch_size=0, expected at least 1"),
+        (["--optim.learning-rate", "-1"], "learning_rate=-1.0, expected more than 0"),
+        (["--run-dir", "."], "--run-dir . is not empty and holds no run"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, text, tmp_path, capsys):
+    arguments = arguments(tmp_path) if callable(arguments) else arguments
+    base = ["tiny", "--data.path", text, "--run-dir", "run", *SMALL]
+    status, _, err = command(causal_lm, *base, *arguments, capsys=capsys)
+    assert status != 0
+    assert message in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny", "--model.patern", "mamba"], "did you mean --model.pattern?"),
+        (["tinny"], "unknown preset 'tinny', did you mean 'tiny'?"),
+        (["tiny", "--steps", "x"], "--steps"),
+        ([], "expected one of"),
+    ],
+)
+def test_a_wrong_flag_is_answered_with_the_right_one(arguments, message, capsys):
+    status, _, err = command(causal_lm, *arguments, capsys=capsys)
+    assert status in (1, 2)
+    assert message.lower() in err.lower()
+    assert len(err.splitlines()) == 1
+
+
+def test_another_run_in_the_folder_is_named_by_its_flag(text, capsys):
+    arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL)
+    assert command(causal_lm, *arguments, capsys=capsys)[0] == 0
+    status, _, err = command(causal_lm, *arguments, "--model.d-model", 32, capsys=capsys)
+    assert status == 1
+    assert "run holds a run with --model.d-model 16, not 32" in err
+
+
+def test_a_checkpoint_of_another_model_is_refused_and_kept(text, tmp_path, capsys):
+    arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL)
+    assert command(causal_lm, *arguments, capsys=capsys)[0] == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["d_model"] = 24
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    for module, line in ((causal_lm, [*arguments, "--model.d-model", 24, "--steps", 9]), (sample, ["run"])):
+        status, _, err = command(module, *line, capsys=capsys)
+        assert status == 1
+        assert err.count("error: ") == 1
+        assert "is of another model" in err
+        assert "Traceback" not in err
+    assert Checkpoints(tmp_path / "run").latest() == 6
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], ["."]])
+def test_sampling_from_what_is_no_run_is_one_clear_line(arguments, capsys):
+    status, _, err = command(sample, *arguments, capsys=capsys)
+    assert status == 1
+    assert "holds no run" in err
+    assert "Traceback" not in err
+
+
+def test_published_presets_take_their_own_text(text, capsys):
+    smaller = ("--model.d-model", 16, "--model.n-layers", 1, "--data.seq-len", 64, "--train.batch-size", 2)
+    arguments = ("mamba-130m", "--data.path", text, *smaller, "--steps", 1, "--eval-batches", 1, "--prompt=")
+    status, out, err = command(causal_lm, *arguments, "--train.no-tensorboard", capsys=capsys)
+    assert status == 0, err
+    assert int(out.split()[1].replace(",", "")) > 50_280 * 16
+
+
+def test_streamed_text_equals_the_whole(text):
+    tokenizer = causal_lm.load_corpus(causal_lm.DataConfig(path=str(text), seq_len=32)).tokenizer
+    written = "naïve 雪 🙂 text"
+    assert "".join(sample.stream_text(tokenizer, tokenizer.encode(written).tolist())) == written
+
+
+def test_flops_count_six_a_weight_and_the_attended_pairs():
+    config = zoo.CausalLMConfig(d_model=64, n_layers=2, pattern="attn/mlp", vocab_size=96, mlp=zoo.MLPConfig(d_ff=128))
+    weights = 2 * (4 * 64 * 64 + 3 * 64 * 128) + 96 * 64
+    assert causal_lm.flops_per_token(config, 100) == 6 * weights + 2 * 12 * 64 * 50
+
+
+def test_bench_prints_a_row_for_each_contender(tmp_path, capsys):
+    arguments = ("--lengths", 32, "--d-inner", 8, "--rounds", 1, "--only", "ssm", "--json", tmp_path / "out.json")
+    status, out, err = command(bench, *arguments, capsys=capsys)
+    assert status == 0, err
+    assert out.count("ssm.selective_scan") == 4
+    assert len(json.loads((tmp_path / "out.json").read_text())["figures"]) == 4
+
+
+def start(*arguments):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.causal_lm", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def final_parameters(folder):
+    model, _, _ = causal_lm.load_run(folder)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.asarray, causal_lm.split_model(model)[1]))]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly(number, text, tmp_path):
+    process = start("tiny", "--data.path", text, "--run-dir", tmp_path / "run", *SMALL, "--steps", 100_000)
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(number)
+    out = process.communicate(timeout=120)[0]
+    assert process.returncode == 0
+    assert "the same command resumes" in out
+    assert "Traceback" not in out
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert f"stopped at step {checkpoints.latest()} of 100000" in out
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_a_run_ends_bitwise_where_it_would_have(text, tmp_path):
+    arguments = ("tiny", "--data.path", text, *SMALL, "--steps", 300, "--train.save-every", 1, "--train.eval-every", 50)
+    whole = start(*arguments, "--run-dir", tmp_path / "whole")
+    assert whole.wait() == 0, whole.stdout.read()
+    rng, kills, reached = random.Random(0), 0, 0
+    while True:
+        process = start(*arguments, "--run-dir", tmp_path / "killed")
+        out = []
+        for line in process.stdout:
+            out.append(line)
+            # Once it trains, let it go on for a moment that ends anywhere: in a step, a save, a deletion.
+            if kills < 10 and line.startswith(("step ", "held out")):
+                time.sleep(rng.uniform(0, 0.5))
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, "".join(out)
+        with Checkpoints(tmp_path / "killed") as checkpoints:
+            reached, before = checkpoints.latest() or 0, reached
+        assert reached >= before
+    assert kills == 10
+    expected, actual = final_parameters(tmp_path / "whole"), final_parameters(tmp_path / "killed")
+    assert all(np.array_equal(a, e) for a, e in zip(actual, expected, strict=True))
+    shutil.rmtree(tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_the_first_command_reaches_its_promised_result(tmp_path, capsys):
+    status, _, err = command(causal_lm, "tiny", "--run-dir", tmp_path / "run", capsys=capsys)
+    assert status == 0, err
+    promised = float(causal_lm.__doc__.split(" bits/byte")[0].split()[-1])
+    held_out = [r["bits_per_byte"] for r in read_metrics(tmp_path / "run") if r["split"] == "validation"]
+    assert held_out[-1] == pytest.approx(promised, rel=0.03)
