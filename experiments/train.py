@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.checkpoints import Checkpoints
-from experiments.flags import alias, usage_errors
+from experiments.flags import UsageError, alias, usage_errors
 from experiments.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics
 from experiments.optim import OptimConfig, make_optimizer, make_schedule
 
@@ -194,7 +194,8 @@ def make_train_step(
 def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
     """The loss over all batches together, without dropout, in nats a token (or example)."""
     graphdef, variables = nnx.split(model)
-    sums = [_loss_sums(graphdef, variables, _spread(batch, make_mesh()), loss) for batch in batches]
+    mesh = make_mesh()
+    sums = [_loss_sums(graphdef, variables, _spread(batch, mesh), loss) for batch in batches]
     total, weight = (sum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True))
     return total / weight
 
@@ -223,7 +224,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     """
     mesh = make_mesh()
     if config.batch_size % (mesh.size * config.accumulate):
-        raise ValueError(
+        raise UsageError(
             f"batch_size={config.batch_size}, expected a multiple of devices x accumulate, "
             f"{mesh.size} x {config.accumulate}"
         )
@@ -256,16 +257,14 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
             if first:
                 progress.print(f"resumed from step {first} in {folder}")
             clock, clock_step = time.perf_counter(), first
-            saved, pending = (first if first else None), None
+            saved, pending = first or None, None
 
             def check(step, values):
                 """Waits for a step's metrics, and stops the run where they are not finite."""
                 values = {name: float(value) for name, value in values.items()}
                 for name in ("loss", "grad_norm"):
                     if not np.isfinite(values[name]):
-                        last_good = (
-                            f"the last good checkpoint is step {saved}" if saved else "no checkpoint yet"
-                        )
+                        last_good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint yet"
                         raise FloatingPointError(f"{name} is {values[name]} at step {step} in {folder}; {last_good}")
                 return values
 

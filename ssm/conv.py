@@ -81,4 +81,4 @@ def _last_inputs(padded, history, mask, runs):
         last_runs = None if runs is None else jnp.take_along_axis(runs, rows, axis=1)
     if last_runs is None or history == 0:
         return last
-    return jnp.where((last_runs == last_runs[:, -1:])[..., None], last, 0)
+    return jnp.where((last_runs == runs[:, -1:])[..., None], last, 0)

@@ -9,7 +9,7 @@ Axes: s keys (cache slots, or positions), k key-value heads; the others as every
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_starts
+from zoo.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,22 +108,11 @@ class Attention(nnx.Module):
         if config.position == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}, expected an even number with position='rope'")
 
-        def linear(d_in, d_out, scale=1.0):
-            return nnx.Linear(
-                d_in,
-                d_out,
-                use_bias=config.bias,
-                kernel_init=jax.nn.initializers.normal(0.02 * scale),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                bias_metadata={"decay": False},
-                rngs=rngs,
-            )
-
-        self.q_proj = linear(d_model, self.n_heads * self.head_dim)
-        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim)
-        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim)
-        self.o_proj = linear(self.n_heads * self.head_dim, d_model, residual_scale)
+        options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        self.o_proj = linear(self.n_heads * self.head_dim, d_model, scale=residual_scale, **options)
 
     def __call__(
         self,

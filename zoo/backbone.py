@@ -110,6 +110,11 @@ def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
     return tuple(words[i % len(words)] for i in range(n_layers))
 
 
+def _period(words: tuple[Word, ...]) -> int:
+    """After how many blocks a pattern starts again."""
+    return next(p for p in range(1, len(words) + 1) if words[p:] == words[:-p])
+
+
 class Block(nnx.Module):
     """x + mixer(norm(x)), then x + channel_mixer(norm(x)); either may be missing."""
 
@@ -203,7 +208,7 @@ class Backbone(nnx.Module):
             run = jax.checkpoint(run, static_argnums=0)
 
         blocks = [nnx.split(block) for block in self.layers]
-        period = len(self.config_period)
+        period = _period(self.words)
         repeats = len(blocks) // period if self.config.scan_layers else 0
         if repeats > 1:
             # One loop step runs one period of the pattern; layer r * period + j is slice r of stack j.
@@ -223,13 +228,6 @@ class Backbone(nnx.Module):
         for i in range(repeats * period if repeats > 1 else 0, len(blocks)):
             x = run(*blocks[i], x, None if keys is None else keys[i])
         return self.norm_f(x)
-
-    @property
-    def config_period(self) -> tuple[Word, ...]:
-        """The pattern's words before they cycle."""
-        words = self.words
-        periods = (p for p in range(1, len(words) + 1) if all(a == b for a, b in zip(words, words[p:], strict=False)))
-        return words[: next(periods)]
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first position: one mixer's state a block. Attention needs `max_len`."""

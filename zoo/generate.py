@@ -88,7 +88,7 @@ def generate(
       Prompt and new tokens, (b, l + max_new_tokens), shorter prompts padded on the left.
 
     Raises:
-      ValueError: an empty prompt, a token outside the vocabulary, max_new_tokens below 1, or a missing key.
+      ValueError: an empty prompt, a token outside the vocabulary, max_new_tokens below 1, or no key to draw with.
     """
     prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key)
     new = _decode(*prepared, max_new_tokens=max_new_tokens, greedy=sampling.greedy, filtered=sampling.filtered)
@@ -156,16 +156,17 @@ def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, 
     eos = np.atleast_1d(np.asarray([] if eos_id is None else eos_id, np.int32))
     pad = int(pad_id if pad_id is not None else (eos[0] if len(eos) else 0))
     prompt, present = _left_pad(prompt_ids, mask, pad)
-    real = prompt[present]
-    if real.min() < 0 or real.max() >= vocab_size:
-        found, expected = f"{real.min()} to {real.max()}", f"0 to {vocab_size - 1}, the vocabulary"
-        raise ValueError(f"prompt_ids holds {found}, expected {expected}")
+    for name, ids in (("prompt_ids", prompt[present]), ("eos_id", eos), ("pad_id", np.array([pad]))):
+        if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
+            raise ValueError(f"{name} holds {ids.min()} to {ids.max()}, expected 0 to {vocab_size - 1}, the vocabulary")
     b, length = prompt.shape
 
     keys = None
     if not sampling.greedy:
         if key is None:
             raise ValueError("key=None, expected a jax.random.key: temperature > 0 draws tokens at random")
+        if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            key = jax.random.wrap_key_data(key)  # jax.random.PRNGKey still makes the raw kind
         keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(b))
         if keys.shape != (b,):
             raise ValueError(f"key has shape {keys.shape}, expected one key or one for each of {b} rows")
@@ -289,7 +290,8 @@ def filter_logits(
     ordered = jnp.where(ordered >= ordered[:, k - 1, None], ordered, -jnp.inf)
     probability = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    kept = (before < top_p) & (ordered > -jnp.inf)
+    # At top_p = 1 rounding alone would cut the tail: the sum reaches 1 before its end.
+    kept = ((before < top_p) | (top_p >= 1)) & (ordered > -jnp.inf)
     kept |= jnp.arange(logits.shape[-1]) == 0
     least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
     least = jnp.maximum(least, ordered[:, :1] + jnp.log(min_p))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from zoo.linear import linear
 from zoo.names import unknown_name
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -62,21 +63,10 @@ class MLP(nnx.Module):
         self.activation = config.activation
         self.d_ff = config.d_ff or (-(-8 * d_model // 48) * 16 if config.gated else 4 * d_model)
 
-        def linear(d_in, d_out, scale=1.0):
-            return nnx.Linear(
-                d_in,
-                d_out,
-                use_bias=config.bias,
-                kernel_init=jax.nn.initializers.normal(0.02 * scale),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                bias_metadata={"decay": False},
-                rngs=rngs,
-            )
-
-        self.gate_proj = linear(d_model, self.d_ff) if config.gated else None
-        self.up_proj = linear(d_model, self.d_ff)
-        self.down_proj = linear(self.d_ff, d_model, residual_scale)
+        options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.gate_proj = linear(d_model, self.d_ff, **options) if config.gated else None
+        self.up_proj = linear(d_model, self.d_ff, **options)
+        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Mixes the channels of every position."""

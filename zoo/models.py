@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.backbone import Backbone, BackboneConfig
+from zoo.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ class CausalLM(nnx.Module):
         if config.vocab_size == 0:
             raise ValueError("vocab_size=0, expected the number of token ids before a model is built")
         self.config = config
-        dtype = jnp.dtype(config.dtype)
-        param_dtype = jnp.dtype(config.param_dtype)
+        dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         rows = config.padded_vocab_size
         self.embedding = nnx.Embed(
             rows,
@@ -66,15 +66,7 @@ class CausalLM(nnx.Module):
         if config.tie_embeddings:
             self.lm_head = None
         else:
-            self.lm_head = nnx.Linear(
-                config.d_model,
-                rows,
-                use_bias=False,
-                kernel_init=jax.nn.initializers.normal(0.02),
-                dtype=dtype,
-                param_dtype=param_dtype,
-                rngs=rngs,
-            )
+            self.lm_head = linear(config.d_model, rows, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -21,8 +21,30 @@ from experiments.checkpoints import Checkpoints
 from experiments.metrics import read_metrics
 
 REPOSITORY = Path(causal_lm.__file__).parents[1]
-SMALL = """--model.d-model 16 --model.n-layers 2 --model.mamba.d-state 4 --data.seq-len 32 --train.batch-size 4 --steps 6
- --train.save-every 2 --train.eval-every 4 --train.log-every 2 --eval-batches 2 --prompt= --train.no-tensorboard""".split()
+SMALL = [
+    "--model.d-model",
+    "16",
+    "--model.n-layers",
+    "2",
+    "--model.mamba.d-state",
+    "4",
+    "--data.seq-len",
+    "32",
+    "--train.batch-size",
+    "4",
+    "--steps",
+    "6",
+    "--train.save-every",
+    "2",
+    "--train.eval-every",
+    "4",
+    "--train.log-every",
+    "2",
+    "--eval-batches",
+    "2",
+    "--prompt=",
+    "--train.no-tensorboard",
+]
 
 
 @pytest.fixture(autouse=True)

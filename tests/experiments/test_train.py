@@ -127,7 +127,7 @@ def test_dropout_is_a_function_of_key_and_step():
 
 def test_bfloat16_compute_keeps_float32_masters():
     state, metrics = run_steps(2, dtype="bfloat16")
-    exact, exact_metrics = run_steps(2)
+    _exact, exact_metrics = run_steps(2)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
     assert metrics["loss"].dtype == jnp.float32
     assert metrics["loss"] == pytest.approx(float(exact_metrics["loss"]), rel=2e-2)

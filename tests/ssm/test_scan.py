@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ def test_bfloat16_inputs_keep_their_dtype_and_a_float32_state(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("chunk_size", (1, 7, 100))
+@pytest.mark.parametrize("chunk_size", [1, 7, 100])
 def test_chunk_size_changes_nothing(x64, chunk_size, implementation):
     inputs, positions = make_inputs(100), make_positions(100)
     scan = functools.partial(ssm.selective_scan, implementation=implementation, chunk_size=chunk_size)
@@ -115,7 +116,7 @@ def test_steps_equal_the_scan(x64):
     assert_close((jnp.stack(outputs, 1), h), (y, state))
 
 
-@pytest.mark.parametrize("split", (0, 1, 50, 99))
+@pytest.mark.parametrize("split", [0, 1, 50, 99])
 def test_a_scan_split_anywhere_and_carried_on_is_the_whole_scan(x64, split):
     inputs = make_inputs(100)
     positions = make_positions(100)
@@ -137,7 +138,7 @@ def test_packed_documents_never_see_each_other(x64):
     segment_ids = jnp.repeat(jnp.array([[4, 4, 9], [1, 0, 1]]), 10, axis=1)
     packed, _ = ssm.selective_scan(**inputs, segment_ids=segment_ids)
     for row, bounds in ((0, (0, 20, 30)), (1, (0, 10, 20, 30))):
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             alone = {k: v[row : row + 1, start:stop] for k, v in inputs.items() if v.ndim == 3 and k != "initial_state"}
             state = inputs["initial_state"][row : row + 1] * (start == 0)
             y, _ = ssm.selective_scan(**alone, A=inputs["A"], D=inputs["D"], initial_state=state)

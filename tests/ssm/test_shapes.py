@@ -7,7 +7,12 @@ from ssm.shapes import check_shapes
 
 
 def test_returns_the_size_of_every_axis():
-    assert check_shapes(u=(jnp.zeros((2, 5, 8)), "b l e"), A=(jnp.zeros((8, 4)), "e n")) == {"b": 2, "l": 5, "e": 8, "n": 4}
+    assert check_shapes(u=(jnp.zeros((2, 5, 8)), "b l e"), A=(jnp.zeros((8, 4)), "e n")) == {
+        "b": 2,
+        "l": 5,
+        "e": 8,
+        "n": 4,
+    }
 
 
 def test_passes_over_what_is_not_given():

@@ -1,0 +1,284 @@
+"""The stack of blocks: its pattern language, and the switches that may not change what it computes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import ssm
+import zoo
+from tests.numerics import assert_close, normal, with_random_parameters
+
+D_MODEL = 8
+SMALL = zoo.BackboneConfig(
+    d_model=D_MODEL,
+    n_layers=3,
+    mamba=ssm.MambaConfig(d_state=4, d_conv=3, dt_rank=2),
+    attn=zoo.AttentionConfig(n_heads=2),
+    mlp=zoo.MLPConfig(d_ff=12),
+)
+
+
+def make_backbone(**options):
+    config = dataclasses.replace(SMALL, **options)
+    return with_random_parameters(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0)))
+
+
+def make_input(length=6, b=2):
+    return normal(jax.random.key(1), b, length, D_MODEL)
+
+
+MAMBA, ATTENTION, TRANSFORMER, MLP = ("mamba", None), ("attn", None), ("attn", "mlp"), (None, "mlp")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_layers", "words"),
+    [
+        ("mamba", 3, [MAMBA] * 3),
+        ("attn/mlp", 2, [TRANSFORMER] * 2),
+        ("mamba attn/mlp", 3, [MAMBA, TRANSFORMER, MAMBA]),
+        ("mamba*3 attn/mlp", 4, [MAMBA] * 3 + [TRANSFORMER]),
+        ("mamba*2 attn/mlp", 7, [MAMBA, MAMBA, TRANSFORMER] * 2 + [MAMBA]),
+        ("mamba -/mlp attn -/mlp", 5, [MAMBA, MLP, ATTENTION, MLP, MAMBA]),
+        ("attn/-", 1, [ATTENTION]),
+        ("attn/mlp*2  mamba/mlp*1", 3, [TRANSFORMER, TRANSFORMER, ("mamba", "mlp")]),
+    ],
+)
+def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
+    assert zoo.parse_pattern(pattern, n_layers) == tuple(words)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("", "pattern='', expected at least one word"),
+        ("  ", "expected at least one word"),
+        ("manba", "unknown mixer 'manba', did you mean 'mamba'\\? Known: attn, mamba"),
+        ("attn/mpl", "unknown channel mixer 'mpl', did you mean 'mlp'\\? Known: mlp"),
+        ("mlp", "unknown mixer 'mlp'. Known: attn, mamba"),
+        ("mamba/attn", "unknown channel mixer 'attn'. Known: mlp"),
+        ("-", "'-' is an empty block"),
+        ("-/-", "'-/-' is an empty block"),
+        ("mamba*0", r"'mamba\*0' is an empty block"),
+        ("mamba*", r"cannot read 'mamba\*', expected mixer, mixer/channel or mixer\*count"),
+        ("mamba*x", "cannot read"),
+        ("mamba*-1", "cannot read"),
+        ("attn/", "cannot read 'attn/'"),
+        ("/mlp", "cannot read '/mlp'"),
+        ("attn/mlp/mlp", "cannot read"),
+        ("mamba*4", r"pattern='mamba\*4' has 4 blocks, more than n_layers=3"),
+    ],
+)
+def test_a_bad_pattern_names_the_word(pattern, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.BackboneConfig(n_layers=3, pattern=pattern)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_model": 0}, "d_model=0, expected at least 1"),
+        ({"n_layers": 0}, "n_layers=0, expected at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0, expected 0 <= dropout < 1"),
+        ({"dtype": "bf16"}, "dtype='bf16', expected one of bfloat16, float16, float32, float64"),
+        ({"param_dtype": "int8"}, "param_dtype='int8', expected one of"),
+        ({"norm": "batch"}, "norm='batch', expected 'rms' or 'layer'"),
+        (
+            {"causal": False, "pattern": "mamba attn"},
+            "causal=False, but mamba in pattern='mamba attn' runs one way only",
+        ),
+    ],
+)
+def test_config_errors_name_the_option(unchecked, options, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.BackboneConfig(**options)
+
+
+def test_a_block_adds_each_mixer_to_the_stream(x64):
+    backbone = make_backbone(pattern="mamba/mlp", n_layers=1, dtype="float64", param_dtype="float64")
+    block, x = backbone.layers[0], make_input()
+
+    def rms_norm(x, norm):
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * norm.scale[...]
+
+    expected = x + block.mixer(rms_norm(x, block.norm))
+    expected = expected + block.mlp(rms_norm(expected, block.norm2))
+    assert_close(jax.jit(backbone)(x), rms_norm(expected, backbone.norm_f))
+
+
+def test_layer_norm_takes_the_mean_away(x64):
+    backbone = make_backbone(
+        pattern="-/mlp", n_layers=1, norm="layer", norm_eps=1e-3, dtype="float64", param_dtype="float64"
+    )
+    block, x = backbone.layers[0], make_input()
+
+    def layer_norm(x, norm):
+        centred = x - jnp.mean(x, axis=-1, keepdims=True)
+        scaled = centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-3)
+        return scaled * norm.scale[...] + norm.bias[...]
+
+    assert_close(backbone(x), layer_norm(x + block.mlp(layer_norm(x, block.norm2)), backbone.norm_f))
+
+
+def value_and_gradients(backbone, x, key=None):
+    """The output, weighted at random, and its gradient in the parameters and the input."""
+    graphdef, params = nnx.split(backbone)
+    weight = normal(jax.random.key(2), *x.shape)
+
+    def total(params, x, key):
+        y = nnx.merge(graphdef, params)(x, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return jnp.sum(y * weight), y
+
+    (_, y), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, x, key)
+    return y, jax.tree.leaves(gradients)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_layers", "switches"),
+    [
+        ("-/mlp", 3, [{"remat": True}, {"scan_layers": True}]),
+        ("mamba", 2, [{"remat": True, "scan_layers": True}]),
+        ("attn/mlp", 2, [{"remat": True, "scan_layers": True}]),
+        ("mamba*3 attn/mlp", 9, [{"remat": True, "scan_layers": True}]),  # two periods and a remainder of one layer
+    ],
+)
+def test_remat_and_scan_layers_change_neither_values_nor_gradients(x64, pattern, n_layers, switches):
+    options = {"pattern": pattern, "n_layers": n_layers, "dropout": 0.3, "dtype": "float64", "param_dtype": "float64"}
+    x, key = make_input(3, b=1), jax.random.key(3)
+    expected = value_and_gradients(make_backbone(**options), x, key)
+    assert all(np.any(g) for g in expected[1])
+    for switch in switches:
+        assert_close(value_and_gradients(make_backbone(**options, **switch), x, key), expected, name=str(switch))
+
+
+def test_scan_layers_compiles_a_period_once_whatever_the_depth():
+    def program_size(n_layers, scan_layers):
+        backbone = make_backbone(pattern="mamba attn/mlp", n_layers=n_layers, scan_layers=scan_layers)
+        graphdef, params = nnx.split(backbone)
+        lowered = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)).lower(params, make_input())
+        return sum("dot_general" in line for line in lowered.as_text().splitlines())
+
+    assert program_size(4, True) == program_size(8, True) == program_size(2, False)
+    assert program_size(8, False) == 4 * program_size(2, False)
+
+
+def test_remat_keeps_less_for_the_backward_pass():
+    def temporary_bytes(remat):
+        options = {"n_layers": 6, "scan_layers": True, "remat": remat}
+        backbone = make_backbone(pattern="-/mlp", mlp=zoo.MLPConfig(d_ff=256), **options)
+        graphdef, params = nnx.split(backbone)
+        loss = jax.jit(jax.grad(lambda params, x: nnx.merge(graphdef, params)(x).sum()))
+        return loss.lower(params, make_input(64)).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(True) < 0.5 * temporary_bytes(False)
+
+
+def test_dropout_is_off_without_rngs_and_a_function_of_the_key_with_them():
+    options = {"pattern": "mamba -/mlp", "n_layers": 2}
+    backbone, plain = make_backbone(**options, dropout=0.5), make_backbone(**options)
+    run = jax.jit(lambda x, key: backbone(x, rngs=nnx.Rngs(dropout=key)))
+    x = make_input()
+    off = jax.jit(plain)(x)
+    assert np.array_equal(jax.jit(backbone)(x), off)
+    assert np.array_equal(jax.jit(plain)(x, rngs=nnx.Rngs(dropout=0)), off)
+    once, again, other = (run(x, jax.random.key(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(once, again)
+    assert not np.allclose(once, off, atol=1e-3)
+    assert not np.allclose(once, other, atol=1e-3)
+
+
+def test_dropout_zeroes_the_given_share_of_each_mixers_output():
+    block = make_backbone(pattern="-/mlp", n_layers=1, dropout=0.25).layers[0]
+    x = make_input(500)
+    added = np.asarray(jax.jit(block)(x, key=jax.random.key(0)) - x)
+    kept = np.asarray(jax.jit(block)(x) - x) / 0.75
+    dropped = np.abs(added) < 1e-6
+    assert abs(dropped.mean() - 0.25) < 0.02
+    assert np.allclose(added[~dropped], kept[~dropped], atol=1e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_layers_drop_independently(scan_layers):
+    options = {"n_layers": 2, "dropout": 0.5, "scan_layers": scan_layers}
+    backbone = make_backbone(pattern="-/mlp", mlp=zoo.MLPConfig(d_ff=4, bias=True), **options)
+    for block in backbone.layers:  # each block adds a constant where it does not drop
+        block.mlp.down_proj.kernel[...] = jnp.zeros((4, D_MODEL))
+        block.mlp.down_proj.bias[...] = jnp.ones(D_MODEL)
+    y = jax.jit(backbone)(jnp.zeros((2, 6, D_MODEL)), rngs=nnx.Rngs(dropout=0)) / backbone.norm_f.scale[...]
+    by_one_alone = (y > 0) & (y < 0.9 * y.max(axis=-1, keepdims=True))
+    assert 0.3 < by_one_alone.mean() < 0.6
+
+
+@pytest.mark.parametrize("residual_in_fp32", [True, False])
+def test_bfloat16_keeps_the_residual_stream_in_float32_unless_told(residual_in_fp32):
+    backbone = make_backbone(pattern="mamba attn/mlp", dtype="bfloat16", residual_in_fp32=residual_in_fp32)
+    x, state = make_input(), backbone.init_state(2, 6)
+    stream = []
+
+    class Watched(zoo.Block):
+        def __call__(self, x, **kwargs):
+            y = super().__call__(x, **kwargs)
+            stream.extend([x.dtype, y.dtype])
+            return y
+
+        def extend(self, x, state, **kwargs):
+            y, state = super().extend(x, state, **kwargs)
+            stream.extend([x.dtype, y.dtype])
+            return y, state
+
+    for block in backbone.layers:
+        object.__setattr__(block, "__class__", Watched)
+    jax.eval_shape(backbone, x)
+    jax.eval_shape(backbone.extend, x, state)
+    assert set(stream) == {jnp.dtype("float32" if residual_in_fp32 else "bfloat16")}
+    assert len(stream) == 2 * 2 * 3
+
+
+def test_bfloat16_is_float32_rounded():
+    x = make_input()
+    y = jax.jit(make_backbone(pattern="mamba attn/mlp", n_layers=2, dtype="bfloat16"))(x)
+    assert_close(y, jax.jit(make_backbone(pattern="mamba attn/mlp", n_layers=2))(x), tolerance=2e-2)
+
+
+def test_state_has_one_entry_a_block_of_its_mixers_shape():
+    backbone = make_backbone(pattern="mamba -/mlp attn/mlp")
+    mamba, nothing, attention = backbone.init_state(2, 10)
+    assert (mamba.conv.shape, mamba.ssm.shape) == ((2, 2, 16), (2, 16, 4))
+    assert nothing == ()
+    assert attention.key.shape == attention.value.shape == (2, 10, 2, 4)
+    _, after = jax.jit(backbone.extend)(make_input(), (mamba, nothing, attention))
+    shapes = jax.tree.map(lambda a: (a.shape, a.dtype), after)
+    assert shapes == jax.tree.map(lambda a: (a.shape, a.dtype), (mamba, nothing, attention))
+
+
+def test_extend_is_the_whole_call_whatever_the_switches(x64):
+    options = {"pattern": "mamba -/mlp attn/mlp", "dtype": "float64", "param_dtype": "float64"}
+    backbone = make_backbone(**options, scan_layers=True, remat=True, dropout=0.5)
+    y, _ = jax.jit(backbone.extend)(make_input(), backbone.init_state(2, 6))
+    assert_close(y, jax.jit(backbone)(make_input()), tolerance=1e-6)  # float32 softmax
+
+
+def test_exactly_norms_biases_and_state_spaces_go_without_weight_decay():
+    backbone = make_backbone(
+        pattern="mamba attn/mlp",
+        n_layers=2,
+        norm="layer",
+        mamba=ssm.MambaConfig(bias=True),
+        attn=zoo.AttentionConfig(bias=True),
+        mlp=zoo.MLPConfig(bias=True),
+    )
+    for path, param in nnx.to_flat_state(nnx.state(backbone)):
+        spared = path[-1] in ("bias", "scale", "A_log", "D")
+        assert (param.get_metadata("decay", True) is False) == spared, path
+
+
+def test_output_projections_start_scaled_by_one_over_root_depth():
+    def ends(n_layers):
+        config = dataclasses.replace(SMALL, n_layers=n_layers)
+        first, second = (zoo.Block(config, word, rngs=nnx.Rngs(0)) for word in (MAMBA, TRANSFORMER))
+        return [linear.kernel[...] for linear in (first.mixer.out_proj, second.mixer.o_proj, second.mlp.down_proj)]
+
+    assert_close(ends(8), jax.tree.map(lambda kernel: kernel / 2, ends(2)))

@@ -1,0 +1,57 @@
+"""Published models by name: their sizes are the published ones."""
+
+import math
+
+import jax
+import pytest
+from flax import nnx
+
+import zoo
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mamba-130m", 129_135_360),
+        ("mamba-370m", 371_516_416),
+        ("mamba-790m", 793_204_224),
+        ("mamba-1.4b", 1_372_178_432),
+        ("mamba-2.8b", 2_768_345_600),
+    ],
+)
+def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
+    n_layers = zoo.presets[name].n_layers
+    one, two = (count_parameters(name, n_layers=n) for n in (1, 2))
+    assert one + (n_layers - 1) * (two - one) == parameters  # all layers are alike, and building them takes a while
+
+
+def count_parameters(name, **overrides):
+    model = nnx.eval_shape(lambda: zoo.create(name, rngs=nnx.Rngs(0), **overrides))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
+
+
+def test_every_preset_is_tested():
+    tested = {name for name, _ in test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1]}
+    assert tested == set(zoo.presets)
+
+
+def test_create_takes_overrides_and_leaves_the_preset_alone():
+    options = {"n_layers": 1, "dtype": "bfloat16", "attn": zoo.AttentionConfig(window=4)}
+    model = nnx.eval_shape(lambda: zoo.create("mamba-130m", rngs=nnx.Rngs(0), **options))
+    assert len(model.backbone.layers) == 1
+    assert (model.config.dtype, model.config.attn.window, model.config.d_model) == ("bfloat16", 4, 768)
+    assert zoo.presets["mamba-130m"].n_layers == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: mamba-1.4b, mamba-130m"),
+        ("gpt", {}, "unknown preset 'gpt'. Known: mamba-1.4b"),
+        ("mamba-130m", {"n_layer": 2}, "unknown config field 'n_layer', did you mean 'n_layers'"),
+        ("mamba-130m", {"n_layers": 0}, "n_layers=0, expected at least 1"),
+    ],
+)
+def test_errors_name_the_nearest_known(name, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        zoo.create(name, rngs=nnx.Rngs(0), **overrides)
