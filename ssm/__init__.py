@@ -8,3 +8,5 @@ from ssm.scan import selective_scan as selective_scan
 from ssm.scan import selective_step as selective_step
 from ssm.segments import segment_runs as segment_runs
 from ssm.segments import segment_starts as segment_starts
+from ssm.ssd import ssd as ssd
+from ssm.ssd import ssd_step as ssd_step

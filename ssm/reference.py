@@ -36,19 +36,32 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, *, initial_state=None, mas
 
 
 def causal_conv1d(x, weight, bias=None, *, initial_state=None, segment_ids=None):
-    """`ssm.causal_conv1d`, output alone, as a sum over every pair of positions."""
+    """`ssm.causal_conv1d`, output alone, as a dense matrix over every pair of positions."""
     taps, length = weight.shape[1], x.shape[1]
-    history = jnp.zeros_like(x, shape=(x.shape[0], taps - 1, x.shape[2])) if initial_state is None else initial_state
-    inputs = jnp.concatenate([history, x], axis=1)
-    out = []
-    for t in range(length):
-        total = jnp.zeros_like(x[:, 0])
-        for j in range(taps):
-            source = t + j - (taps - 1)
-            seen = jnp.ones(x.shape[0], bool)
-            if segment_ids is not None:
-                between = segment_ids[:, max(source, 0) : t + 1]
-                seen = jnp.all(between == between[:, :1], axis=1)
-            total = total + jnp.where(seen[:, None], inputs[:, t + j] * weight[:, j], 0)
-        out.append(total if bias is None else total + bias)
-    return jnp.stack(out, axis=1)
+    if initial_state is None:
+        initial_state = jnp.zeros_like(x, shape=(x.shape[0], taps - 1, x.shape[2]))
+    inputs = jnp.concatenate([initial_state, x], axis=1)  # b s e: position t is input t + taps - 1
+    tap = jnp.arange(inputs.shape[1]) - jnp.arange(length)[:, None]  # l s: which tap position t has on input s
+    matrix = jnp.where((tap >= 0) & (tap < taps), weight[:, jnp.clip(tap, 0, taps - 1)], 0)  # e l s
+    seen = jnp.ones((x.shape[0], *tap.shape), bool)  # b l s
+    if segment_ids is not None:
+        segment = jnp.cumsum(segment_ids[:, 1:] != segment_ids[:, :-1], axis=1)
+        segment = jnp.pad(segment, ((0, 0), (taps, 0)))  # the initial state belongs to the first position's segment
+        seen = segment[:, taps - 1 :, None] == segment[:, None, :]
+    y = jnp.einsum("els,bls,bse->ble", matrix, seen.astype(x.dtype), inputs, precision="highest")
+    return y if bias is None else y + bias
+
+
+def ssd(x, dt, A, B, C, D=None, *, initial_state=None, mask=None, segment_ids=None):
+    """`ssm.ssd` as a selective scan: each channel of a head has the head's decay in all of its n states."""
+    (b, _, h, p), n = x.shape, B.shape[3]
+    B, C = (jnp.repeat(m, h // m.shape[2], axis=2) for m in (B, C))  # a map for each head
+    D = jnp.zeros((h, p), x.dtype) if D is None else jnp.broadcast_to(D.reshape(h, -1), (h, p))
+    initial_state = jnp.zeros((b, h, p, n)) if initial_state is None else initial_state
+
+    def head(x, dt, A, B, C, D, initial_state):
+        dt, A = jnp.repeat(dt[..., None], p, axis=2), jnp.broadcast_to(A, (p, n))
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        return selective_scan(x, dt, A, B, C, D, initial_state=initial_state, **positions)
+
+    return jax.vmap(head, (2, 2, 0, 2, 2, 0, 1), (2, 1))(x, dt, A, B, C, D, initial_state)

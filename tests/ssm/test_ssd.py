@@ -1,0 +1,173 @@
+"""The state-space dual against the selective scan and against masked attention."""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ssm
+from ssm import reference
+from tests.numerics import assert_close, normal
+
+
+def make_inputs(length, *, b=2, h=4, p=3, g=2, n=5, seed=0):
+    """Arguments whose decays cover nearly 0 to nearly 1, with two heads a group."""
+    keys = jax.random.split(jax.random.key(seed), 7)
+    return {
+        "x": normal(keys[0], b, length, h, p),
+        "dt": jax.nn.softplus(normal(keys[1], b, length, h) - 1),
+        "A": -jnp.exp(normal(keys[2], h)),
+        "B": normal(keys[3], b, length, g, n),
+        "C": normal(keys[4], b, length, g, n),
+        "D": normal(keys[5], h),
+        "initial_state": normal(keys[6], b, h, p, n),
+    }
+
+
+def make_positions(length, *, b=2):
+    """A mask with holes and packed segments, both irregular and different in each row."""
+    rng = np.random.default_rng(length)
+    mask = jnp.asarray(rng.random((b, length)) > 0.2)
+    segment_ids = jnp.asarray(np.cumsum(rng.random((b, length)) < 0.05, axis=1))
+    return {"mask": mask, "segment_ids": segment_ids}
+
+
+def value_and_gradients(op, inputs, positions):
+    """y, the final state, and the gradient of both, each weighted at random, in every input."""
+    y_weight = normal(jax.random.key(8), *inputs["x"].shape)
+    state_weight = normal(jax.random.key(9), *inputs["initial_state"].shape)
+
+    def total(inputs):
+        y, state = op(**inputs, **positions)
+        return jnp.sum(y * y_weight) + jnp.sum(state * state_weight), (y, state)
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(inputs)
+    return out, gradients
+
+
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 100, 300])
+@pytest.mark.parametrize("packed", [False, True])
+def test_equals_the_selective_scan_in_value_and_every_gradient_in_float64(x64, length, packed):
+    inputs, positions = make_inputs(length), make_positions(length) if packed else {}
+    out, gradients = value_and_gradients(ssm.ssd, inputs, positions)
+    expected, expected_gradients = value_and_gradients(reference.ssd, inputs, positions)
+    assert_close(out, expected)
+    for name in inputs:
+        assert_close(gradients[name], expected_gradients[name], gradient=True, name=name)
+
+
+def test_agrees_with_the_reference_in_float32():
+    inputs, positions = make_inputs(200), make_positions(200)
+    out, gradients = value_and_gradients(ssm.ssd, inputs, positions)
+    expected, expected_gradients = value_and_gradients(reference.ssd, inputs, positions)
+    assert_close(out, expected)
+    assert_close(gradients, expected_gradients, gradient=True)
+
+
+def test_is_masked_attention(x64):
+    inputs = make_inputs(20, g=1)
+    inputs["initial_state"] = jnp.zeros_like(inputs["initial_state"])
+    y, _ = ssm.ssd(**inputs, chunk_size=8)
+    decay = inputs["dt"] * inputs["A"]
+    total = jnp.stack([jnp.stack([decay[:, j + 1 : i + 1].sum(1) for j in range(20)], 1) for i in range(20)], 1)
+    scores = jnp.einsum("bqn,bsn->bqs", inputs["C"][:, :, 0], inputs["B"][:, :, 0])
+    weights = jnp.where(jnp.tri(20, dtype=bool)[None, :, :, None], scores[..., None] * jnp.exp(total), 0)  # b q s h
+    attention = jnp.einsum("bqsh,bsh,bshp->bqhp", weights, inputs["dt"], inputs["x"])
+    assert_close(y, attention + inputs["D"][:, None] * inputs["x"])
+
+
+def test_bfloat16_inputs_keep_their_dtype_and_a_float32_state():
+    inputs = make_inputs(100)
+    low = inputs | {name: inputs[name].astype(jnp.bfloat16) for name in ("x", "B", "C")}
+    exact = {name: value.astype(jnp.float32) for name, value in low.items()}
+    (y, state), gradients = value_and_gradients(ssm.ssd, low, {})
+    (expected, expected_state), expected_gradients = value_and_gradients(reference.ssd, exact, {})
+    assert y.dtype == jnp.bfloat16
+    assert state.dtype == jnp.float32
+    assert_close(y, expected)
+    assert_close(state, expected_state, tolerance=2e-2)  # products of bfloat16 operands
+    for name, gradient in gradients.items():
+        assert gradient.dtype == low[name].dtype
+        assert_close(gradient, expected_gradients[name], tolerance=2e-2, name=name)  # likewise
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 100, 1000])
+def test_chunk_size_changes_nothing(x64, chunk_size):
+    inputs, positions = make_inputs(100), make_positions(100)
+    out, gradients = value_and_gradients(functools.partial(ssm.ssd, chunk_size=chunk_size), inputs, positions)
+    expected, expected_gradients = value_and_gradients(ssm.ssd, inputs, positions)
+    assert_close(out, expected)
+    assert_close(gradients, expected_gradients, gradient=True)
+
+
+def test_steps_equal_the_whole(x64):
+    inputs = make_inputs(9)
+    inputs["D"] = normal(jax.random.key(3), 4, 3)  # one for each channel of a head
+    y, state = ssm.ssd(**inputs)
+    h, outputs = inputs["initial_state"], []
+    for t in range(9):
+        x, dt, B, C = (inputs[name][:, t] for name in ("x", "dt", "B", "C"))
+        y_t, h = ssm.ssd_step(h, x, dt, inputs["A"], B, C, inputs["D"])
+        outputs.append(y_t)
+    assert_close((jnp.stack(outputs, 1), h), (y, state))
+
+
+def test_strong_decay_stays_finite_and_exact_enough_in_float32():
+    inputs = make_inputs(130)
+    inputs["dt"] = inputs["dt"].at[:, ::3].set(50.0).at[:, 1::3].set(0)
+    out, gradients = value_and_gradients(ssm.ssd, inputs, {})
+    expected, _ = value_and_gradients(reference.ssd, inputs, {})
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((out, gradients)))
+    # Sums of decays reach 1e4 in a chunk here; their differences carry rounding of that size.
+    assert_close(out, expected, tolerance=1e-3)
+
+
+def test_no_gradient_crosses_a_segment_boundary():
+    inputs = make_inputs(20)
+    segment_ids = jnp.repeat(jnp.array([[0, 1], [0, 1]]), 10, axis=1)
+    later = jax.grad(lambda x: ssm.ssd(**(inputs | {"x": x}), segment_ids=segment_ids, chunk_size=8)[0][:, 10:].sum())
+    gradient = later(inputs["x"])
+    assert not np.any(gradient[:, :10])
+    assert np.all(gradient[:, 10:])
+
+
+def test_flops_double_with_the_length():
+    def flops(length):
+        return jax.jit(ssm.ssd).lower(**make_inputs(length, p=16, n=16)).compile().cost_analysis()["flops"]
+
+    assert flops(1024) == pytest.approx(2 * flops(512), rel=0.02)
+
+
+def test_a_step_costs_what_the_recurrence_needs():
+    b, h, p, n = 2, 8, 16, 32
+    inputs = make_inputs(1, b=b, h=h, p=p, g=1, n=n)
+    state = inputs.pop("initial_state")
+    at_once = {name: value if name in ("A", "D") else value[:, 0] for name, value in inputs.items()}
+    flops = jax.jit(ssm.ssd_step).lower(state, **at_once).compile().cost_analysis()["flops"]
+    needed = b * h * p * n * 5  # decay, outer product, sum; product with C, sum
+    assert flops <= 1.05 * needed
+
+
+def test_training_memory_is_linear_in_the_length():
+    def temporary_bytes(length):
+        loss = lambda inputs: jnp.sum(ssm.ssd(**inputs)[0] ** 2)  # noqa: E731
+        inputs = make_inputs(length, b=1)
+        return jax.jit(jax.grad(loss)).lower(inputs).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(4096) < 2.1 * temporary_bytes(2048)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"B": jnp.zeros((2, 5, 3, 5)), "C": jnp.zeros((2, 5, 3, 5))}, "g=3 groups, expected a number that divides"),
+        ({"dt": jnp.zeros((2, 5, 3))}, r"dt has shape \(2, 5, 3\), expected \(b, l, h\) with b=2, l=5, h=4"),
+        ({"chunk_size": 0}, "chunk_size=0, expected at least 1"),
+    ],
+)
+def test_errors_name_the_argument(change, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(ssm.ssd)(**(make_inputs(5) | change))
