@@ -1,0 +1,35 @@
+"""The documents run: every notebook from its first cell to its last, and the Python in the README."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_runs_from_a_clean_start(path):
+    notebook = json.loads(path.read_text())
+    namespace = {"__name__": "__main__"}
+    for number, cell in enumerate(notebook["cells"]):
+        assert not cell.get("outputs"), f"cell {number} was saved with its output"
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), namespace)
+
+
+def test_readme_snippets_run():
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert snippets
+    namespace = {"__name__": "__main__"}
+    for number, snippet in enumerate(snippets):
+        exec(compile(snippet, f"README.md[{number}]", "exec"), namespace)
