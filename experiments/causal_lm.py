@@ -6,7 +6,7 @@
     python -m experiments.causal_lm mamba-130m --data.path my.txt          # a published size, a BPE trained on the text
 
 The same command again resumes the run where it was. `python -m experiments.sample RUN_DIR --prompt "def "` goes on with
-a text. The first command reaches 2.076 bits/byte on held-out files.
+a text. The first command reaches 2.191 bits/byte on held-out files.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 attn=zoo.AttentionConfig(n_heads=4),
             ),
             data=DataConfig(tokenizer="bytes", seq_len=256),
-            train=TrainConfig(steps=500, batch_size=8, eval_every=250, save_every=100),
+            train=TrainConfig(steps=350, batch_size=8, eval_every=175, save_every=175),
             optim=OptimConfig(learning_rate=5e-3, warmup_steps=50),
         ),
     ),

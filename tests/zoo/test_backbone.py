@@ -190,8 +190,9 @@ def test_dropout_is_off_without_rngs_and_a_function_of_the_key_with_them():
     assert not np.allclose(once, other, atol=1e-3)
 
 
-def test_dropout_zeroes_the_given_share_of_each_mixers_output():
-    block = make_backbone(pattern="-/mlp", n_layers=1, dropout=0.25).layers[0]
+@pytest.mark.parametrize("pattern", ["attn", "-/mlp"])
+def test_dropout_zeroes_the_given_share_of_each_mixers_output(pattern):
+    block = make_backbone(pattern=pattern, n_layers=1, dropout=0.25).layers[0]
     x = make_input(500)
     added = np.asarray(jax.jit(block)(x, key=jax.random.key(0)) - x)
     kept = np.asarray(jax.jit(block)(x) - x) / 0.75
