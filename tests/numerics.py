@@ -52,3 +52,27 @@ def with_random_parameters(build, seed: int = 0):
 
     graphdef, params = nnx.split(nnx.eval_shape(build))
     return nnx.merge(graphdef, jax.tree.map(draw, params))
+
+
+def make_positions(length, *, b=2, boundaries=0.1):
+    """A mask with holes and packed segments, both irregular and different in each row."""
+    rng = np.random.default_rng(length)
+    mask = jnp.asarray(rng.random((b, length)) > 0.2)
+    segment_ids = jnp.asarray(np.cumsum(rng.random((b, length)) < boundaries, axis=1))
+    return {"mask": mask, "segment_ids": segment_ids}
+
+
+def value_and_gradients(op, inputs, positions):
+    """(y, final state) of a scan, and the gradient of both, each weighted at random, in every input.
+
+    `inputs` starts with the array that y has the shape of, and holds "initial_state".
+    """
+    y_weight = normal(jax.random.key(8), *next(iter(inputs.values())).shape)
+    state_weight = normal(jax.random.key(9), *inputs["initial_state"].shape)
+
+    def total(inputs):
+        y, state = op(**inputs, **positions)
+        return jnp.sum(y * y_weight) + jnp.sum(state * state_weight), (y, state)
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(inputs)
+    return out, gradients

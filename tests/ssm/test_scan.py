@@ -11,7 +11,7 @@ import pytest
 
 import ssm
 from ssm import reference
-from tests.numerics import assert_close, normal
+from tests.numerics import assert_close, make_positions, normal, value_and_gradients
 
 LENGTHS = (1, 2, 63, 64, 65, 100, 1000)
 IMPLEMENTATIONS = ("sequential", "associative")
@@ -30,27 +30,6 @@ def make_inputs(length, *, b=2, e=3, n=4, seed=0):
         "z": normal(keys[6], b, length, e),
         "initial_state": normal(keys[7], b, e, n),
     }
-
-
-def make_positions(length, *, b=2):
-    """A mask with holes and packed segments, both irregular and different in each row."""
-    rng = np.random.default_rng(length)
-    mask = jnp.asarray(rng.random((b, length)) > 0.2)
-    segment_ids = jnp.asarray(np.cumsum(rng.random((b, length)) < 0.1, axis=1))
-    return {"mask": mask, "segment_ids": segment_ids}
-
-
-def value_and_gradients(scan, inputs, positions):
-    """y, the final state, and the gradient of both, each weighted at random, in every input."""
-    y_weight = normal(jax.random.key(8), *inputs["u"].shape)
-    state_weight = normal(jax.random.key(9), *inputs["initial_state"].shape)
-
-    def total(inputs):
-        y, state = scan(**inputs, **positions)
-        return jnp.sum(y * y_weight) + jnp.sum(state * state_weight), (y, state)
-
-    (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(inputs)
-    return out, gradients
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -10,7 +10,10 @@ import pytest
 
 import ssm
 from ssm import reference
-from tests.numerics import assert_close, normal
+from tests.numerics import assert_close, normal, value_and_gradients
+from tests.numerics import make_positions as make_dense_positions
+
+make_positions = functools.partial(make_dense_positions, boundaries=0.05)
 
 
 def make_inputs(length, *, b=2, h=4, p=3, g=2, n=5, seed=0):
@@ -25,27 +28,6 @@ def make_inputs(length, *, b=2, h=4, p=3, g=2, n=5, seed=0):
         "D": normal(keys[5], h),
         "initial_state": normal(keys[6], b, h, p, n),
     }
-
-
-def make_positions(length, *, b=2):
-    """A mask with holes and packed segments, both irregular and different in each row."""
-    rng = np.random.default_rng(length)
-    mask = jnp.asarray(rng.random((b, length)) > 0.2)
-    segment_ids = jnp.asarray(np.cumsum(rng.random((b, length)) < 0.05, axis=1))
-    return {"mask": mask, "segment_ids": segment_ids}
-
-
-def value_and_gradients(op, inputs, positions):
-    """y, the final state, and the gradient of both, each weighted at random, in every input."""
-    y_weight = normal(jax.random.key(8), *inputs["x"].shape)
-    state_weight = normal(jax.random.key(9), *inputs["initial_state"].shape)
-
-    def total(inputs):
-        y, state = op(**inputs, **positions)
-        return jnp.sum(y * y_weight) + jnp.sum(state * state_weight), (y, state)
-
-    (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(inputs)
-    return out, gradients
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 100, 300])
