@@ -1,10 +1,13 @@
 """The short causal convolution in front of a state-space mixer: depthwise, a few taps, with its state carried."""
 
 import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
-from ssm.segments import segment_runs
-from ssm.shapes import check_shapes
+from ssm import init
+from ssm.checks import check_shapes
+from ssm.segments import last_inputs, segment_runs
 
 
 def causal_conv1d(
@@ -65,20 +68,29 @@ def causal_conv1d(
         y = y + tap * weight[:, j].astype(dtype)
     if bias is not None:
         y = y + bias.astype(dtype)
-    return y.astype(x.dtype), _last_inputs(padded, history, mask, runs)
+    return y.astype(x.dtype), last_inputs(x, initial_state, mask, segment_ids)
 
 
-def _last_inputs(padded, history, mask, runs):
-    """The last `history` rows before the end of what is there, those of earlier segments blanked."""
-    length = padded.shape[1] - history
-    if mask is None:
-        last, last_runs = padded[:, length:], None if runs is None else runs[:, length:]
-    else:
-        # One past the last position that is there; 0 where none is, which leaves the initial state.
-        end = jnp.max(jnp.where(mask, jnp.arange(1, length + 1), 0), axis=1, initial=0)
-        rows = end[:, None] + jnp.arange(history)
-        last = jnp.take_along_axis(padded, rows[..., None], axis=1)
-        last_runs = None if runs is None else jnp.take_along_axis(runs, rows, axis=1)
-    if last_runs is None or history == 0:
-        return last
-    return jnp.where((last_runs == runs[:, -1:])[..., None], last, 0)
+class DepthwiseConv(nnx.Module):
+    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,)."""
+
+    def __init__(
+        self,
+        channels: int,
+        taps: int,
+        *,
+        use_bias: bool,
+        kernel_bound: float | None = None,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        bound = init.uniform(taps**-0.5)
+        kernel_init = bound if kernel_bound is None else init.uniform(kernel_bound)
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype))
+        self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
+
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
+        """`causal_conv1d` from a state; the state goes out in the dtype that it came in."""
+        bias = None if self.bias is None else self.bias[...]
+        y, after = causal_conv1d(x, self.kernel[...], bias, initial_state=state, mask=mask, segment_ids=segment_ids)
+        return y, after if state is None else after.astype(state.dtype)

@@ -20,6 +20,15 @@ def uniform(bound: float):
     return init
 
 
+def residual(scale: float):
+    """PyTorch's default times `scale`: 1 / sqrt(layers) in a residual stack."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return scale * uniform_fan_in(key, shape, dtype)
+
+    return init
+
+
 def real_A_log(d_inner: int, d_state: int) -> Float[Array, "e n"]:
     """S4D-real: A = -(1, 2, ..., n) in every channel, stored as log(-A)."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, d_state + 1, dtype=jnp.float32)), (d_inner, d_state))

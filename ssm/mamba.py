@@ -11,10 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from ssm import init
-from ssm.conv import causal_conv1d
+from ssm.checks import at_least, check_dt_range
+from ssm.conv import DepthwiseConv
+from ssm.linear import make_linear
+from ssm.mixer import Mixer
+from ssm.norm import rms_norm
 from ssm.scan import Implementation, selective_scan, selective_step
 
 
@@ -26,7 +30,7 @@ class MambaConfig:
     """State size n of each channel."""
     d_conv: int = 4
     """Taps of the short convolution."""
-    expand: int = 2
+    expand: float = 2.0
     """Inner width, as a multiple of d_model."""
     dt_rank: int | None = None
     """Rank of the step-size projection. None: d_model / 16, rounded up."""
@@ -44,19 +48,22 @@ class MambaConfig:
     """Whether the short convolution has a bias."""
     bias: bool = False
     """Whether the input and output projections have biases."""
+    bcdt_rms: bool = False
+    """Whether B, C and the low-rank step size are normalised, without weights, as in Falcon-Mamba."""
+    bcdt_rms_eps: float = 1e-6
+    """Added to the mean square in that normalisation."""
     chunk_size: int | None = None
     """Positions a chunk of the scan. None: what suits the platform."""
     implementation: Implementation | None = None
     """How positions run inside a chunk: "sequential", "associative", or None for what suits the platform."""
 
     def __post_init__(self):
-        for name in ("d_state", "d_conv", "expand"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        at_least(1, d_state=self.d_state, d_conv=self.d_conv)
+        if self.expand <= 0:
+            raise ValueError(f"expand={self.expand}, expected more than 0")
         if self.dt_rank is not None and self.dt_rank < 1:
             raise ValueError(f"dt_rank={self.dt_rank}, expected None or at least 1")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(f"dt_min={self.dt_min} and dt_max={self.dt_max}, expected 0 < dt_min <= dt_max")
+        check_dt_range(self.dt_min, self.dt_max)
         if self.dt_init not in ("random", "constant"):
             raise ValueError(f"dt_init={self.dt_init!r}, expected 'random' or 'constant'")
 
@@ -70,16 +77,7 @@ class MambaState(NamedTuple):
     """The state space's state, at least float32."""
 
 
-class DepthwiseConv(nnx.Module):
-    """Parameters of a depthwise convolution: `kernel` (e, w) and `bias` (e,)."""
-
-    def __init__(self, channels: int, taps: int, *, use_bias: bool, param_dtype: Dtype, rngs: nnx.Rngs):
-        bound = init.uniform(taps**-0.5)
-        self.kernel = nnx.Param(bound(rngs.params(), (channels, taps), param_dtype))
-        self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
-
-
-class Mamba(nnx.Module):
+class Mamba(Mixer):
     """Selective state-space mixer: sequence in, sequence out, linear in the length.
 
     Args:
@@ -93,8 +91,6 @@ class Mamba(nnx.Module):
     Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
     """
 
-    causal = True
-
     def __init__(
         self,
         d_model: int,
@@ -107,26 +103,11 @@ class Mamba(nnx.Module):
     ):
         self.config = config
         self.dtype = dtype
-        self.d_inner = config.expand * d_model
+        self.d_inner = int(config.expand * d_model)
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
         state_dtype = jnp.promote_types(param_dtype, jnp.float32)
 
-        def linear(d_in: int, d_out: int, kernel_init=init.uniform_fan_in, use_bias: bool = config.bias, **kwargs):
-            return nnx.Linear(
-                d_in,
-                d_out,
-                use_bias=use_bias,
-                kernel_init=kernel_init,
-                dtype=dtype,
-                param_dtype=param_dtype,
-                bias_metadata={"decay": False},
-                rngs=rngs,
-                **kwargs,
-            )
-
-        def residual_init(key, shape, dtype):
-            return residual_scale * init.uniform_fan_in(key, shape, dtype)
-
+        linear = make_linear(use_bias=config.bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         dt_bound = config.dt_scale * self.dt_rank**-0.5
         constant = jax.nn.initializers.constant(dt_bound)
         self.in_proj = linear(d_model, 2 * self.d_inner)
@@ -145,23 +126,7 @@ class Mamba(nnx.Module):
         )
         self.A_log = nnx.Param(init.real_A_log(self.d_inner, config.d_state).astype(state_dtype), decay=False)
         self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False)
-        self.out_proj = linear(self.d_inner, d_model, kernel_init=residual_init)
-
-    def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        *,
-        mask: Bool[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-    ) -> Float[Array, "b l d"]:
-        """Mixes whole sequences from the zero state.
-
-        Args:
-          x: input.
-          mask: False where a position is not there (padding, at either end).
-          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
-        """
-        return self._mix(x, None, mask, segment_ids)[0]
+        self.out_proj = linear(self.d_inner, d_model, kernel_init=init.residual(residual_scale))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> MambaState:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""
@@ -171,30 +136,17 @@ class Mamba(nnx.Module):
             ssm=jnp.zeros((batch_size, self.d_inner, self.config.d_state), self.A_log.dtype),
         )
 
-    def extend(
-        self,
-        x: Float[Array, "b l d"],
-        state: MambaState,
-        *,
-        mask: Bool[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-    ) -> tuple[Float[Array, "b l d"], MambaState]:
-        """Goes on from `state` by l positions, a whole prompt or one token; any split gives the same as the whole."""
-        return self._mix(x, state, mask, segment_ids)
-
     def _mix(self, x, state, mask, segment_ids):
         conv_state, ssm_state = (None, None) if state is None else state
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
-        bias = None if self.conv1d.bias is None else self.conv1d.bias[...]
-        x, conv_state = causal_conv1d(
-            x, self.conv1d.kernel[...], bias, initial_state=conv_state, mask=mask, segment_ids=segment_ids
-        )
-        if state is not None:
-            conv_state = conv_state.astype(state.conv.dtype)
+        x, conv_state = self.conv1d(x, conv_state, mask=mask, segment_ids=segment_ids)
         x = jax.nn.silu(x)
 
         sizes = (self.dt_rank, self.dt_rank + self.config.d_state)
         low_rank_dt, B, C = jnp.split(self.x_proj(x), sizes, axis=-1)
+        if self.config.bcdt_rms:
+            normed = (rms_norm(m, eps=self.config.bcdt_rms_eps).astype(m.dtype) for m in (low_rank_dt, B, C))
+            low_rank_dt, B, C = normed
         # The bias joins in float32: near -4.6 (a step of 0.01), bfloat16 would move the step by 1-2 %.
         delta = low_rank_dt @ self.dt_proj.kernel[...].astype(low_rank_dt.dtype)
         delta = jax.nn.softplus(delta.astype(self.A_log.dtype) + self.dt_proj.bias[...])

@@ -65,3 +65,33 @@ def ssd(x, dt, A, B, C, D=None, *, initial_state=None, mask=None, segment_ids=No
         return selective_scan(x, dt, A, B, C, D, initial_state=initial_state, **positions)
 
     return jax.vmap(head, (2, 2, 0, 2, 2, 0, 1), (2, 1))(x, dt, A, B, C, D, initial_state)
+
+
+def trapezoid(v, k, q, dt, A, lam, D=None, *, initial_state=None, mask=None, segment_ids=None):
+    """`ssm.trapezoid` as a loop over positions: same arguments, same results."""
+    dtype = jnp.result_type(v, dt, jnp.float32)
+    (b, length, _, heads, p), n = v.shape, k.shape[-1]
+    if initial_state is None:
+        initial_state = jnp.zeros((b, heads, p, n), dtype), jnp.zeros_like(k[:, 0]), jnp.zeros_like(v[:, 0])
+
+    def step(before, t):
+        fresh = jnp.zeros((b,), bool)
+        if segment_ids is not None:
+            fresh = (t > 0) & (segment_ids[:, t] != segment_ids[:, t - 1])
+        h, k_last, v_last = before = tuple(jnp.where(fresh[:, None, None, None], 0, x) for x in before)
+        alpha, step_size = jnp.exp(dt[:, t] * A[:, t]), dt[:, t]
+        beta, gamma = (1 - lam[:, t]) * step_size * alpha, lam[:, t] * step_size
+        h = (
+            alpha[..., None, None] * h
+            + beta[..., None, None] * jnp.einsum("brhp,brhn->bhpn", v_last, k_last)
+            + gamma[..., None, None] * jnp.einsum("brhp,brhn->bhpn", v[:, t], k[:, t])
+        )
+        after = h, k[:, t], v[:, t]
+        if mask is not None:
+            there = mask[:, t, None, None, None]
+            after = tuple(jnp.where(there, new, old) for new, old in zip(after, before, strict=True))
+        return after, jnp.einsum("bhpn,brhn->brhp", h, q[:, t])
+
+    state, y = lax.scan(step, tuple(initial_state), jnp.arange(length))
+    y = jnp.moveaxis(y, 0, 1)
+    return (y if D is None else y + D[:, None] * v), state

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.checks import check_shapes
 from ssm.segments import segment_starts
-from ssm.shapes import check_shapes
 
 Implementation = Literal["sequential", "associative"]
 

@@ -2,10 +2,11 @@
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t + D x_t        (h: p x n, a head)
 
-How it is computed. A row is cut into chunks of `chunk_size` (axis q). With s_t the sum of dt A from the chunk's start,
+How it is computed (`decayed_attention`, with a = dt A and w = dt). A row is cut into chunks of `chunk_size` (axis q).
+With s_t the sum of a from the chunk's start,
 
-    inside a chunk      y_i += sum_{j <= i} (C_i . B_j) exp(s_i - s_j) dt_j x_j          masked attention
-    state it adds       S   =  sum_j exp(s_last - s_j) dt_j x_j B_j^T
+    inside a chunk      y_i += sum_{j <= i} (C_i . B_j) exp(s_i - s_j) w_j x_j           masked attention
+    state it adds       S   =  sum_j exp(s_last - s_j) w_j x_j B_j^T
     between chunks      h_out = exp(s_last) h_in + S                                      a scan, linear in the chunks
     from the state      y_i += exp(s_i) h_in C_i
 
@@ -13,7 +14,8 @@ Everything but the scan runs for all chunks at once. B and C keep their groups t
 group's. Products take the inputs' dtype and add up in at least float32; decays and states are at least float32.
 
 The gradient is written by hand: only the inputs and the states entering the chunks are kept, the q x q matrices are
-rebuilt. Exponents are differences of sums inside one chunk, masked before the exponential, and never positive.
+rebuilt. Exponents are differences of sums inside one chunk, masked before the exponential, and never positive; the sums
+carry their rounding error along, so that weak decay behind strong decay is as exact as alone.
 
 Axes: b batch, l position, c chunks, q s positions in a chunk (reading, written), h heads, g groups, r heads of a group,
 p head width, n state size.
@@ -26,11 +28,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.checks import check_shapes
 from ssm.segments import segment_runs
-from ssm.shapes import check_shapes
 
-# Not yet measured on GPU and TPU; 64 keeps the error of the sums' differences below 1e-5 in float32.
-_CHUNK_SIZE = 64
+# Not yet measured on GPU and TPU.
+CHUNK_SIZE = 64
 
 
 def ssd(
@@ -84,27 +86,15 @@ def ssd(
         mask=(mask, "b l"),
         segment_ids=(segment_ids, "b l"),
     )
-    b, length, h, p, g, n = (sizes[axis] for axis in "blhpgn")
-    if h % g:
-        raise ValueError(f"B has g={g} groups, expected a number that divides the h={h} heads")
-    chunk_size = _CHUNK_SIZE if chunk_size is None else chunk_size
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
-
+    check_groups(sizes["g"], sizes["h"])
     dtype = jnp.result_type(x, dt, A, B, C, jnp.float32)
-    if initial_state is None:
-        initial_state = jnp.zeros((b, h, p, n), dtype)
-    state = initial_state.astype(dtype)
     dt = dt.astype(dtype)
     if mask is not None:
         dt = jnp.where(mask[..., None], dt, 0)
-    y = jnp.zeros(x.shape, dtype)
-    if length > 0:
-        runs = None if segment_ids is None else segment_runs(segment_ids)
-        y, state = _ssd(x, dt, A.astype(dtype), B, C, state, runs, min(chunk_size, length))
-    if D is not None:
-        y = y + (D[:, None] if D.ndim == 1 else D).astype(dtype) * x
-    return y.astype(x.dtype), state
+    y, state = decayed_attention(
+        x, dt, dt * A, B, C, initial_state=initial_state, segment_ids=segment_ids, chunk_size=chunk_size
+    )
+    return add_skip(y, x, D).astype(x.dtype), state
 
 
 def ssd_step(
@@ -139,30 +129,89 @@ def ssd_step(
         D=(D, "h" if D is None or D.ndim == 1 else "h p"),
     )
     g, n = sizes["g"], sizes["n"]
+    check_groups(g, sizes["h"])
     dtype = jnp.result_type(state, x, dt, A, B, C, jnp.float32)
     dt = dt.astype(dtype)
     grouped = (x.astype(dtype) * dt[..., None]).reshape(x.shape[0], g, -1, x.shape[2], 1)  # b g r p 1
     added = (grouped * B.astype(dtype)[:, :, None, None, :]).reshape(state.shape)
     state = jnp.exp(dt * A)[..., None, None] * state + added
     read = state.reshape(state.shape[0], g, -1, state.shape[2], n) * C.astype(dtype)[:, :, None, None, :]
-    y = jnp.sum(read, axis=-1).reshape(x.shape)
-    if D is not None:
-        y = y + (D[:, None] if D.ndim == 1 else D).astype(dtype) * x
-    return y.astype(x.dtype), state
+    return add_skip(jnp.sum(read, axis=-1).reshape(x.shape), x, D).astype(x.dtype), state
 
 
-# The operation without its skip, with its gradient. Below, arrays are chunked and grouped: (b, c, q, g, r, ...).
+def check_groups(groups: int, heads: int) -> None:
+    """Raises a ValueError unless the groups divide the heads."""
+    if groups < 1 or heads % groups:
+        raise ValueError(f"B has g={groups} groups, expected a number that divides the h={heads} heads")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _ssd(x, dt, A, B, C, initial_state, runs, chunk_size):
-    return _ssd_forward(x, dt, A, B, C, initial_state, runs, chunk_size)[0]
+def add_skip(
+    y: Float[Array, "*b h p"], x: Float[Array, "*b h p"], D: Float[Array, "h"] | Float[Array, "h p"] | None
+) -> Float[Array, "*b h p"]:
+    """y + D x, with a weight for each head, or for each of its channels."""
+    if D is None:
+        return y
+    return y + (D[:, None] if D.ndim == 1 else D).astype(y.dtype) * x
 
 
-def _ssd_forward(x, dt, A, B, C, initial_state, runs, chunk_size):
-    xdt, B_, C_, decay = _prepare(x, dt, A, B, C, runs, chunk_size)
+def decayed_attention(
+    x: Float[Array, "b l h p"],
+    weight: Float[Array, "b l h"],
+    a: Float[Array, "b l h"],
+    B: Float[Array, "b l g n"],
+    C: Float[Array, "b l g n"],
+    *,
+    initial_state: Float[Array, "b h p n"] | None = None,
+    segment_ids: Int[Array, "b l"] | None = None,
+    chunk_size: int | None = None,
+    rank: int = 1,
+) -> tuple[Float[Array, "b l h p"], Float[Array, "b h p n"]]:
+    """The recurrence under the state-space dual, for any decay and any weight of the inputs.
+
+        h_t = exp(a_t) h_{t-1} + w_t x_t B_t^T        y_t = h_t C_t
+
+    Args:
+      x, B, C: as in `ssd`.
+      weight: w, of any sign. 0 where a position is not there.
+      a: logarithm of the decay, <= 0. 0 where a position is not there.
+      initial_state, segment_ids: as in `ssd`.
+      chunk_size: positions a chunk, None for the default, divided by `rank`.
+      rank: rows of a position. With rank r the rows t r to t r + r - 1 belong to position t: each of them reads what
+        all of them write. `a` is then 0 but in the first.
+
+    Returns:
+      (y, final_state), both in at least float32.
+
+    Raises:
+      ValueError: a chunk_size below 1.
+    """
+    chunk_size = max(1, CHUNK_SIZE // rank) if chunk_size is None else chunk_size
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
+    b, length, h, p = x.shape
+    dtype = jnp.result_type(x, weight, a, B, C, jnp.float32)
+    if initial_state is None:
+        initial_state = jnp.zeros((b, h, p, B.shape[3]), dtype)
+    state = initial_state.astype(dtype)
+    if length == 0:
+        return jnp.zeros(x.shape, dtype), state
+    runs = None if segment_ids is None else segment_runs(segment_ids)
+    rows = min(chunk_size * rank, length)
+    return _attend(x, weight.astype(dtype), a.astype(dtype), B, C, state, runs, rows, rank)
+
+
+# The recurrence with its gradient. Below, arrays are chunked and grouped: (b, c, q, g, r, ...).
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
+def _attend(x, weight, a, B, C, initial_state, runs, chunk_size, rank):
+    return _attend_forward(x, weight, a, B, C, initial_state, runs, chunk_size, rank)[0]
+
+
+def _attend_forward(x, weight, a, B, C, initial_state, runs, chunk_size, rank):
+    xw, B_, C_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
     inside, to_state, from_state, total = decay
-    added = _product("bcqgn,bcqgrp->bcgrpn", B_, _scale(xdt, to_state))
+    added = _product("bcqgn,bcqgrp->bcgrpn", B_, _scale(xw, to_state))
     group = initial_state.reshape(len(x), B.shape[2], -1, *initial_state.shape[2:])  # b g r p n
 
     def pass_on(h, chunk):
@@ -172,17 +221,17 @@ def _ssd_forward(x, dt, A, B, C, initial_state, runs, chunk_size):
     final, entering = lax.scan(pass_on, group, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(total, 1, 0)))
     entering = jnp.moveaxis(entering, 0, 1)  # b c g r p n
     scores = _product("bcqgn,bcsgn->bcgqs", C_, B_)[:, :, :, None] * inside
-    y = _product("bcgrqs,bcsgrp->bcqgrp", scores.astype(x.dtype), xdt)
+    y = _product("bcgrqs,bcsgrp->bcqgrp", scores.astype(x.dtype), xw)
     y = y + _scale(_product("bcqgn,bcgrpn->bcqgrp", C_, entering.astype(x.dtype)), from_state)
     out = _unchunked(y, x), final.reshape(initial_state.shape)
-    return out, (x, dt, A, B, C, runs, entering)
+    return out, (x, weight, a, B, C, runs, entering)
 
 
-def _ssd_backward(chunk_size, residuals, cotangents):
-    x, dt, A, B, C, runs, entering = residuals
+def _attend_backward(chunk_size, rank, residuals, cotangents):
+    x, weight, a, B, C, runs, entering = residuals
     dy, dfinal = cotangents
     low = x.dtype
-    xdt, B_, C_, decay = _prepare(x, dt, A, B, C, runs, chunk_size)
+    xw, B_, C_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
     inside, to_state, from_state, total = decay
     g = B.shape[2]
     dy = _chunked(dy, chunk_size, g)
@@ -203,44 +252,44 @@ def _ssd_backward(chunk_size, residuals, cotangents):
 
     # 2. Inside the chunks. `dinside` is the gradient in the exponents s_i - s_j.
     scores = _product("bcqgn,bcsgn->bcgqs", C_, B_)[:, :, :, None] * inside
-    dscores = _product("bcqgrp,bcsgrp->bcgrqs", dy.astype(low), xdt)
+    dscores = _product("bcqgrp,bcsgrp->bcgrqs", dy.astype(low), xw)
     dinside = dscores * scores
     dproducts = jnp.sum(dscores * inside, axis=3).astype(low)  # b c g q s
 
     # 3. Inputs. What a position gave to the leaving state: read back by B, then by x.
     entering_low, leaving_low = entering.astype(low), leaving.astype(low)
     back = _scale(_product("bcqgn,bcgrpn->bcqgrp", B_, leaving_low), to_state)
-    dxdt = _product("bcgrqs,bcqgrp->bcsgrp", scores.astype(low), dy.astype(low)) + back
+    dxw = _product("bcgrqs,bcqgrp->bcsgrp", scores.astype(low), dy.astype(low)) + back
     dC = _product("bcgqs,bcsgn->bcqgn", dproducts, B_)
     dC = dC + _product("bcqgrp,bcgrpn->bcqgn", dy_state.astype(low), entering_low)
     dB = _product("bcgqs,bcqgn->bcsgn", dproducts, C_)
-    dB = dB + _product("bcqgrp,bcgrpn->bcqgn", _scale(xdt, to_state).astype(low), leaving_low)
+    dB = dB + _product("bcqgrp,bcgrpn->bcqgn", _scale(xw, to_state).astype(low), leaving_low)
 
     # 4. Exponents: s_i enters the rows, -s_j the columns; s_last the state's decay and what is added to it.
-    given = jnp.sum(back * xdt, axis=-1)  # b c q g r
+    given = jnp.sum(back * xw, axis=-1)  # b c q g r
     read = _product("bcqgn,bcgrpn->bcqgrp", C_, entering_low)
     ds = jnp.moveaxis(dinside.sum(5) - dinside.sum(4), 4, 2) + jnp.sum(dy_state * read, axis=-1) - given
     dlast = total * jnp.sum(leaving * entering, axis=(-2, -1)) + given.sum(2)
     da = lax.cumsum(ds.at[:, :, -1].add(dlast), axis=2, reverse=True)
 
-    # 5. Through a = dt A and x dt.
-    da, dxdt = _unchunked(da, dt), _unchunked(dxdt, x)
-    ddt = da * A + jnp.sum(dxdt * x, axis=-1)
-    dx = (dxdt * dt[..., None]).astype(x.dtype)
+    # 5. Through x w.
+    dxw = _unchunked(dxw, x)
+    dweight = jnp.sum(dxw * x, axis=-1)
+    dx = (dxw * weight[..., None]).astype(x.dtype)
     dB, dC = _unchunked(dB, B).astype(B.dtype), _unchunked(dC, C).astype(C.dtype)
-    return dx, ddt, jnp.sum(da * dt, axis=(0, 1)), dB, dC, dinitial.reshape(dfinal.shape), None
+    return dx, dweight, _unchunked(da, a), dB, dC, dinitial.reshape(dfinal.shape), None
 
 
-_ssd.defvjp(_ssd_forward, _ssd_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _prepare(x, dt, A, B, C, runs, chunk_size):
+def _prepare(x, weight, a, B, C, runs, chunk_size, rank):
     """Chunked operands, and the decays: (inside, to the leaving state, from the entering state, over the chunk)."""
     g = B.shape[2]
-    xdt = _chunked((x * dt[..., None]).astype(x.dtype), chunk_size, g)
-    s = jnp.cumsum(_chunked(dt * A, chunk_size, g), axis=2)  # b c q g r
+    xw = _chunked((x * weight[..., None]).astype(x.dtype), chunk_size, g)
+    s, error = _exact_sums(_chunked(a, chunk_size, g))  # b c q g r
     B, C = (_chunked(m.astype(x.dtype), chunk_size) for m in (B, C))
-    position = jnp.arange(chunk_size)
+    position = jnp.arange(chunk_size) // rank
     see_inside = (position[:, None] >= position)[None, None]  # b c q s
     see_leaving = see_entering = jnp.ones((1, 1, chunk_size), bool)  # b c q
     passes = jnp.ones((1, 1), bool)  # b c
@@ -254,11 +303,30 @@ def _prepare(x, dt, A, B, C, runs, chunk_size):
     def decay(see, exponent):
         return jnp.exp(jnp.where(see, exponent, -jnp.inf))
 
-    along = jnp.moveaxis(s, 2, -1)  # b c g r q
-    inside = decay(see_inside[:, :, None, None], along[..., :, None] - along[..., None, :])
-    to_state = decay(see_leaving[..., None, None], s[:, :, -1:] - s)
+    def difference(one, other):
+        return one[0] - other[0] + (one[1] - other[1])
+
+    last, along = (s[:, :, -1:], error[:, :, -1:]), [jnp.moveaxis(x, 2, -1) for x in (s, error)]  # b c g r q
+    inside = difference([x[..., :, None] for x in along], [x[..., None, :] for x in along])
+    inside = decay(see_inside[:, :, None, None], inside)
+    to_state = decay(see_leaving[..., None, None], difference(last, (s, error)))
     from_state = decay(see_entering[..., None, None], s)
-    return xdt, B, C, (inside, to_state, from_state, decay(passes[..., None, None], s[:, :, -1]))
+    return xw, B, C, (inside, to_state, from_state, decay(passes[..., None, None], s[:, :, -1]))
+
+
+def _exact_sums(a):
+    """Sums of a along axis 2 as (sum, rounding error of the sum): their difference is as exact as the terms between.
+
+    Source: Knuth, The Art of Computer Programming, volume 2, section 4.2.2, theorem B (the error of an addition).
+    """
+
+    def add(one, other):
+        total = one[0] + other[0]
+        added = total - one[0]
+        rounding = (one[0] - (total - added)) + (other[0] - added)
+        return total, one[1] + other[1] + rounding
+
+    return lax.associative_scan(add, (a, jnp.zeros_like(a)), axis=2)
 
 
 def _scale(x, weight):

@@ -1,7 +1,6 @@
-"""The Mamba mixer: one map whichever way the sequence is cut, padded or packed."""
+"""The Mamba mixer: the formula, how it starts, and its two implementations."""
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ from flax import nnx
 
 import ssm
 from tests.numerics import assert_close, normal, with_random_parameters
+from tests.ssm.test_mixers import flat
 
 D_MODEL = 6
 CONFIG = ssm.MambaConfig(d_state=4, d_conv=4, dt_rank=2, bias=True)
@@ -22,87 +22,8 @@ def make_mixer(config=CONFIG, param_dtype="float64", **kwargs):
     return with_random_parameters(lambda: ssm.Mamba(D_MODEL, config, **kwargs, rngs=nnx.Rngs(0)))
 
 
-def compiled(mixer):
-    """The mixer's two calls, compiled once for each shape."""
-    call = jax.jit(lambda x, mask=None, segment_ids=None: mixer(x, mask=mask, segment_ids=segment_ids))
-    extend = jax.jit(
-        lambda x, state, mask=None, segment_ids=None: mixer.extend(x, state, mask=mask, segment_ids=segment_ids)
-    )
-    return call, extend
-
-
-def flat(module):
-    """Parameters by name: "dt_proj/bias" and so on."""
-    return {"/".join(map(str, path)): param for path, param in nnx.to_flat_state(nnx.state(module))}
-
-
 def make_input(length, b=2):
     return normal(jax.random.key(1), b, length, D_MODEL)
-
-
-def test_extend_over_any_split_is_the_whole_call(x64):
-    mixer = make_mixer()
-    call, extend = compiled(mixer)
-    x = make_input(9)
-    whole, (_, final) = call(x), extend(x, mixer.init_state(2))
-    for pieces in [(9,), (4, 5), (1, 4, 4), (5, 1, 1, 1, 1), (1,) * 9]:
-        state, outputs = mixer.init_state(2), []
-        for piece in jnp.split(x, np.cumsum(pieces)[:-1], axis=1):
-            y, state = extend(piece, state)
-            outputs.append(y)
-        assert_close((jnp.concatenate(outputs, axis=1), state), (whole, final), name=str(pieces))
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(x64, side):
-    mixer = make_mixer()
-    _, extend = compiled(mixer)
-    x, padding = make_input(5), jnp.full((2, 4, D_MODEL), 100.0)
-    expected = extend(x, mixer.init_state(2))
-    padded = jnp.concatenate([padding, x] if side == "left" else [x, padding], axis=1)
-    here = slice(4, 9) if side == "left" else slice(0, 5)
-    mask = jnp.zeros((2, 9), bool).at[:, here].set(True)
-    y, state = extend(padded, mixer.init_state(2), mask=mask)
-    assert_close((y[:, here], state), expected)
-
-
-def test_a_step_that_is_not_there_leaves_the_state(x64):
-    mixer = make_mixer()
-    _, extend = compiled(mixer)
-    _, state = extend(make_input(5), mixer.init_state(2))
-    mask = jnp.array([[True], [False]])
-    _, after = extend(make_input(1), state, mask=mask)
-    _, stepped = extend(make_input(1), state)
-    assert_close(jax.tree.map(lambda a: a[1], after), jax.tree.map(lambda a: a[1], state))
-    assert_close(jax.tree.map(lambda a: a[0], after), jax.tree.map(lambda a: a[0], stepped))
-
-
-def test_packed_documents_equal_each_alone(x64):
-    mixer = make_mixer()
-    _, extend = compiled(mixer)
-    x = make_input(9)
-    segment_ids = jnp.asarray([[3, 3, 3, 3, 3, 3, 8, 8, 8], [1, 1, 1, 0, 0, 0, 1, 1, 1]])
-    packed, final = extend(x, mixer.init_state(2), segment_ids=segment_ids)
-    for row, bounds in ((0, (0, 6, 9)), (1, (0, 3, 6, 9))):
-        for start, stop in itertools.pairwise(bounds):
-            alone, state = extend(x[row : row + 1, start:stop], mixer.init_state(1))
-            assert_close(packed[row : row + 1, start:stop], alone, name=f"row {row} from {start}")
-        assert_close(jax.tree.map(lambda a, row=row: a[row : row + 1], final), state)
-
-
-def test_padding_that_is_a_segment_of_its_own_ends_the_one_before_it(x64):
-    mixer = make_mixer()
-    position = jnp.arange(6)[None].repeat(2, axis=0)
-    _, state = mixer.extend(
-        make_input(6), mixer.init_state(2), mask=position < 4, segment_ids=(position < 4).astype(int)
-    )
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(state))
-
-
-def test_batch_rows_are_independent(x64):
-    call, _ = compiled(make_mixer())
-    x = make_input(7, b=3)
-    assert_close(call(x)[1:2], call(x[1:2]))
 
 
 @pytest.mark.parametrize("implementation", ["sequential", "associative"])
@@ -151,32 +72,6 @@ def test_output_is_the_formula_of_figure_3(x64):
         h = decay * h + (delta[t] * u[t])[:, None] * B[t]
         ys.append((h @ C[t] + p["D"] * u[t]) * silu(z[t]))
     assert_close(mixer(jnp.asarray(x[None]))[0], np.stack(ys) @ p["out_proj/kernel"] + p["out_proj/bias"])
-
-
-def test_bfloat16_computes_in_bfloat16_and_keeps_the_state_in_float32():
-    mixer = make_mixer(param_dtype="float32", dtype=jnp.bfloat16)
-    state = mixer.init_state(2)
-    assert (state.conv.dtype, state.ssm.dtype) == (jnp.bfloat16, jnp.float32)
-    call, extend = compiled(mixer)
-    x = make_input(12)
-    y, after = extend(x, state)
-    assert y.dtype == call(x).dtype == jnp.bfloat16
-    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
-    assert (after.conv.dtype, after.ssm.dtype) == (jnp.bfloat16, jnp.float32)
-    # Half a dozen roundings to eight bits lie between the input and the output projection.
-    assert_close(y, make_mixer(param_dtype="float32")(x), tolerance=4e-2)
-
-
-def test_bfloat16_parameters_leave_decay_skip_and_step_size_in_float32():
-    mixer = make_mixer(param_dtype="bfloat16")
-    assert {name for name, param in flat(mixer).items() if param.dtype == jnp.float32} == {"A_log", "D", "dt_proj/bias"}
-
-
-def test_without_dtype_it_computes_in_that_of_parameters_and_input():
-    mixer = make_mixer(param_dtype="float32", dtype=None)
-    state = mixer.init_state(2)
-    y, after = mixer.extend(make_input(1), state)
-    assert {a.dtype for a in (y, *state, *after)} == {jnp.dtype("float32")}
 
 
 @pytest.fixture(scope="module")
@@ -237,31 +132,8 @@ def test_step_size_options_change_the_start():
     assert np.all(np.asarray(mixer.dt_proj.kernel[...]) == 2 * 4**-0.5)
 
 
-def test_exactly_the_state_space_and_the_biases_go_without_weight_decay():
-    params = flat(make_mixer(param_dtype="float32"))
-    without = {name for name, param in params.items() if param.get_metadata("decay", True) is False}
-    assert without == {"A_log", "D", "conv1d/bias", "dt_proj/bias", "in_proj/bias", "out_proj/bias"}
-
-
 def test_biases_can_be_left_out():
     config = ssm.MambaConfig(conv_bias=False, bias=False, d_state=4)
     mixer = make_mixer(config, "float32")
     assert {name for name in flat(mixer) if name.endswith("bias")} == {"dt_proj/bias"}
     assert mixer(make_input(3)).shape == (2, 3, D_MODEL)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"d_state": 0}, "d_state=0, expected at least 1"),
-        ({"d_conv": 0}, "d_conv=0, expected at least 1"),
-        ({"expand": 0}, "expand=0, expected at least 1"),
-        ({"dt_rank": 0}, "dt_rank=0, expected None or at least 1"),
-        ({"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1, expected 0 < dt_min <= dt_max"),
-        ({"dt_min": 0.0}, "dt_min=0.0 and dt_max=0.1, expected"),
-        ({"dt_init": "zeros"}, "dt_init='zeros', expected 'random' or 'constant'"),
-    ],
-)
-def test_config_errors_name_the_option(options, message):
-    with pytest.raises(ValueError, match=message):
-        ssm.MambaConfig(**options)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from ssm.shapes import check_shapes
+from ssm.checks import check_shapes
 
 
 def test_returns_the_size_of_every_axis():

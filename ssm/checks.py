@@ -1,4 +1,4 @@
-"""Shape checks with errors that name the argument: run while tracing, they cost nothing afterwards."""
+"""Checks with errors that name the argument: run while tracing, they cost nothing afterwards."""
 
 import jax
 
@@ -27,3 +27,16 @@ def check_shapes(**arguments: tuple[jax.Array | None, str]) -> dict[str, int]:
         if not agrees:
             raise ValueError(f"{name} has shape {tuple(array.shape)}, expected {expected}")
     return sizes
+
+
+def at_least(least: int, **options: int) -> None:
+    """Raises a ValueError that names the first option below `least`."""
+    for name, value in options.items():
+        if value < least:
+            raise ValueError(f"{name}={value}, expected at least {least}")
+
+
+def check_dt_range(dt_min: float, dt_max: float) -> None:
+    """Raises a ValueError unless initial step sizes can be drawn from the range."""
+    if not 0 < dt_min <= dt_max:
+        raise ValueError(f"dt_min={dt_min} and dt_max={dt_max}, expected 0 < dt_min <= dt_max")

@@ -1,0 +1,55 @@
+"""Any causal mixer made to look both ways, for encoders of text and images."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Bidirectional(nnx.Module):
+    """The average of a mixer that reads forwards and one that reads backwards.
+
+    Where a row is padded, the backward direction starts at the row's last position that is there, not in the padding.
+    The average, rather than the sum, keeps the output's scale that of one direction.
+
+    Args:
+      forward: a causal mixer, such as `ssm.Mamba`.
+      backward: another one, with parameters of its own.
+
+    Source: Schiff et al. 2024, arXiv:2403.03234 (two directions of one block); the average as the remedy of Vision
+      Mamba's divergence, hustvl/Vim issue 30.
+    """
+
+    causal = False
+
+    def __init__(self, forward: nnx.Module, backward: nnx.Module):
+        self.forward = forward
+        self.backward = backward
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Mixes whole sequences.
+
+        Args:
+          x: input.
+          mask: False where a position is not there (padding, at either end).
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+        """
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        backwards = {name: None if value is None else jnp.flip(value, 1) for name, value in positions.items()}
+        y = self.forward(x, **positions) + jnp.flip(self.backward(jnp.flip(x, 1), **backwards), 1)
+        return 0.5 * y
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
+        """Raises a ValueError: what comes later changes every output, so there is no state to go on from."""
+        raise ValueError("a bidirectional mixer has no state: every output depends on the whole sequence")
+
+    def extend(self, x, state, *, mask=None, segment_ids=None) -> Any:
+        """Raises a ValueError, as `init_state`."""
+        return self.init_state(x.shape[0])
