@@ -5,7 +5,7 @@ A pattern is words separated by blanks. A word is `mixer` or `mixer/channel` (a 
 
     "mamba"              Mamba: no channel mixer
     "attn/mlp"           the Transformer
-    "mamba*3 attn/mlp"   three Mamba blocks, then one Transformer block, and again
+    "mamba2*3 attn/mlp"  three Mamba-2 blocks, then one Transformer block, and again
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ssm import Mamba, MambaConfig
+import ssm
 from zoo.attention import Attention, AttentionConfig
 from zoo.mlp import MLP, MLPConfig
 from zoo.names import unknown_name
 
 # Word -> constructor. Its options are the field of the same name in BackboneConfig.
-MIXERS: dict[str, Callable] = {"mamba": Mamba, "attn": Attention}
+MIXERS: dict[str, Callable] = {"mamba": ssm.Mamba, "mamba2": ssm.Mamba2, "mamba3": ssm.Mamba3, "attn": Attention}
 CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP}
 
 Word = tuple[str | None, str | None]
@@ -41,7 +41,7 @@ class BackboneConfig:
     pattern: str = "mamba"
     """Mixers of the blocks, e.g. "mamba", "attn/mlp", "mamba*3 attn/mlp"; cycles to n_layers."""
     causal: bool = True
-    """Whether positions see only themselves and earlier ones."""
+    """Whether positions see only themselves and earlier ones. Otherwise state spaces run both ways, averaged."""
     dropout: float = 0.0
     """Share of each mixer's output that is dropped in training."""
     norm: Literal["rms", "layer"] = "rms"
@@ -58,8 +58,12 @@ class BackboneConfig:
     """Whether the backward pass recomputes each block instead of keeping its insides."""
     scan_layers: bool = False
     """Whether equal blocks are compiled once and looped over. Stacks a copy of the parameters at each call."""
-    mamba: MambaConfig = MambaConfig()
+    mamba: ssm.MambaConfig = ssm.MambaConfig()
     """Options of "mamba"."""
+    mamba2: ssm.Mamba2Config = ssm.Mamba2Config()
+    """Options of "mamba2"."""
+    mamba3: ssm.Mamba3Config = ssm.Mamba3Config()
+    """Options of "mamba3"."""
     attn: AttentionConfig = AttentionConfig()
     """Options of "attn"."""
     mlp: MLPConfig = MLPConfig()
@@ -76,10 +80,7 @@ class BackboneConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"norm={self.norm!r}, expected 'rms' or 'layer'")
-        words = parse_pattern(self.pattern, self.n_layers)
-        one_way = sorted({mixer for mixer, _ in words if mixer and not self.causal and mixer != "attn"})
-        if one_way:
-            raise ValueError(f"causal=False, but {', '.join(one_way)} in pattern={self.pattern!r} runs one way only")
+        parse_pattern(self.pattern, self.n_layers)
 
 
 def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
@@ -127,33 +128,43 @@ class Block(nnx.Module):
             "param_dtype": jnp.dtype(config.param_dtype),
             "rngs": rngs,
         }
-        causal = {"causal": config.causal} if mixer == "attn" else {}
         self.norm = make_norm(config, rngs) if mixer else None
-        self.mixer = MIXERS[mixer](config.d_model, getattr(config, mixer), **causal, **kwargs) if mixer else None
+        self.mixer = make_mixer(config, mixer, **kwargs) if mixer else None
         self.norm2 = make_norm(config, rngs) if channel else None
         self.mlp = CHANNEL_MIXERS[channel](config.d_model, getattr(config, channel), **kwargs) if channel else None
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x, *, mask=None, segment_ids=None, key=None):
         """One block over whole sequences. `key` switches dropout on."""
+        return self._run(x, lambda x: (self.mixer(x, mask=mask, segment_ids=segment_ids), ()), (), key)[0]
+
+    def extend(self, x, state, *, mask=None, segment_ids=None, key=None):
+        """One block from the mixer's state. `key` switches dropout on."""
+        mix = lambda x: self.mixer.extend(x, state, mask=mask, segment_ids=segment_ids)  # noqa: E731
+        return self._run(x, mix, state, key)
+
+    def _run(self, x, mix, state, key):
         rngs = None if key is None else nnx.Rngs(dropout=key)
         if self.mixer is not None:
-            x = x + self._drop(self.mixer(self.norm(x), mask=mask, segment_ids=segment_ids), rngs)
+            y, state = mix(self.norm(x))
+            x = x + self._drop(y, rngs)
         if self.mlp is not None:
             x = x + self._drop(self.mlp(self.norm2(x)), rngs)
-        return x
-
-    def extend(self, x, state, *, mask=None, segment_ids=None):
-        """One block from the mixer's state."""
-        if self.mixer is not None:
-            y, state = self.mixer.extend(self.norm(x), state, mask=mask, segment_ids=segment_ids)
-            x = x + y
-        if self.mlp is not None:
-            x = x + self.mlp(self.norm2(x))
         return x, state
 
     def _drop(self, x, rngs):
         return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+
+
+def make_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
+    """A pattern's mixer; where the backbone looks both ways, a state space is one of each direction."""
+
+    def build(**options):
+        return MIXERS[word](config.d_model, getattr(config, word), **options, **kwargs)
+
+    if word == "attn":
+        return build(causal=config.causal)
+    return build() if config.causal else ssm.Bidirectional(build(), build())
 
 
 def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -196,10 +207,7 @@ class Backbone(nnx.Module):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           rngs: stream "dropout" switches dropout on; None leaves it off.
         """
-        x = self._enter(x)
-        keys = None
-        if rngs is not None and self.config.dropout > 0:
-            keys = jax.random.split(rngs.dropout(), len(self.layers))
+        x, keys = self._enter(x), self._dropout_keys(rngs)
 
         def run(graphdef, params, x, key):
             return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, key=key)
@@ -240,13 +248,25 @@ class Backbone(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
-        """Goes on from `state` by l positions; any split gives the same as the whole."""
-        x, after = self._enter(x), []
-        for block, block_state in zip(self.layers, state, strict=True):
-            x, block_state = block.extend(x, block_state, mask=mask, segment_ids=segment_ids)
+        """Goes on from `state` by l positions; any split gives the same as the whole. `rngs` is as in `__call__`."""
+        x, keys, after = self._enter(x), self._dropout_keys(rngs), []
+
+        def run(graphdef, params, x, state, key):
+            return nnx.merge(graphdef, params).extend(x, state, mask=mask, segment_ids=segment_ids, key=key)
+
+        if self.config.remat:
+            run = jax.checkpoint(run, static_argnums=0)
+        for i, (block, block_state) in enumerate(zip(self.layers, state, strict=True)):
+            x, block_state = run(*nnx.split(block), x, block_state, None if keys is None else keys[i])
             after.append(block_state)
         return self.norm_f(x), tuple(after)
+
+    def _dropout_keys(self, rngs):
+        if rngs is None or self.config.dropout == 0:
+            return None
+        return jax.random.split(rngs.dropout(), len(self.layers))
 
     def _enter(self, x):
         dtype = jnp.dtype(self.config.dtype)

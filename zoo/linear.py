@@ -1,19 +1,35 @@
 """The linear map of attention and dense channel mixers."""
 
+from typing import Literal
+
 import jax
 from flax import nnx
 from flax.typing import Dtype
 
+from ssm.init import residual
+
 
 def linear(
-    d_in: int, d_out: int, *, bias: bool = False, scale: float = 1.0, dtype: Dtype, param_dtype: Dtype, rngs: nnx.Rngs
+    d_in: int,
+    d_out: int,
+    *,
+    bias: bool = False,
+    scale: float = 1.0,
+    init: Literal["normal", "uniform"] = "normal",
+    dtype: Dtype,
+    param_dtype: Dtype,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear map with GPT-2's initial weights, normal(0.02) times `scale`; its bias is exempt from weight decay."""
+    """A linear map; its bias is exempt from weight decay.
+
+    Its initial weights are `scale` times GPT-2's, normal(0.02), or PyTorch's, uniform within 1 / sqrt(fan_in).
+    """
+    normal, uniform = jax.nn.initializers.normal(0.02 * scale), residual(scale)
     return nnx.Linear(
         d_in,
         d_out,
         use_bias=bias,
-        kernel_init=jax.nn.initializers.normal(0.02 * scale),
+        kernel_init=normal if init == "normal" else uniform,
         dtype=dtype,
         param_dtype=param_dtype,
         bias_metadata={"decay": False},

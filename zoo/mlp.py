@@ -34,12 +34,20 @@ class MLPConfig:
     """Non-linearity of the hidden layer, or of its gate."""
     bias: bool = False
     """Whether the projections have biases."""
+    init: Literal["normal", "uniform"] = "normal"
+    """Initial weights: GPT-2's normal(0.02), or PyTorch's uniform within 1 / sqrt(fan_in), as beside Mamba-3."""
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
         if self.d_ff is not None and self.d_ff < 1:
             raise ValueError(f"d_ff={self.d_ff}, expected None or at least 1")
+        if self.init not in ("normal", "uniform"):
+            raise ValueError(f"init={self.init!r}, expected 'normal' or 'uniform'")
+
+    def width(self, d_model: int) -> int:
+        """The hidden width in a model of width d_model."""
+        return self.d_ff or (-(-8 * d_model // 48) * 16 if self.gated else 4 * d_model)
 
 
 class MLP(nnx.Module):
@@ -61,9 +69,10 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.activation = config.activation
-        self.d_ff = config.d_ff or (-(-8 * d_model // 48) * 16 if config.gated else 4 * d_model)
+        self.d_ff = config.width(d_model)
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        options["init"] = config.init
         self.gate_proj = linear(d_model, self.d_ff, **options) if config.gated else None
         self.up_proj = linear(d_model, self.d_ff, **options)
         self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)

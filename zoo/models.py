@@ -121,6 +121,7 @@ class CausalLM(nnx.Module):
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         last_only: bool = False,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b _ v"], tuple]:
         """Logits for l more tokens, going on from `state`; any split gives the same as the whole.
 
@@ -130,9 +131,10 @@ class CausalLM(nnx.Module):
           mask: False where a position is not there.
           segment_ids: as in `__call__`; the first token belongs to the segment that the state ended in.
           last_only: compute the logits of the last position alone, as a prompt needs.
+          rngs: as in `__call__`.
 
         Returns:
           (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
         """
-        hidden, state = self.backbone.extend(self.embedding(ids), state, mask=mask, segment_ids=segment_ids)
+        hidden, state = self.backbone.extend(self.embedding(ids), state, mask=mask, segment_ids=segment_ids, rngs=rngs)
         return self.head(hidden[:, -1:] if last_only else hidden), state

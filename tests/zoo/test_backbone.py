@@ -86,10 +86,6 @@ def test_a_bad_pattern_names_the_word(pattern, message):
         ({"dtype": "bf16"}, "dtype='bf16', expected one of bfloat16, float16, float32, float64"),
         ({"param_dtype": "int8"}, "param_dtype='int8', expected one of"),
         ({"norm": "batch"}, "norm='batch', expected 'rms' or 'layer'"),
-        (
-            {"causal": False, "pattern": "mamba attn"},
-            "causal=False, but mamba in pattern='mamba attn' runs one way only",
-        ),
     ],
 )
 def test_config_errors_name_the_option(unchecked, options, message):
