@@ -11,8 +11,6 @@ a text. The first command reaches 2.191 bits/byte on held-out files.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +23,9 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments import flags
+from experiments import flags, runs
 from experiments.checkpoints import restore_params
-from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches
+from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.metrics import read_metrics
 from experiments.optim import OptimConfig
 from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
@@ -92,12 +90,29 @@ PRESETS: dict[str, tuple[str, Config]] = {
     for name, rate in _PUBLISHED_RATES.items()
 }
 
+# Fields that may change between two starts of one run, besides those of every experiment.
+FREE = ("eval_batches", "prompt", "data.cache_dir")
+
 
 def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """Cross-entropy of the targets, summed over the tokens that count."""
-    logits = model(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
+    return _cross_entropy(model(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs), batch)
+
+
+def _cross_entropy(logits, batch) -> Loss:
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+
+
+def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, state: tuple):
+    """`next_token_loss` from the state that the batch before left, in the rows whose document goes on."""
+
+    def keep(carried, fresh):
+        return jnp.where(batch["continues"].reshape(-1, *(1,) * (fresh.ndim - 1)), carried, fresh)
+
+    state = jax.tree.map(keep, state, model.init_state(len(batch["continues"])))
+    logits, state = model.extend(batch["tokens"], state, segment_ids=batch["segment_ids"], rngs=rngs)
+    return _cross_entropy(logits, batch), state
 
 
 def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
@@ -128,6 +143,11 @@ def make_task(config: Config, corpus: Corpus) -> Task:
     """The task of a configuration whose model.vocab_size is known."""
     seq_len, batch_size = config.data.seq_len, config.train.batch_size
     held_out = corpus.validation
+    if config.train.carry_state and "attn" in config.model.pattern:
+        raise ValueError(
+            f"--train.carry-state with --model.pattern {config.model.pattern!r}: attention's state grows with the text"
+        )
+    make = make_lanes if config.train.carry_state else make_batches
 
     def bits_per_nat(stream):
         return stream.n_tokens / stream.n_bytes / math.log(2)
@@ -140,9 +160,11 @@ def make_task(config: Config, corpus: Corpus) -> Task:
     return Task(
         init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs),
         loss=next_token_loss,
-        batches=make_batches(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed),
+        batches=make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed),
         evaluate=evaluate,
         describe=functools.partial(describe, bits_per_nat=bits_per_nat(corpus.train)),
+        carried_loss=continued_loss,
+        init_carry=lambda model, rows: model.init_state(rows),
         tokens_per_batch=batch_size * seq_len,
         flops_per_token=flops_per_token(config.model, seq_len),
     )
@@ -164,61 +186,9 @@ def fit_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     return config
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """What a run is: the fields that must be the same for it to go on. The others may change between starts."""
-    values = dataclasses.asdict(config)
-    free = {
-        "": ("eval_batches", "prompt", "run_dir"),
-        "train": ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb"),
-        "data": ("cache_dir",),
-        "model": ("remat", "scan_layers"),
-    }
-    for group, names in free.items():
-        for name in names:
-            (values[group] if group else values).pop(name)
-    return values
-
-
 def default_run_dir(config: Config) -> Path:
     """runs/causal_lm/PRESET for a preset as it is, with a digest of the changes for a changed one."""
-    mine = identity(config)
-    distances = {name: _differences(identity(preset), mine) for name, (_, preset) in PRESETS.items()}
-    name = min(distances, key=lambda name: len(distances[name]))
-    suffix = ""
-    if changed := {field: values[1] for field, values in distances[name].items()}:
-        suffix = "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
-    return Path("runs") / "causal_lm" / (name + suffix)
-
-
-def _differences(one, other, prefix="") -> dict[str, tuple]:
-    """Fields by their flag's name that differ between two nested dicts: {"model.d_model": (128, 256)}."""
-    out: dict[str, tuple] = {}
-    for name in one:
-        if isinstance(one[name], dict):
-            out |= _differences(one[name], other[name], f"{prefix}{name}.")
-        elif one[name] != other[name]:
-            out[prefix + name] = (one[name], other[name])
-    return out
-
-
-def holds_run(config: Config, folder: Path) -> bool:
-    """Whether the folder already holds this run, to go on with.
-
-    Raises:
-      ValueError: another run is there (names the first flag that differs), or other files.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(
-                f"--run-dir {folder} is not empty and holds no run (no config.json); choose another folder"
-            )
-        return False
-    there = flags.load_config(Config, path)
-    for name, (before, now) in _differences(identity(there), identity(config)).items():
-        flag = "--" + name.replace("_", "-")
-        raise ValueError(f"{folder} holds a run with {flag} {before}, not {now}; choose another --run-dir for this one")
-    return True
+    return runs.default_run_dir(config, PRESETS, "causal_lm", FREE)
 
 
 def load_run(folder: str | Path, *, step: Any = "latest") -> tuple[zoo.CausalLM, Tokenizer, Config]:
@@ -251,7 +221,7 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
       FloatingPointError: see `train`.
     """
     with flags.usage_errors():
-        going_on = holds_run(config, folder)
+        going_on = runs.holds_run(config, folder, FREE)
         corpus = load_corpus(config.data, folder if going_on else None)
         fitted = fit_vocabulary(config, corpus.tokenizer)
         task = make_task(fitted, corpus)

@@ -88,6 +88,46 @@ def make_batches(
     return iter(_batches(row, 1 << 62, batch_size, prefetch, shard))
 
 
+def make_lanes(
+    stream: TokenStream,
+    *,
+    batch_size: int,
+    seq_len: int,
+    seed: int,
+    prefetch: int = 8,
+    shard: tuple[int, int] | None = None,
+) -> grain.DatasetIterator:
+    """Endless batches whose rows go on where those of the batch before ended, for a state that is carried.
+
+    The stream is cut into batch_size lanes of equal length, and row i of the batches reads lane i; every epoch starts
+    at another row of the stream. Beside the arrays of `Rows` there is `continues`, (b,) bool: whether the row's first
+    token belongs to the document that the row before it ended in.
+
+    Arguments, state and hosts are those of `make_batches`.
+    """
+    rows = stream.rows(seq_len)
+    if len(rows) < batch_size:
+        raise ValueError(
+            f"batch_size={batch_size} lanes of seq_len={seq_len} need {batch_size * seq_len} tokens; "
+            f"the {stream.name} text has {stream.n_tokens}"
+        )
+    lane = len(rows) // batch_size
+
+    @functools.lru_cache(maxsize=2)
+    def first(epoch: int) -> int:
+        return int(np.random.default_rng((seed % (1 << 64), epoch)).integers(len(rows)))
+
+    def row(position: int) -> dict[str, np.ndarray]:
+        step, i = divmod(position, batch_size)
+        epoch, offset = divmod(step, lane)
+        index = (first(epoch) + i * lane + offset) % len(rows)
+        opens = np.searchsorted(stream.starts, index * seq_len)  # the first document at or behind the row's first token
+        is_opened = opens < stream.n_documents and stream.starts[opens] == index * seq_len
+        return rows[index] | {"continues": np.array(offset > 0 and index > 0 and not is_opened)}
+
+    return iter(_batches(row, 1 << 62, batch_size, prefetch, shard))
+
+
 def evaluation_batches(
     stream: TokenStream,
     *,

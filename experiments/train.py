@@ -41,6 +41,8 @@ class TrainConfig:
     """Rows a step, over all devices and micro-batches."""
     accumulate: int = 1
     """Micro-batches a step: the gradient is that of the whole batch, the memory that of one."""
+    carry_state: bool = False
+    """Whether rows go on where the step before ended, from the state it left (truncated backpropagation in time)."""
     seed: int = 0
     """Seed of the initial parameters, the order of the data and dropout."""
     log_every: int = 10
@@ -82,6 +84,8 @@ class Loss(NamedTuple):
 
 
 LossFunction = Callable[[Any, Batch, nnx.Rngs | None], Loss]
+CarriedLoss = Callable[[Any, Batch, nnx.Rngs | None, Any], tuple[Loss, Any]]
+"""A loss that goes on from what the step before left, and leaves something for the next."""
 
 
 class Task(NamedTuple):
@@ -99,6 +103,10 @@ class Task(NamedTuple):
     """More metrics from a training loss, such as perplexity."""
     tokens_per_batch: int = 0
     """Tokens, or examples, that a step sees: for the speed that is shown."""
+    carried_loss: CarriedLoss | None = None
+    """The loss of a task whose batches go on from one another; its last argument is `init_carry`'s at first."""
+    init_carry: Callable[[Any, int], Any] | None = None
+    """What the first step goes on from, given the model and batch_size: arrays whose first axis is batch_size."""
     flops_per_token: float = 0.0
     """Floating-point operations that a token needs forward and backward, for MFU. 0: not known."""
 
@@ -116,6 +124,8 @@ class TrainState:
     """The optimiser's state."""
     key: jax.Array
     """Typed key; each step folds its number in."""
+    carry: Any = None
+    """What a step leaves for the next, one row of each array for each row of the batch. None: nothing."""
 
 
 class Finished(NamedTuple):
@@ -141,7 +151,12 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], Any]:
 
 
 def make_train_step(
-    model: nnx.Module, loss: LossFunction, optimizer: optax.GradientTransformation, *, accumulate: int = 1
+    model: nnx.Module,
+    loss: LossFunction | CarriedLoss,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    carried: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted training step. Its state argument is donated: use the returned one.
 
@@ -150,34 +165,43 @@ def make_train_step(
       loss: loss of a model on a batch, as sums.
       optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
       accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same.
+      carried: whether the loss takes and returns the state's `carry`. No gradient flows back into it.
 
     Returns:
       step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}).
     """
     graphdef, _, rest = split_model(model)
 
-    def micro_loss(params, batch, key):
-        out = loss(nnx.merge(graphdef, params, rest), batch, nnx.Rngs(dropout=key))
-        return out.total, out.weight
+    def micro_loss(params, batch, key, carry):
+        model, rngs = nnx.merge(graphdef, params, rest), nnx.Rngs(dropout=key)
+        out, carry = loss(model, batch, rngs, carry) if carried else (loss(model, batch, rngs), carry)
+        return out.total, (out.weight, carry)
+
+    gradients_of = jax.value_and_grad(micro_loss, has_aux=True)
 
     def add_gradients(sums, inputs, params):
-        micro_batch, key = inputs
-        (total, weight), gradients = jax.value_and_grad(micro_loss, has_aux=True)(params, micro_batch, key)
-        return jax.tree.map(jnp.add, sums, (total, weight, gradients)), None
+        (total, (weight, carry)), gradients = gradients_of(params, *inputs)
+        return jax.tree.map(jnp.add, sums, (total, weight, gradients)), carry
+
+    # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
+    def cut(tree):
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), tree)
+
+    def join(tree):
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
         if accumulate == 1:
-            (total, weight), gradients = jax.value_and_grad(micro_loss, has_aux=True)(state.params, batch, key)
+            (total, (weight, carry)), gradients = gradients_of(state.params, batch, key, state.carry)
         else:
-            # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
-            micro_batches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
             zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-            (total, weight, gradients), _ = jax.lax.scan(
+            (total, weight, gradients), carry = jax.lax.scan(
                 lambda sums, inputs: add_gradients(sums, inputs, state.params),
                 zeros,
-                (micro_batches, jax.random.split(key, accumulate)),
+                (cut(batch), jax.random.split(key, accumulate), cut(state.carry)),
             )
+            carry = join(carry)
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -186,7 +210,7 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradients),
             "param_norm": optax.tree.norm(state.params),
         }
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -228,13 +252,19 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
             f"batch_size={config.batch_size}, expected a multiple of devices x accumulate, "
             f"{mesh.size} x {config.accumulate}"
         )
+    if config.carry_state and (task.carried_loss is None or task.init_carry is None):
+        raise UsageError("carry_state=True, but this experiment's batches do not go on from one another")
     model = task.init(nnx.Rngs(params=jax.random.key(config.seed)))
     optimizer = make_optimizer(optim, config.steps, model)
     schedule = make_schedule(optim, config.steps)
     graphdef, params, rest = split_model(model)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(config.seed))
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-    step_function = make_train_step(model, task.loss, optimizer, accumulate=config.accumulate)
+    loss: LossFunction | CarriedLoss = task.loss
+    if config.carry_state and task.carried_loss is not None and task.init_carry is not None:
+        loss, carry = task.carried_loss, task.init_carry(model, config.batch_size)
+        state = dataclasses.replace(state, carry=jax.device_put(carry, NamedSharding(mesh, PartitionSpec("data"))))
+    step_function = make_train_step(model, loss, optimizer, accumulate=config.accumulate, carried=config.carry_state)
     peak = peak_flops(jax.devices()[0])
 
     def current_model():

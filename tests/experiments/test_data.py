@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.data import DataConfig, evaluation_batches, load_corpus, make_batches
+from experiments.data import DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.tokenizers import ByteTokenizer, load_tokenizer, restore_tokenizer, save_tokenizer, train_bpe
 from tests.experiments.texts import LONG, documents_of, fails, stream_of, write_documents
 
@@ -91,6 +92,42 @@ def test_restored_iterator_goes_on_exactly_also_over_the_end_of_an_epoch(stop):
     assert_same_batches([next(restored) for _ in range(8)], expected)
     iterator.set_state(state)
     assert_same_batches([next(iterator) for _ in range(8)], expected)
+
+
+def test_lanes_go_on_where_the_batch_before_ended_and_say_so():
+    stream = stream_of(13, 30, 6, 47, 5, 80, 13)  # documents open inside rows and at their first tokens alike
+    options = {"batch_size": 3, "seq_len": 7, "seed": 1}
+    lanes, n_rows = make_lanes(stream, **options), len(stream.rows(7))
+    batches = [next(lanes) for _ in range(4 * (n_rows // 3))]
+    seen = set()
+    for before, after in itertools.pairwise(batches):
+        for i, continues in enumerate(after["continues"]):
+            follows = before["targets"][i, -1] == after["tokens"][i, 0]
+            opens = after["tokens"][i, 0] == 256
+            assert not continues or (follows and not opens)
+            seen.add((bool(continues), bool(opens)))
+    assert not batches[0]["continues"].any()
+    assert seen == {(True, False), (False, True), (False, False)}
+    starts = sum(not batch["continues"].any() for batch in batches)
+    assert 4 <= starts <= 8  # epochs, and steps in which a document opens in every lane
+    epoch = np.concatenate([batch["tokens"] for batch in batches[: n_rows // 3]])
+    assert len({row.tobytes() for row in epoch}) == len(epoch)
+
+
+def test_restored_lanes_go_on_exactly():
+    stream, options = stream_of(*[40] * 8), {"batch_size": 4, "seq_len": 9, "seed": 2}
+    lanes = make_lanes(stream, **options)
+    for _ in range(5):
+        next(lanes)
+    state = json.loads(json.dumps(lanes.get_state()))
+    restored = make_lanes(stream, **options)
+    restored.set_state(state)
+    assert_same_batches([next(restored) for _ in range(9)], [next(lanes) for _ in range(9)])
+
+
+def test_more_lanes_than_rows_is_an_error():
+    with pytest.raises(ValueError, match="batch_size=9 lanes of seq_len=5 need 45 tokens; the train text has 41"):
+        make_lanes(stream_of(40), batch_size=9, seq_len=5, seed=0)
 
 
 def test_an_epoch_holds_each_row_once_and_the_next_one_has_another_order():
