@@ -10,7 +10,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 # Package -> the packages of this repository that it may import, besides itself.
 ALLOWED = {"m2": set(), "ssm": set(), "zoo": {"m2", "ssm"}, "experiments": {"m2", "ssm", "zoo"}}
-HEAVY = ("datasets", "grain", "orbax", "tyro", "tokenizers", "jax.experimental.pallas", "matplotlib", "tensorboardX")
+HEAVY = ("safetensors", "huggingface_hub", "datasets", "grain", "orbax", "tyro", "tokenizers")
+HEAVY += ("jax.experimental.pallas", "matplotlib", "tensorboardX")
 # Transformations are JAX's, on split modules: `nnx.split`, then `jax.jit`, `jax.grad`, `jax.lax.scan`.
 NOT_FROM_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "scan", "remat", "vmap"}
 

@@ -15,3 +15,6 @@ from zoo.models import CausalLM as CausalLM
 from zoo.models import CausalLMConfig as CausalLMConfig
 from zoo.presets import create as create
 from zoo.presets import presets as presets
+from zoo.pretrained import from_pretrained as from_pretrained
+from zoo.pretrained import save_pretrained as save_pretrained
+from zoo.pretrained import shard_largest as shard_largest

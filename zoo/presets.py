@@ -4,6 +4,8 @@ import dataclasses
 
 from flax import nnx
 
+import ssm
+from zoo.layouts import official_mlp
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
 
@@ -14,12 +16,63 @@ def _mamba(d_model: int, n_layers: int) -> CausalLMConfig:
     return CausalLMConfig(d_model=d_model, n_layers=n_layers, pattern="mamba", vocab_size=50_277, pad_vocab_multiple=8)
 
 
+def _mamba2(d_model: int, n_layers: int) -> CausalLMConfig:
+    # Source: the config.json of state-spaces/mamba2-{130m,370m,780m,1.3b,2.7b}: the same tokens in 50,288 rows.
+    # Dao & Gu 2024, arXiv:2405.21060, table 10.
+    return dataclasses.replace(_mamba(d_model, n_layers), pattern="mamba2", pad_vocab_multiple=16)
+
+
+def _mamba3(d_model: int, n_layers: int, d_intermediate: int, *, is_mimo: bool = False) -> CausalLMConfig:
+    # Source: arXiv:2603.15569, section 4 (SwiGLU blocks, the 128,256 tokens of Llama 3.1, tied); widths whose parameter
+    # counts are those of the released state-spaces/mamba3-{siso,mimo}-187m; the larger ones as third parties read them.
+    return CausalLMConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        pattern="mamba3/mlp",
+        vocab_size=128_256,
+        pad_vocab_multiple=8,
+        mamba3=ssm.Mamba3Config(is_mimo=is_mimo),
+        mlp=official_mlp(d_intermediate),
+    )
+
+
 presets: dict[str, CausalLMConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
     "mamba-790m": _mamba(1536, 48),
     "mamba-1.4b": _mamba(2048, 48),
     "mamba-2.8b": _mamba(2560, 64),
+    "mamba2-130m": _mamba2(768, 24),
+    "mamba2-370m": _mamba2(1024, 48),
+    "mamba2-780m": _mamba2(1536, 48),
+    "mamba2-1.3b": _mamba2(2048, 48),
+    "mamba2-2.7b": _mamba2(2560, 64),
+    "mamba3-siso-187m": _mamba3(768, 12, 1536),
+    "mamba3-siso-440m": _mamba3(1024, 24, 2048),
+    "mamba3-siso-880m": _mamba3(1536, 24, 3072),
+    "mamba3-siso-1.5b": _mamba3(2048, 24, 4096),
+    "mamba3-mimo-187m": _mamba3(768, 12, 1264, is_mimo=True),
+    "mamba3-mimo-440m": _mamba3(1024, 24, 1792, is_mimo=True),
+    "mamba3-mimo-880m": _mamba3(1536, 24, 2800, is_mimo=True),
+    "mamba3-mimo-1.5b": _mamba3(2048, 24, 3824, is_mimo=True),
+    # Source: the config.json of tiiuae/falcon-mamba-7b; arXiv:2410.05355, table 1.
+    "falcon-mamba-7b": CausalLMConfig(
+        d_model=4096,
+        n_layers=64,
+        pattern="mamba",
+        vocab_size=65_024,
+        tie_embeddings=False,
+        mamba=ssm.MambaConfig(bcdt_rms=True),
+    ),
+    # Source: the params.json of mistralai/Mamba-Codestral-7B-v0.1.
+    "codestral-mamba-7b": CausalLMConfig(
+        d_model=4096,
+        n_layers=64,
+        pattern="mamba2",
+        vocab_size=32_768,
+        tie_embeddings=False,
+        mamba2=ssm.Mamba2Config(n_groups=8),
+    ),
 }
 
 

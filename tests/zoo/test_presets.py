@@ -17,6 +17,21 @@ import zoo
         ("mamba-790m", 793_204_224),
         ("mamba-1.4b", 1_372_178_432),
         ("mamba-2.8b", 2_768_345_600),
+        ("mamba2-130m", 128_989_632),
+        ("mamba2-370m", 368_346_624),
+        ("mamba2-780m", 780_161_280),
+        ("mamba2-1.3b", 1_343_757_312),
+        ("mamba2-2.7b", 2_702_599_680),
+        ("mamba3-siso-187m", 186_849_600),
+        ("mamba3-siso-440m", 443_015_680),
+        ("mamba3-siso-880m", 892_782_336),
+        ("mamba3-siso-1.5b", 1_494_723_584),
+        ("mamba3-mimo-187m", 187_291_968),
+        ("mamba3-mimo-440m", 444_195_328),
+        ("mamba3-mimo-880m", 894_551_808),
+        ("mamba3-mimo-1.5b", 1_497_082_880),
+        ("falcon-mamba-7b", 7_272_665_088),
+        ("codestral-mamba-7b", 7_285_403_648),
     ],
 )
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
@@ -46,8 +61,8 @@ def test_create_takes_overrides_and_leaves_the_preset_alone():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: mamba-1.4b, mamba-130m"),
-        ("gpt", {}, "unknown preset 'gpt'. Known: mamba-1.4b"),
+        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: codestral-mamba-7b"),
+        ("gpt", {}, "unknown preset 'gpt'. Known: codestral-mamba-7b, falcon-mamba-7b"),
         ("mamba-130m", {"n_layer": 2}, "unknown config field 'n_layer', did you mean 'n_layers'"),
         ("mamba-130m", {"n_layers": 0}, "n_layers=0, expected at least 1"),
     ],

@@ -1,0 +1,262 @@
+"""Published weights in and out: strict, in the dtype asked for, onto one device or many.
+
+model = zoo.from_pretrained("state-spaces/mamba-130m")            a hub name, or a folder
+zoo.save_pretrained(model, "out", layout="transformers")
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from zoo.layouts import Entry, Json, Layout, read_config, tensor_table, write_config
+from zoo.models import CausalLM, CausalLMConfig
+from zoo.weight_files import LazyTensor, open_weights, save_weights
+
+ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
+"""Gives each parameter, by its path and shape, its place."""
+
+_CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
+_EMBEDDINGS: dict[str, Layout] = {"backbone.embedding.weight": "official", "backbone.embeddings.weight": "transformers"}
+_HEAD = "lm_head.weight"
+
+
+def from_pretrained(
+    path_or_repo: str | os.PathLike,
+    *,
+    dtype: Dtype | None = None,
+    sharding: Sharding | ShardingRule | None = None,
+    revision: str | None = None,
+) -> CausalLM:
+    """Loads a published language model: Mamba-1, Falcon-Mamba, Mamba-2 (Codestral-Mamba too) or Mamba-3.
+
+    Strict: every tensor in the files is used, every parameter is set, all shapes agree, and a head that is stored
+    beside the embedding it is tied to equals it. Weights are read from memory-mapped files, one tensor at a time, and
+    nothing that a `.bin` file says is executed.
+
+    Args:
+      path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba or of
+        transformers; or else a name on the Hugging Face hub, "owner/name", from its cache or the network.
+      dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
+        norms and states are at least float32.
+      sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
+        device gets its part and no more. None: the default device.
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      FileNotFoundError: no such folder or hub name, or no config or weights in it.
+      ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape.
+      ImportError: a hub name without the package huggingface_hub.
+    """
+    folder = find_folder(path_or_repo, revision=revision)
+    raw, source = read_config_file(folder)
+    stored_tensors = open_weights(folder)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in stored_tensors.items()}
+    if len(tensors) < len(stored_tensors):
+        raise ValueError(f"{folder}: tensors that differ in the prefix 'model.' alone")
+    with _errors_name(source):
+        config = _fit_vocabulary(read_config(raw), tensors)
+        stored = next((tensors[name].dtype for name in _EMBEDDINGS if name in tensors), jnp.float32)
+        name = jnp.dtype(stored if dtype is None else dtype).name
+        config = dataclasses.replace(config, dtype=name, param_dtype=name)
+        model = nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0)))
+    table = tensor_table(model, next((_EMBEDDINGS[name] for name in _EMBEDDINGS if name in tensors), "official"))
+    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    _require_a_fit(folder, table, tensors, params, tied=config.tie_embeddings)
+    for name, entry in table.items():
+        for path, array in zip(entry.paths, entry.split(tensors[name].mapped), strict=True):
+            rule = sharding(path, array.shape) if callable(sharding) else sharding
+            params[path] = params[path].replace(_place(array, params[path].dtype, rule))
+    nnx.update(model, nnx.from_flat_state(list(params.items())))
+    return model
+
+
+def save_pretrained(
+    model: CausalLM,
+    folder: str | os.PathLike,
+    layout: Layout = "official",
+    *,
+    extra: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a language model so that others can load it.
+
+    Args:
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers; others have no published layout.
+      folder: made if it does not exist.
+      layout: "official", what state-spaces/mamba loads (config.json, pytorch_model.bin), or "transformers"
+        (config.json, model.safetensors), which has no Mamba-3.
+      extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
+      max_shard_bytes: largest file; more become numbered shards with an index.
+
+    Raises:
+      ValueError: a model that the layout cannot describe, or fields that it does not have: names the option.
+      FileExistsError: weights of another format lie there already and would be read instead.
+    """
+    folder = Path(folder)
+    raw = write_config(model.config, layout)
+    described = read_config(raw)
+    raw |= dict(extra or {})
+    if read_config(raw) != described:
+        raise ValueError(f"extra={extra!r} describes another model")
+    text = json.dumps(raw, indent=2) + "\n"
+    params = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    tensors = {
+        name: entry.join([np.asarray(params[path]) for path in entry.paths])
+        for name, entry in tensor_table(model, layout).items()
+    }
+    if layout == "official" and model.config.tie_embeddings:  # the official code stores the head all the same
+        tensors[_HEAD] = tensors["backbone.embedding.weight"]
+    save_weights(
+        folder, tensors, format="bin" if layout == "official" else "safetensors", max_shard_bytes=max_shard_bytes
+    )
+    partial = folder / "config.json.partial"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / "config.json")
+
+
+def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:
+    """A rule for `from_pretrained`: cuts each parameter along its largest dimension that the mesh's axis divides.
+
+    Args:
+      mesh: the devices.
+      axis: one of its axes. None: the first.
+    """
+    axis = mesh.axis_names[0] if axis is None else axis
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")
+    size = mesh.shape[axis]
+
+    def rule(path: tuple, shape: tuple[int, ...]) -> Sharding:
+        fitting = [i for i, width in enumerate(shape) if width % size == 0 and width > 0]
+        spec: list[str | None] = [None] * len(shape)
+        if fitting:
+            spec[max(fitting, key=lambda i: shape[i])] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return rule
+
+
+def find_folder(path_or_repo: str | os.PathLike, *, revision: str | None = None) -> Path:
+    """The folder of a published model: the one given, or the hub's in its cache, downloaded where it is not there.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    folder = Path(path_or_repo)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)):
+        raise FileNotFoundError(f"{path_or_repo} is neither a folder nor a name on the hub (owner/name)")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(f"{path_or_repo} is no folder; to load from the hub: pip install huggingface_hub") from error
+
+    def download(patterns: list[str]) -> Path:
+        return Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
+
+    about = ["*.json", "tokenizer*", "*.model", "*.txt"]
+    try:
+        for weights in ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors"):  # one format alone
+            folder = download([*about, weights])
+            if any(folder.glob(weights)):
+                break
+    except (OSError, ValueError) as error:  # what the hub's errors are: not found, no access, offline
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"{path_or_repo} is no folder here, and not to be had from the hub: {reason}"
+        ) from error
+    return folder
+
+
+def read_config_file(folder: Path) -> tuple[Json, Path]:
+    """The config of a published model as it is in its file, and the file.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not a JSON object.
+    """
+    path = next((folder / name for name in _CONFIG_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder} holds no {' or '.join(_CONFIG_FILES)}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds {type(raw).__name__}, expected an object")
+    return raw, path
+
+
+class _errors_name:
+    """Puts a file's name in front of errors about its values."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, ValueError | TypeError | KeyError):
+            said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{self.path}: {said}") from error
+
+
+def _fit_vocabulary(config: CausalLMConfig, tensors: Mapping[str, LazyTensor]) -> CausalLMConfig:
+    """Takes the padding of the vocabulary from the embedding, where it is to a usual multiple that the config omits."""
+    shapes = [tensors[name].shape for name in _EMBEDDINGS if name in tensors]
+    rows = next((shape[0] for shape in shapes if shape), config.padded_vocab_size)
+    for multiple in (config.pad_vocab_multiple, 1, 8, 16, 32, 64, 128, 256):
+        padded = dataclasses.replace(config, pad_vocab_multiple=multiple)
+        if padded.padded_vocab_size == rows:
+            return padded
+    return config
+
+
+def _require_a_fit(
+    folder: Path, table: dict[str, Entry], tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any], *, tied: bool
+) -> None:
+    """Raises a ValueError unless tensors and parameters correspond one to one, in shape too."""
+    missing = sorted(table.keys() - tensors.keys())
+    left_over = sorted(tensors.keys() - table.keys() - ({_HEAD} if tied else set()))
+    differing = []
+    for name in sorted(table.keys() & tensors.keys()):
+        expected = table[name].shape([params[path].shape for path in table[name].paths])
+        if tensors[name].shape != expected:
+            differing.append(f"{name} is {tensors[name].shape}, expected {expected}")
+    parts = [
+        f"{count} {what}: {', '.join(names[:8])}{', ...' if count > 8 else ''}"
+        for what, names in (
+            ("missing in the file", missing),
+            ("in the file that the model does not have", left_over),
+            ("of another shape", differing),
+        )
+        if (count := len(names))
+    ]
+    if parts:
+        raise ValueError(f"{folder}: the tensors do not fit the config. " + "; ".join(parts))
+    if tied and _HEAD in tensors:
+        head, embedding = tensors[_HEAD].mapped, next(tensors[name] for name in _EMBEDDINGS if name in table).mapped
+        if head.shape != embedding.shape or not np.array_equal(head, embedding):
+            raise ValueError(f"{folder}: {_HEAD} differs from the embedding that the config says it is tied to")
+
+
+def _place(array: np.ndarray, dtype: Dtype, sharding: Sharding | None) -> jax.Array:
+    """A parameter in memory of its own, from a view of a mapped file; each device reads its part alone."""
+    if sharding is None:
+        return jnp.array(np.array(array, dtype, order="C"))
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.array(array[index], dtype, order="C"), dtype=dtype
+    )
