@@ -52,13 +52,14 @@ class Config:
     """Folder of the run. None: runs/causal_lm/PRESET, with a suffix that depends on the flags that were changed."""
 
 
-# Peak rates of the sizes: GPT-3's times five, as in the Mamba papers' recipes (arXiv:2312.00752, appendix E.2).
+# Peak rates of the sizes: GPT-3's times five, as in the Mamba papers' recipes (arXiv:2312.00752, appendix E.2; the same
+# for Mamba-2 and, at these widths, for Mamba-3).
 _PUBLISHED_RATES = {
-    "mamba-130m": 3e-3,
-    "mamba-370m": 1.5e-3,
-    "mamba-790m": 1.25e-3,
-    "mamba-1.4b": 1e-3,
-    "mamba-2.8b": 8e-4,
+    **dict.fromkeys(("mamba-130m", "mamba2-130m", "mamba3-siso-187m", "mamba3-mimo-187m"), 3e-3),
+    **dict.fromkeys(("mamba-370m", "mamba2-370m", "mamba3-siso-440m", "mamba3-mimo-440m"), 1.5e-3),
+    **dict.fromkeys(("mamba-790m", "mamba2-780m", "mamba3-siso-880m", "mamba3-mimo-880m"), 1.25e-3),
+    **dict.fromkeys(("mamba-1.4b", "mamba2-1.3b", "mamba3-siso-1.5b", "mamba3-mimo-1.5b"), 1e-3),
+    **dict.fromkeys(("mamba-2.8b", "mamba2-2.7b"), 8e-4),
 }
 
 PRESETS: dict[str, tuple[str, Config]] = {
@@ -82,7 +83,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         f"The published shape of {name}, on your text in a BPE trained on it; for accelerators.",
         Config(
             model=zoo.presets[name],
-            data=DataConfig(tokenizer="bpe", bpe_vocab_size=50_277, seq_len=2048),
+            data=DataConfig(tokenizer="bpe", bpe_vocab_size=zoo.presets[name].vocab_size, seq_len=2048),
             train=TrainConfig(steps=4800, batch_size=256, eval_every=500, save_every=500),
             optim=OptimConfig(learning_rate=rate, warmup_steps=480, final_fraction=1e-5 / rate),
         ),

@@ -1,7 +1,9 @@
-"""Text from a run's checkpoint, as it is generated.
+"""Text from a run's checkpoint, or from a published model, as it is generated.
 
 python -m experiments.sample runs/causal_lm/tiny --prompt "def "
 python -m experiments.sample runs/causal_lm/tiny --prompt "class " --temperature 0 --max-new-tokens 500
+python -m experiments.sample --model state-spaces/mamba-130m --prompt "Mamba is"
+python -m experiments.sample --model ./my-mamba2 --dtype bfloat16 --prompt "Mamba is"
 """
 
 import dataclasses
@@ -9,22 +11,30 @@ import secrets
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import jax
 
 import zoo
 from experiments import flags
 from experiments.causal_lm import load_run
-from experiments.tokenizers import Tokenizer
+from experiments.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from zoo.layouts import read_config
+from zoo.pretrained import find_folder, read_config_file
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Continues a text with a trained model."""
 
-    run_dir: Annotated[Path, flags.Positional]
-    """Folder of the run."""
+    run_dir: Annotated[Path | None, flags.Positional] = None
+    """Folder of the run. Not with --model."""
+    model: str | None = None
+    """A published model instead of a run: a folder in a published layout, or a name on the Hugging Face hub."""
+    tokenizer: str | None = None
+    """With --model: "bytes", a tokenizer.json or its folder, or a name on the hub. None: that of the model."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """With --model: dtype of parameters and computation. None: as stored."""
     prompt: str = ""
     """Text to continue. Empty starts a new document."""
     max_new_tokens: int = 300
@@ -52,9 +62,8 @@ def main() -> int:
     config = flags.parse_one(Config, prog="python -m experiments.sample", description=__doc__)
     with flags.usage_errors():
         sampling = zoo.Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
-        model, tokenizer, _ = load_run(config.run_dir, step=config.checkpoint)
+        model, tokenizer, ids = load(config)
         seed = secrets.randbelow(2**31) if config.seed is None else config.seed
-        ids = [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
         for i in range(config.samples):
             if config.samples > 1:
                 print(f"--- sample {i + 1} " + "-" * 40)
@@ -72,6 +81,44 @@ def main() -> int:
             print()
     print(f"seed {seed}", file=sys.stderr)
     return 0
+
+
+def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
+    """The model, its tokenizer and the prompt's ids.
+
+    A run's documents all begin with eot, so its prompts do. Published models do not ask for it.
+    """
+    if (config.run_dir is None) == (config.model is None):
+        raise ValueError("expected either the folder of a run or --model, one of the two")
+    if config.model is None:
+        for name in ("tokenizer", "dtype"):
+            if getattr(config, name) is not None:
+                raise ValueError(f"--{name} belongs to --model; a run has its own")
+        model, tokenizer, _ = load_run(cast(Path, config.run_dir), step=config.checkpoint)
+        return model, tokenizer, [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
+    folder = find_folder(config.model)
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else _published_tokenizer(config.model, folder)
+    model = zoo.from_pretrained(folder, dtype=config.dtype)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"--tokenizer has {tokenizer.vocab_size} ids, {config.model} has only {model.config.vocab_size} tokens"
+        )
+    return model, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
+
+
+def _published_tokenizer(name: str, folder: Path) -> Tokenizer:
+    """The tokenizer beside the weights, or the one that state-spaces' models were trained with and do not carry."""
+    if (folder / FILE_NAME).exists():
+        return restore_tokenizer(folder)
+    vocab_size = read_config(read_config_file(folder)[0]).vocab_size
+    known = {50_277: "EleutherAI/gpt-neox-20b", 50_280: "EleutherAI/gpt-neox-20b", 50_288: "EleutherAI/gpt-neox-20b"}
+    known[128_256] = "meta-llama/Llama-3.1-8B"
+    if vocab_size not in known:
+        raise ValueError(f"{name} has no {FILE_NAME}; name one with --tokenizer")
+    try:
+        return load_tokenizer(known[vocab_size])
+    except ValueError as error:
+        raise ValueError(f"{name} has no {FILE_NAME}, and {error}; name one with --tokenizer") from error
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

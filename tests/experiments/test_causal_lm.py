@@ -12,13 +12,17 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import ssm
 import zoo
-from experiments import bench, causal_lm, flags, sample
+from experiments import bench, causal_lm, convert, flags, sample
 from experiments.checkpoints import Checkpoints
 from experiments.metrics import read_metrics
+from tests.numerics import assert_close, with_random_parameters
 
 REPOSITORY = Path(causal_lm.__file__).parents[1]
 SMALL = [
@@ -93,6 +97,88 @@ def test_trains_resumes_and_samples(text, tmp_path, capsys):
     assert status == 0
     assert out.startswith("line ")
     assert command(sample, *greedy, capsys=capsys)[1] == out
+
+
+@pytest.mark.parametrize("pattern", ["mamba", "mamba2", "mamba3"])
+def test_the_carried_loss_over_pieces_is_that_of_the_whole(pattern):
+    config = zoo.CausalLMConfig(
+        **{"d_model": 8, "n_layers": 2, "vocab_size": 17, "pattern": pattern},
+        mamba=ssm.MambaConfig(d_state=4),
+        mamba2=ssm.Mamba2Config(d_state=4, head_dim=4),
+        mamba3=ssm.Mamba3Config(d_state=4, head_dim=4),
+    )
+    model = with_random_parameters(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    ids, segments = rng.integers(0, 17, (2, 13)), np.cumsum(rng.random((2, 12)) < 0.2, axis=1)
+    whole = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "segment_ids": segments, "weights": np.ones((2, 12))}
+    whole = jax.tree.map(jnp.asarray, whole)
+    expected = causal_lm.next_token_loss(model, whole, None).total
+    state, totals = jax.tree.map(lambda x: x + 1, model.init_state(2)), []  # what the first piece does not go on from
+    for start in (0, 4, 8):
+        piece = {name: values[:, start : start + 4] for name, values in whole.items()}
+        goes_on = jnp.asarray(segments[:, start] == segments[:, start - 1] if start else [False, False])
+        loss, state = causal_lm.continued_loss(model, piece | {"continues": goes_on}, None, state)
+        totals.append(loss.total)
+    assert_close(sum(totals), expected)
+
+
+def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, capsys):
+    small = ("tiny", "--data.path", text, *SMALL, "--train.carry-state")
+    runs = {"whole": [], "cut": ["--train.accumulate", 2]}
+    for name, options in runs.items():
+        status, _, err = command(causal_lm, *small, "--run-dir", name, *options, capsys=capsys)
+        assert status == 0, err
+    shutil.copytree("whole", "stopped")
+    for step in Checkpoints(tmp_path / "stopped").steps()[1:]:
+        shutil.rmtree(tmp_path / "stopped" / "checkpoints" / str(step))
+    status, out, err = command(causal_lm, *small, "--run-dir", "stopped", capsys=capsys)
+    assert status == 0, err
+    assert "resumed from step 4" in out
+
+    def losses(name):
+        return [record["loss"] for record in read_metrics(tmp_path / name) if record["step"] == 6]
+
+    assert losses("stopped") == losses("whole")
+    assert np.allclose(losses("cut"), losses("whole"), rtol=1e-4)
+    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "mamba attn", capsys=capsys)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "--train.carry-state with --model.pattern 'mamba attn': attention's state grows" in err
+
+
+def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, capsys):
+    assert command(causal_lm, "tiny", "--data.path", text, "--run-dir", "run", *SMALL, capsys=capsys)[0] == 0
+    for source, target, layout in (("run", "theirs", "transformers"), ("theirs", "back", "official")):
+        status, out, err = command(convert, source, target, "--layout", layout, capsys=capsys)
+        assert status == 0, err
+        assert f"{source} -> {target}: " in out
+        assert f"in the {layout} layout, read back and equal" in out
+    assert json.loads((tmp_path / "theirs/config.json").read_text())["eos_token_id"] == 256
+    ids = jnp.arange(20)[None]
+    run, back = causal_lm.load_run(tmp_path / "run")[0], zoo.from_pretrained(tmp_path / "back")
+    assert np.array_equal(run(ids), back(ids))
+    greedy = ("--prompt", "line ", "--max-new-tokens", 5, "--temperature", 0)
+    status, out, err = command(sample, "--model", "back", *greedy, capsys=capsys)
+    assert status == 0, err
+    assert out.startswith("line ")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        (sample, [], "expected either the folder of a run or --model"),
+        (sample, ["run", "--model", "x"], "expected either the folder of a run or --model"),
+        (sample, ["run", "--tokenizer", "bytes"], "--tokenizer belongs to --model"),
+        (sample, ["--model", "nowhere"], "nowhere is neither a folder nor a name on the hub (owner/name)"),
+        (convert, ["nowhere", "out"], "nowhere is neither a folder nor a name on the hub (owner/name)"),
+        (convert, ["nowhere", "."], "is not empty; choose another folder"),
+        (convert, ["nowhere", "out", "--layout", "hf"], "invalid choice 'hf'"),
+    ],
+)
+def test_mistakes_with_published_models_are_one_clear_line(text, module, arguments, message, capsys):
+    status, _, err = command(module, *arguments, capsys=capsys)
+    assert status != 0
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_the_run_folder_depends_on_what_the_run_is(text):

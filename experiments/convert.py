@@ -1,0 +1,101 @@
+"""A language model from one published layout to another, or from a run to a published layout.
+
+    python -m experiments.convert state-spaces/mamba-130m out --layout transformers
+    python -m experiments.convert runs/causal_lm/tiny out --layout official        # what state-spaces/mamba loads
+    python -m experiments.convert out back --layout official --dtype bfloat16
+
+What is written is read back and compared before the command says so.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+import zoo
+from experiments import flags
+from experiments.causal_lm import load_run
+from experiments.tokenizers import save_tokenizer
+from zoo.pretrained import find_folder, read_config_file
+
+# What a published model has beside its weights.
+_COMPANIONS = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Converts weights, config and tokenizer."""
+
+    source: Annotated[str, flags.Positional]
+    """A folder in a published layout, a name on the Hugging Face hub, or the folder of a run."""
+    target: Annotated[Path, flags.Positional]
+    """Folder to write."""
+    layout: Literal["official", "transformers"] = "transformers"
+    """official: what state-spaces/mamba loads. transformers: what transformers loads; it has no Mamba-3."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Dtype to store weights in. None: that of the source."""
+    checkpoint: Literal["latest", "best"] | int = "latest"
+    """Which checkpoint of a run: latest, best, or a step."""
+    max_shard_gb: float = 5.0
+    """Largest file, in 10^9 bytes; more become numbered shards."""
+
+
+def main() -> int:
+    """Loads, writes, reads back and compares."""
+    config = flags.parse_one(Config, prog="python -m experiments.convert", description=__doc__)
+    with flags.usage_errors():
+        if config.target.exists() and any(config.target.iterdir()):
+            raise ValueError(f"{config.target} is not empty; choose another folder")
+        model, folder, extra = _load(config)
+        limit = int(config.max_shard_gb * 1e9)
+        zoo.save_pretrained(model, config.target, config.layout, extra=extra, max_shard_bytes=limit)
+        _copy_tokenizer(config, folder)
+        written = _params(zoo.from_pretrained(config.target))
+        for path, expected in _params(model).items():
+            if not np.array_equal(np.asarray(written[path]), np.asarray(expected)):
+                raise ValueError(f"{config.target}: {path} does not read back as it was written")
+    size = sum(param.size for param in written.values())
+    print(f"{config.source} -> {config.target}: {size:,} parameters in the {config.layout} layout, read back and equal")
+    return 0
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether a folder is that of a run, rather than one in a published layout."""
+    return (Path(source) / "checkpoints").is_dir()
+
+
+def _load(config: Config) -> tuple[zoo.CausalLM, Path | None, dict[str, Any]]:
+    """The model, its published folder if it has one, and the token ids that the folder's config names."""
+    if is_run(config.source):
+        model, tokenizer, _ = load_run(config.source, step=config.checkpoint)
+        if config.dtype:
+            raise ValueError(f"--dtype {config.dtype} with a run: a run is written in the dtype it was trained in")
+        return model, None, {"eos_token_id": tokenizer.eot} if config.layout == "transformers" else {}
+    folder = find_folder(config.source)
+    model = zoo.from_pretrained(folder, dtype=config.dtype)
+    raw, _ = read_config_file(folder)
+    keep = _TOKEN_IDS if config.layout == "transformers" else ()
+    return model, folder, {name: raw[name] for name in keep if name in raw}
+
+
+def _copy_tokenizer(config: Config, folder: Path | None) -> None:
+    if folder is None:
+        save_tokenizer(load_run(config.source, step=config.checkpoint)[1], config.target)
+        return
+    for pattern in _COMPANIONS:
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, config.target / path.name)
+
+
+def _params(model) -> dict[str, jax.Array]:
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(map(str, path)): param[...] for path, param in flat}
+
+
+if __name__ == "__main__":
+    flags.run(main)
