@@ -180,7 +180,8 @@ def trapezoid_step(
     for weight, value, key in ends:
         for r in range(v.shape[1]):
             h = h + (weight[..., None] * value[:, r])[..., None] * key[:, r, :, None, :]
-    y = jnp.sum(h[:, None] * q.astype(dtype)[:, :, :, None, :], axis=-1)
+    # A dot keeps what made q, sines and all, out of the loop over the state.
+    y = jnp.einsum("bhpn,brhn->brhp", h, q.astype(dtype), precision=lax.Precision.HIGHEST)
     if D is not None:
         y = y + D.astype(dtype)[:, None] * v
     after = TrapezoidState(h, k, v)
