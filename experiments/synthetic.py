@@ -1,0 +1,543 @@
+"""The synthetic tasks that the selective-state-space papers stand on: copying, recall, extrapolation, state tracking.
+
+    python -m experiments.synthetic selective-copying      # data tokens among noise, to be repeated in order
+    python -m experiments.synthetic induction              # what followed this token? trained at 256, tested far beyond
+    python -m experiments.synthetic mqar                   # many keys and values, then queries
+    python -m experiments.synthetic parity                 # how many ones so far, odd or even?
+
+Each ends with a table, printed and kept in RUN_DIR/results.json. The same command again resumes the run where it was.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Float, Int
+
+import ssm
+import zoo
+from experiments import flags, runs
+from experiments.optim import OptimConfig
+from experiments.train import Batch, Finished, Loss, Task, TrainConfig, train
+
+
+class Data(Protocol):
+    """A synthetic task: how its rows are drawn."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids: 0 to vocab_size - 1."""
+
+    def sample(self, generator: np.random.Generator, rows: int, step: int) -> Batch:
+        """Draws rows for a training step (1, 2, ...): only a curriculum looks at it.
+
+        Returns:
+          "tokens" (b, l), the whole input; "positions" (b, a), where an answer is asked for, "targets" (b, a), the
+          answers, "weights" (b, a), 0 where a row has fewer.
+        """
+
+    def variants(self) -> "list[tuple[str, int, Data]]":
+        """The rows of the final table: a field's name, its value, and the task with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveCopying:
+    """`n_tokens` data tokens at random places among noise, then as many markers: repeat them in order.
+
+        0 0 7 0 3 0 0 0 9 0 0  15 15 15   ->   7 3 9
+
+    Noise is 0, the marker vocab_size - 1, data what lies between.
+
+    Source: Gu & Dao 2023, arXiv:2312.00752, section 4.1.1, after Jing et al. 2019, arXiv:1706.02761 ("denoise").
+    """
+
+    length: int = 64
+    """Positions before the markers, noise and data together. The paper's: 4096."""
+    n_tokens: int = 8
+    """Data tokens to remember. The paper's: 16."""
+    vocab_size: int = 16
+    """Token ids, noise and marker included."""
+    max_eval_length: int = 512
+    """The final table goes on to this length, doubling from the one that was trained."""
+
+    def __post_init__(self):
+        _at_least(self, n_tokens=1, vocab_size=3, length=self.n_tokens)
+
+    def sample(self, generator: np.random.Generator, rows: int, step: int = 0) -> Batch:
+        data = generator.integers(1, self.vocab_size - 1, (rows, self.n_tokens))
+        places = np.sort(_choose(generator, rows, self.length, self.n_tokens))
+        tokens = np.zeros((rows, self.length + self.n_tokens), np.int32)
+        np.put_along_axis(tokens, places, data, axis=1)
+        tokens[:, self.length :] = self.vocab_size - 1
+        positions = np.broadcast_to(np.arange(self.length, self.length + self.n_tokens), data.shape)
+        return _batch(tokens, positions, data)
+
+    def variants(self) -> list[tuple[str, int, Data]]:
+        return _lengths(self, self.length)
+
+
+@dataclasses.dataclass(frozen=True)
+class Induction:
+    """A special token comes once early and once at the end: predict the token that followed it.
+
+        4 9 S 7 1 2 4 4 8 0 S   ->   7
+
+    The special token is vocab_size - 1, the others are drawn uniformly.
+
+    Source: Gu & Dao 2023, arXiv:2312.00752, section 4.1.2, after Dao et al. 2023, arXiv:2212.14052, table 1.
+    """
+
+    length: int = 256
+    """Longest row in training, the special token at its end included."""
+    min_length: int = 16
+    """Shortest row in training: lengths are log-uniform between the two, and the easy ones lead the way. The paper's:
+    256, no shorter ones."""
+    vocab_size: int = 16
+    """Token ids, the special one included."""
+    max_eval_length: int = 2**14
+    """The final table goes on to this length, doubling from 64, all rows being of that length. The paper's: 1048576."""
+
+    def __post_init__(self):
+        _at_least(self, min_length=3, length=self.min_length, vocab_size=2)
+
+    def sample(self, generator: np.random.Generator, rows: int, step: int = 0) -> Batch:
+        special = self.vocab_size - 1
+        tokens = generator.integers(0, special, (rows, self.length))
+        # What follows a shorter row is filler, which a causal model does not see.
+        longer = generator.uniform(np.log(self.min_length), np.log(self.length + 1), (rows, 1))
+        last = np.clip(np.exp(longer).astype(int), self.min_length, self.length) - 1
+        first = generator.integers(0, last - 1)  # what follows it is not the last token
+        np.put_along_axis(tokens, first, special, axis=1)
+        np.put_along_axis(tokens, last, special, axis=1)
+        return _batch(tokens, last, np.take_along_axis(tokens, first + 1, axis=1))
+
+    def variants(self) -> list[tuple[str, int, Data]]:
+        return _lengths(self, 64, "min_length")
+
+
+@dataclasses.dataclass(frozen=True)
+class MQAR:
+    """Multi-query associative recall: pairs of key and value, then keys among filler: give each one's value.
+
+        k1 v1 k2 v2 k3 v3 . k2 . . k3 k1 . k2   ->   v2 at k2, v3 at k3, v1 at k1
+
+    Keys are drawn from 0 to vocab_size / 2 - 1, values from the rest; filler is any token but the row's own keys.
+
+    Source: Arora et al. 2023, arXiv:2312.04927, section 3; random filler as in Dao & Gu 2024, arXiv:2405.21060,
+      section 9.1. There every key is asked for once, after a gap drawn by a power law; here at any later positions.
+    """
+
+    length: int = 64
+    """Positions of a row. The papers': 64 to 1024."""
+    n_pairs: int = 8
+    """Most pairs in a row. The papers': up to length / 4."""
+    min_pairs: int = 1
+    """Fewest pairs in a training row: each draws its number, and the easy ones lead the way."""
+    n_queries: int = 40
+    """Queries in a row: every key once, then any of them again. The papers': n_pairs."""
+    vocab_size: int = 64
+    """Token ids. The papers': 8192."""
+
+    def __post_init__(self):
+        _at_least(self, min_pairs=1, n_pairs=self.min_pairs, n_queries=self.n_pairs, vocab_size=2 * self.n_pairs + 2)
+        _at_least(self, length=2 * self.n_pairs + self.n_queries)
+
+    def sample(self, generator: np.random.Generator, rows: int, step: int = 0) -> Batch:
+        n_keys, n_pairs = self.vocab_size // 2, self.n_pairs
+        # A row's own order of the ids: its keys, the other keys, the values.
+        keys = _choose(generator, rows, n_keys, n_keys)
+        ids = np.concatenate([keys, np.tile(np.arange(n_keys, self.vocab_size), (rows, 1))], axis=1)
+        tokens = np.take_along_axis(ids, generator.integers(n_pairs, self.vocab_size, (rows, self.length)), axis=1)
+        values = n_keys + _choose(generator, rows, self.vocab_size - n_keys, n_pairs)
+        pairs = np.stack([keys[:, :n_pairs], values], axis=2).reshape(rows, -1)
+        number = generator.integers(self.min_pairs, n_pairs + 1, (rows, 1))
+        tokens[:, : 2 * n_pairs] = np.where(np.arange(2 * n_pairs) < 2 * number, pairs, tokens[:, : 2 * n_pairs])
+
+        again = generator.integers(0, number, (rows, self.n_queries))
+        asked = np.where(np.arange(self.n_queries) < number, np.arange(self.n_queries), again)
+        positions = 2 * n_pairs + _choose(generator, rows, self.length - 2 * n_pairs, self.n_queries)
+        np.put_along_axis(tokens, positions, np.take_along_axis(keys, asked, axis=1), axis=1)
+        return _batch(tokens, positions, np.take_along_axis(values, asked, axis=1))
+
+    def variants(self) -> list[tuple[str, int, Data]]:
+        numbers = [n for n in (2**i for i in range(2, 30)) if n < self.n_pairs] + [self.n_pairs]
+        return [("n_pairs", n, dataclasses.replace(self, n_pairs=n, min_pairs=n)) for n in numbers]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """Bits: at every position, is the number of ones so far odd?
+
+        1 0 1 1 0   ->   1 1 0 1 1
+
+    A state that only decays cannot say; one that turns round can. Rows have random lengths, the longest grows by step.
+
+    Source: "Mamba-3", arXiv:2603.15569, the state-tracking experiments; Grazzi et al. 2024, arXiv:2411.12537.
+    """
+
+    length: int = 160
+    """Longest row in training, once the curriculum is over."""
+    min_length: int = 3
+    """Shortest row in training, and the longest one at the start."""
+    curriculum_steps: int = 1500
+    """Steps over which the longest row grows to `length`. 0 has none."""
+    every_position: bool = True
+    """Whether every prefix of a row is asked for in training, or the whole row alone."""
+    max_eval_length: int = 512
+    """The final table goes on to this length, doubling from 32: the parity of whole rows. Chance is 50 %."""
+
+    vocab_size = 2
+
+    def __post_init__(self):
+        _at_least(self, min_length=1, length=self.min_length, curriculum_steps=0, max_eval_length=1)
+
+    def sample(self, generator: np.random.Generator, rows: int, step: int = 0) -> Batch:
+        share = min(1.0, step / self.curriculum_steps) if self.curriculum_steps else 1.0
+        longest = self.min_length + round(share * (self.length - self.min_length))
+        last = generator.integers(self.min_length, longest + 1, (rows, 1)) - 1
+        tokens = generator.integers(0, 2, (rows, self.length), dtype=np.int32)
+        parity = np.cumsum(tokens, axis=1) % 2
+        if not self.every_position:
+            return _batch(tokens, last, np.take_along_axis(parity, last, axis=1))
+        positions = np.broadcast_to(np.arange(self.length), tokens.shape)
+        return _batch(tokens, positions, parity, positions <= last)
+
+    def variants(self) -> list[tuple[str, int, Data]]:
+        whole = dataclasses.replace(self, curriculum_steps=0, every_position=False)
+        return _lengths(whole, 32, "min_length")
+
+
+def _at_least(data: Any, **smallest: int) -> None:
+    for name, least in smallest.items():
+        if getattr(data, name) < least:
+            raise ValueError(f"{name}={getattr(data, name)}, expected at least {least}")
+
+
+def _choose(generator: np.random.Generator, rows: int, n: int, k: int) -> Int[np.ndarray, "b k"]:
+    """k different numbers below n for each row, in random order."""
+    return np.argsort(generator.random((rows, n)), axis=1)[:, :k]
+
+
+def _lengths(data: Any, first: int, *others: str) -> list[tuple[str, int, Data]]:
+    """A task at lengths that double from `first` to its max_eval_length."""
+    lengths = [first]
+    while 2 * lengths[-1] <= data.max_eval_length:
+        lengths.append(2 * lengths[-1])
+    return [("length", n, dataclasses.replace(data, length=n, **dict.fromkeys(others, n))) for n in lengths]
+
+
+def _batch(tokens, positions, targets, weights=None) -> Batch:
+    weights = np.ones(targets.shape) if weights is None else weights
+    return {
+        "tokens": tokens.astype(np.int32),
+        "positions": positions.astype(np.int32),
+        "targets": targets.astype(np.int32),
+        "weights": weights.astype(np.float32),
+    }
+
+
+class Batches:
+    """Training batches without end; each is a function of seed and step alone.
+
+    Args:
+      data: the task.
+      batch_size: rows of a batch over all hosts together; each host draws all and keeps its own.
+      seed: of the run.
+    """
+
+    def __init__(self, data: Data, *, batch_size: int, seed: int):
+        self.data, self.batch_size, self.seed, self.step = data, batch_size, seed, 0
+
+    def __next__(self) -> Batch:
+        self.step += 1
+        generator = np.random.default_rng((0, self.step, self.seed % (1 << 64)))
+        batch = self.data.sample(generator, self.batch_size, self.step)
+        return {name: array[jax.process_index() :: jax.process_count()] for name, array in batch.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+
+
+def held_out(data: Data, *, batch_size: int, n_batches: int) -> Iterable[Batch]:
+    """Batches drawn apart from those of every training run, the same for each. The curriculum is over in them."""
+    for i in range(n_batches):
+        yield data.sample(np.random.default_rng((1, i)), batch_size, 1 << 62)
+
+
+def answer_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
+    """Cross-entropy of the answers, summed over those that count. The head sees no other position."""
+    hidden = model.hidden(batch["tokens"], rngs=rngs)
+    asked = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
+    nats = optax.softmax_cross_entropy_with_integer_labels(model.head(asked), batch["targets"])
+    return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+
+
+def answer_logits(model: zoo.CausalLM, batch: Batch, *, chunk_size: int) -> Float[np.ndarray, "b a v"]:
+    """Logits at the positions that are asked for, read a chunk at a time: a row's length costs no memory.
+
+    Args:
+      model: any; where attention takes part, its cache grows with the length all the same.
+      batch: a task's.
+      chunk_size: tokens of a row that are read at once; rows are filled up to a multiple of it.
+    """
+    graphdef, variables = nnx.split(model)
+    tokens, positions = batch["tokens"], batch["positions"]
+    rows, length = tokens.shape
+    chunks = -(-length // chunk_size)
+    tokens = np.pad(tokens, ((0, 0), (0, chunks * chunk_size - length)))
+    state = model.init_state(rows, chunks * chunk_size)
+    hidden = np.zeros((*positions.shape, model.config.d_model), _hidden_dtype(model))
+    for c in range(chunks):
+        chunk = tokens[:, c * chunk_size : (c + 1) * chunk_size]
+        hidden, state = _read_chunk(graphdef, variables, chunk, state, positions - c * chunk_size, hidden)
+    return np.asarray(_head(graphdef, variables, hidden))
+
+
+def _hidden_dtype(model: zoo.CausalLM) -> jnp.dtype:
+    return jax.eval_shape(lambda: model.hidden(jnp.zeros((1, 1), jnp.int32))).dtype
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read_chunk(graphdef, variables, tokens, state, positions, hidden):
+    """Goes on by a chunk, and fills in the hidden vectors whose positions (counted from its start) lie in it."""
+    model = nnx.merge(graphdef, variables)
+    chunk, state = model.backbone.extend(model.embedding(tokens), state)
+    inside = (positions >= 0) & (positions < tokens.shape[1])
+    found = jnp.take_along_axis(chunk, jnp.where(inside, positions, 0)[..., None], axis=1)
+    return jnp.where(inside[..., None], found, hidden), state
+
+
+_head = jax.jit(lambda graphdef, variables, hidden: nnx.merge(graphdef, variables).head(hidden), static_argnums=0)
+_cross_entropy = jax.jit(optax.softmax_cross_entropy_with_integer_labels)
+
+
+class Score(NamedTuple):
+    """How a model does on held-out rows."""
+
+    loss: float
+    """Cross-entropy of an answer, in nats."""
+    accuracy: float
+    """Share of answers that are right."""
+    sequence_accuracy: float
+    """Share of rows whose answers are all right."""
+    sequences: int
+    """Rows."""
+
+
+def score(model: zoo.CausalLM, batches: Iterable[Batch], *, chunk_size: int = 1024) -> Score:
+    """Loss and accuracy over all batches together."""
+    nats = answers = right = rows = whole = 0.0
+    for batch in batches:
+        logits = answer_logits(model, batch, chunk_size=chunk_size)
+        counts = batch["weights"] > 0
+        hits = (np.argmax(logits, axis=-1) == batch["targets"]) | ~counts
+        losses = np.asarray(_cross_entropy(logits, batch["targets"]), np.float64)
+        nats += losses[counts].sum()
+        answers += counts.sum()
+        right += (hits & counts).sum()
+        rows += len(hits)
+        whole += hits.all(axis=1).sum()
+    return Score(float(nats / answers), float(right / answers), float(whole / rows), int(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A synthetic task, its model and its training. A subclass says which task."""
+
+    data: Data
+    """The task."""
+    model: zoo.CausalLMConfig = zoo.CausalLMConfig(d_model=64, n_layers=2, pattern="mamba")
+    """Shape of the model. Its vocabulary is the task's."""
+    train: TrainConfig = TrainConfig()
+    """How long to train, what to keep."""
+    optim: OptimConfig = OptimConfig(warmup_steps=0, final_fraction=1.0, weight_decay=0.0)
+    """Optimiser and schedule: a constant rate and no weight decay, as in the papers."""
+    eval_sequences: int = 512
+    """Held-out rows of an evaluation, and of each line of the final table."""
+    eval_tokens: int = 2**20
+    """Most tokens that a line of the table reads: long rows are fewer, though never fewer than 16."""
+    run_dir: str | None = None
+    """Folder of the run. None: runs/synthetic/TASK, with a suffix that depends on the flags that were changed."""
+
+    def __post_init__(self):
+        _at_least(self, eval_sequences=1, eval_tokens=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectiveCopyingConfig(Config):
+    """Selective copying."""
+
+    data: SelectiveCopying = SelectiveCopying()
+    """The task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InductionConfig(Config):
+    """Induction heads."""
+
+    data: Induction = Induction()
+    """The task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MQARConfig(Config):
+    """Multi-query associative recall."""
+
+    data: MQAR = MQAR()
+    """The task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityConfig(Config):
+    """Parity."""
+
+    data: Parity = Parity()
+    """The task."""
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "selective-copying": (
+        "Repeat 8 data tokens that are strewn over 64 positions of noise.",
+        SelectiveCopyingConfig(
+            train=TrainConfig(steps=4500, batch_size=16, eval_every=500, save_every=500, log_every=50),
+        ),
+    ),
+    "induction": (
+        "Recall what followed a token, at up to 256 positions; tested at up to 16,384.",
+        InductionConfig(train=TrainConfig(steps=3000, batch_size=8, eval_every=500, save_every=500, log_every=50)),
+    ),
+    "mqar": (
+        "Recall the values of up to 8 keys.",
+        MQARConfig(
+            model=zoo.CausalLMConfig(d_model=64, n_layers=2, pattern="mamba attn", attn=zoo.AttentionConfig(n_heads=2)),
+            train=TrainConfig(steps=4000, batch_size=16, eval_every=500, save_every=500, log_every=50),
+        ),
+    ),
+    "parity": (
+        "Count ones modulo 2, at up to 160 bits; tested at up to 512.",
+        ParityConfig(
+            model=zoo.CausalLMConfig(
+                d_model=32,
+                n_layers=1,
+                pattern="mamba3",
+                mamba2=ssm.Mamba2Config(d_state=16, head_dim=16),
+                mamba3=ssm.Mamba3Config(d_state=16, head_dim=16),
+            ),
+            train=TrainConfig(steps=2500, batch_size=32, eval_every=500, save_every=500, log_every=50),
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=0, final_fraction=0.0, weight_decay=0.0),
+        ),
+    ),
+}
+
+# Fields that may change between two starts of one run, besides those of every experiment.
+FREE = ("eval_sequences", "eval_tokens", "data.max_eval_length")
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/synthetic/TASK for a preset as it is, with a digest of the changes for a changed one."""
+    same_task = {name: preset for name, preset in PRESETS.items() if type(preset[1]) is type(config)}
+    return runs.default_run_dir(config, same_task, "synthetic", FREE)
+
+
+def fit_vocabulary(config: Config) -> Config:
+    """Sets the model's vocabulary to the task's.
+
+    Raises:
+      ValueError: the model has another one already.
+    """
+    if config.model.vocab_size not in (0, config.data.vocab_size):
+        raise ValueError(
+            f"--model.vocab-size {config.model.vocab_size}, expected the task's, {config.data.vocab_size}, "
+            "or 0 to take it"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=config.data.vocab_size))
+
+
+def make_task(config: Config) -> Task:
+    """The task of a configuration whose model.vocab_size is known."""
+    batch_size = config.train.batch_size
+    n_batches = -(-config.eval_sequences // batch_size)
+    length = config.data.sample(np.random.default_rng(0), 1, 1)["tokens"].shape[1]
+
+    def evaluate(model):
+        batches = held_out(config.data, batch_size=batch_size, n_batches=n_batches)
+        measured = score(model, batches, chunk_size=min(length, 1024))._asdict()
+        del measured["sequences"]
+        return measured
+
+    return Task(
+        init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs),
+        loss=answer_loss,
+        batches=Batches(config.data, batch_size=batch_size, seed=config.train.seed),
+        evaluate=evaluate,
+        tokens_per_batch=batch_size * length,
+    )
+
+
+def measure(config: Config, model: zoo.CausalLM, *, show: Callable[[str], None] = print) -> list[dict[str, float]]:
+    """The task's table: one line for each of its variants, shown as it is measured.
+
+    Returns:
+      a dict a line: the variant's field and the `Score`, e.g. {"length": 64, "loss": 0.01, "accuracy": 1.0, ...}.
+    """
+    lines: list[dict[str, float]] = []
+    for name, value, data in config.data.variants():
+        length = data.sample(np.random.default_rng(0), 1, 1)["tokens"].shape[1]
+        rows = max(16, min(config.eval_sequences, config.eval_tokens // length))
+        batches = held_out(data, batch_size=16, n_batches=-(-rows // 16))
+        measured = score(model, batches)
+        if not lines:
+            show(f"{name.replace('_', ' '):>9}  accuracy  whole rows  of")
+        show(f"{value:>9,}  {measured.accuracy:8.2%}  {measured.sequence_accuracy:10.2%}  {measured.sequences}")
+        lines.append({name: value, **measured._asdict()})
+    return lines
+
+
+def fit(config: Config, folder: Path) -> Finished:
+    """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Raises:
+      UsageError: the configuration does not fit, or the folder holds something else; nothing has been written.
+      FloatingPointError: see `train`.
+    """
+    with flags.usage_errors():
+        runs.holds_run(config, folder, FREE)
+        fitted = fit_vocabulary(config)
+        task = make_task(fitted)
+        folder.mkdir(parents=True, exist_ok=True)
+        flags.save_config(config, folder / "config.json")
+    return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted))
+
+
+def main() -> int:
+    """Trains, then measures."""
+    config = flags.parse(PRESETS, prog="python -m experiments.synthetic", description=__doc__)
+    folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
+    finished = fit(config, folder)
+    step = int(finished.state.step)
+    if finished.stopped:
+        print(f"stopped at step {step} of {config.train.steps}, saved in {folder}; the same command resumes")
+        return 0
+    lines = measure(config, finished.model)
+    results = {"step": step, "pattern": config.model.pattern, "table": lines}
+    partial = folder / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(partial, folder / "results.json")
+    print(f"run folder: {folder} (results.json, curves.png, metrics.jsonl, tensorboard, checkpoints)")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
