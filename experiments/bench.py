@@ -1,167 +1,220 @@
-"""How fast the operations are, side by side with what one would pick instead, in the same run.
+"""How fast the operations and the models are, side by side with what one would pick instead, in the same run.
 
-    python -m experiments.bench                                    # selective_scan at (1, 2048, 1536, 16)
-    python -m experiments.bench --lengths 1024 4096 --json out.json
-    pip install mambapy torch && python -m experiments.bench       # with mambapy's parallel scan beside it
+    python -m experiments.bench                                    # everything, some minutes on two cores
+    python -m experiments.bench scan                               # selective_scan at (1, 2048, 1536, 16) alone
+    python -m experiments.bench mamba2 mamba3 --lengths 1024 4096 --json out.json
+    python -m experiments.bench mamba2 --only zoo mamba2-jax --passes decode
+    pip install torch transformers mambapy mamba2-jax mamba3-jax   # what stands beside ours; missing ones are left out
+
+`scan` times one operation; `mamba`, `mamba2` and `mamba3` (single-input, and mimo) time whole language models at the
+width of the 130m ones with few layers and a small vocabulary, so that the mixer is what counts. Passes: forward to the
+logits; forward + backward, to the gradient in every parameter (`scan`: in every input); decode, one token at a time
+after a prompt, in ms a token. All is float32, and contenders read the same tokens.
 
 Contenders take turns, round after round, so that a machine that slows down slows all of them. Each figure is the median
 of its rounds; what counts is the ratio to the first contender. Numbers say little without the hardware and the commit.
 """
 
 import dataclasses
-import functools
-import importlib.util
+import importlib.metadata
 import json
+import os
 import platform
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-import ssm
-from experiments import flags
-from ssm import reference
+from experiments import bench_models, bench_scan, flags
+from experiments.bench_contenders import PASSES, Call, Contender, Missing, Pass, Sizes
+
+GROUPS: dict[str, Mapping[str, Contender]] = {"scan": bench_scan.CONTENDERS, **bench_models.CONTENDERS}
+PEERS = ("jaxlib", "flax", "torch", "transformers", "mambapy", "mamba2-jax", "mamba3-jax")
+
+# A contender whose calls take longer than this many seconds has said enough after so many rounds.
+SLOW_CALL, ROUNDS_IF_SLOW = 2.0, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Which shapes to time, and how often."""
+    """What to time, at which sizes, and how often."""
 
+    what: Annotated[tuple[Literal["scan", "mamba", "mamba2", "mamba3", "mamba3-mimo"], ...], flags.Positional] = ()
+    """Operations and models to time; mamba3 includes mamba3-mimo. None given: all."""
+    passes: tuple[Literal["forward", "backward", "decode"], ...] = ("forward", "backward", "decode")
+    """Passes to time; backward is forward + backward."""
     lengths: tuple[int, ...] = (2048,)
-    """Positions in a row."""
+    """Positions in a row. Decoding is timed once: its cost does not depend on the length."""
     batch: int = 1
     """Rows."""
-    d_inner: int = 1536
-    """Inner width; 1536 is that of mamba-130m."""
-    d_state: int = 16
-    """State size of a channel."""
-    rounds: int = 7
-    """Timed calls of each contender, after two that are not counted."""
+    d_model: int = 768
+    """Width of the residual stream; 768 is that of the 130m models. The inner width of Mamba-2 and 3 needs to be a
+    multiple of 64, the width of a head."""
+    d_inner: int | None = None
+    """Inner width of `scan`. None: twice d_model, as in the models."""
+    d_state: int | None = None
+    """State size of a channel. None: that of the published models, 16 for scan and mamba, 128 for mamba2 and mamba3."""
+    layers: int = 1
+    """Layers of the models."""
+    vocab_size: int = 256
+    """Tokens of the models."""
+    tokens: int = 64
+    """Tokens of the prompt, and tokens decoded in one timed call."""
+    rounds: int = 5
+    """Timed calls of each contender, after two that are not counted; 3 at most for calls of 2 seconds and more."""
     only: tuple[str, ...] = ()
     """Contenders to time, by a part of their names. Empty times all that are installed."""
     json: Path | None = None
-    """File to write all figures to."""
+    """File to write all figures to: every time of every round, the hardware and the versions."""
+
+    def __post_init__(self):
+        for name in ("batch", "d_model", "layers", "vocab_size", "tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError(f"lengths={self.lengths}, expected at least one length, of at least 1")
 
 
-Call = Callable[[], Any]
+def time_in_turns(calls: dict[str, Call], rounds: int, *, label: str = "rounds") -> dict[str, list[float]]:
+    """Milliseconds of each call in each round; every round times every call once.
 
-
-def selective_scan_contenders(arrays: dict[str, np.ndarray]) -> dict[str, tuple[Call, Call]]:
-    """Name to (forward, forward + backward); the gradient is in every input."""
-    inputs = {name: jnp.asarray(x) for name, x in arrays.items() if name != "dy"}
-    dy = jnp.asarray(arrays["dy"])
-
-    def jax_calls(scan):
-        forward = jax.jit(lambda inputs: scan(**inputs)[0])
-        both = jax.jit(lambda inputs, dy: jax.vjp(lambda inputs: scan(**inputs)[0], inputs)[1](dy))
-        return (
-            lambda: jax.block_until_ready(forward(inputs)),
-            lambda: jax.block_until_ready(both(inputs, dy)),
-        )
-
-    contenders = {
-        f"ssm.selective_scan {name}": jax_calls(functools.partial(ssm.selective_scan, implementation=name))
-        for name in ("sequential", "associative")
-    }
-    contenders["lax.scan + autodiff"] = jax_calls(reference.selective_scan)
-    contenders["lax.associative_scan + autodiff"] = jax_calls(_whole_associative_scan)
-    if all(importlib.util.find_spec(name) for name in ("torch", "mambapy")):
-        contenders["mambapy pscan"] = _pscan_calls(arrays)
-    return contenders
-
-
-def _whole_associative_scan(u, delta, A, B, C, D):
-    """The recipe of most JAX ports: one associative scan over b l e n arrays."""
-    a = jnp.exp(delta[..., None] * A)
-    x = (delta * u)[..., None] * B[:, :, None]
-    combine = lambda before, after: (after[0] * before[0], after[0] * before[1] + after[1])  # noqa: E731
-    h = jax.lax.associative_scan(combine, (a, x), axis=1)[1]
-    return jnp.einsum("blen,bln->ble", h, C) + D * u, h[:, -1]
-
-
-def _pscan_calls(arrays):
-    import torch
-    from mambapy.pscan import pscan
-
-    names = ("u", "delta", "A", "B", "C", "D")
-    inputs = {name: torch.tensor(arrays[name]) for name in names}
-    tracked = {name: torch.tensor(arrays[name], requires_grad=True) for name in names}
-    dy = torch.tensor(arrays["dy"])
-
-    def scan(u, delta, A, B, C, D):
-        a = torch.exp(delta.unsqueeze(-1) * A)
-        x = delta.unsqueeze(-1) * B.unsqueeze(2) * u.unsqueeze(-1)
-        return (pscan(a, x) @ C.unsqueeze(-1)).squeeze(3) + D * u
-
-    def forward():
-        with torch.no_grad():
-            return scan(**inputs)
-
-    return forward, lambda: torch.autograd.grad(scan(**tracked), tuple(tracked.values()), dy)
-
-
-def make_arrays(config: Config, length: int) -> dict[str, np.ndarray]:
-    """Inputs at the scale of a fresh Mamba layer, and a cotangent."""
-    rng = np.random.default_rng(0)
-    b, e, n = config.batch, config.d_inner, config.d_state
-    normal = functools.partial(rng.standard_normal, dtype=np.float32)
-    return {
-        "u": normal((b, length, e)),
-        "delta": np.log1p(np.exp(normal((b, length, e)) - 4)),
-        "A": -np.tile(np.arange(1, n + 1, dtype=np.float32), (e, 1)),
-        "B": normal((b, length, n)),
-        "C": normal((b, length, n)),
-        "D": np.ones(e, np.float32),
-        "dy": normal((b, length, e)),
-    }
-
-
-def time_in_turns(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round; every round times every call once."""
-    for call in calls.values():
-        call()
-        call()
+    Raises:
+      FloatingPointError: a call gave something that is not finite.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in tqdm(range(rounds), desc="rounds", leave=False, disable=None):
+    with tqdm(total=len(calls) * (rounds + 2), desc=label, leave=False, disable=None) as bar:
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(1e3 * (time.perf_counter() - start))
+            for _ in range(2):
+                out = call()
+                bar.update()
+            if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in jax.tree.leaves(out)):
+                raise FloatingPointError(f"{name}, {label}: the result is not finite")
+        for _ in range(rounds):
+            for name, call in calls.items():
+                bar.update()
+                if len(times[name]) >= ROUNDS_IF_SLOW and min(times[name]) > 1e3 * SLOW_CALL:
+                    continue
+                start = time.perf_counter()
+                call()
+                times[name].append(1e3 * (time.perf_counter() - start))
     return times
 
 
 def main() -> int:
     """Times every contender and prints a table."""
-    config = flags.parse_one(Config, prog="python -m experiments.bench", description=__doc__)
-    device = jax.devices()[0]
-    hardware = f"{device.device_kind} ({platform.machine()}), jax {jax.__version__}"
-    print(f"selective_scan, float32, b={config.batch} e={config.d_inner} n={config.d_state}, {hardware}")
-    print(f"\n| {'l':>6} | {'contender':<32} | {'pass':<18} | {'ms':>8} | {'ratio':>6} | {'tokens/s':>9} |")
-    print(f"| {'-' * 5}: | {'-' * 32} | {'-' * 18} | {'-' * 7}: | {'-' * 5}: | {'-' * 8}: |")
-    figures = []
-    for length in config.lengths:
-        contenders = selective_scan_contenders(make_arrays(config, length))
-        names = [name for name in contenders if not config.only or any(part in name for part in config.only)]
-        if not names:
-            raise flags.UsageError(f"--only {' '.join(config.only)} matches none of: {', '.join(contenders)}")
-        for index, which in enumerate(("forward", "forward + backward")):
-            times = time_in_turns({name: contenders[name][index] for name in names}, config.rounds)
-            first = statistics.median(times[names[0]])
-            for name in names:
-                ms = statistics.median(times[name])
-                speed = 1e3 * config.batch * length / ms
-                print(f"| {length:>6} | {name:<32} | {which:<18} | {ms:8.1f} | {ms / first:6.2f} | {speed:9,.0f} |")
-                figures.append({"length": length, "contender": name, "pass": which, "ms": times[name]})
+    with flags.usage_errors():
+        config = flags.parse_one(Config, prog="python -m experiments.bench", description=__doc__)
+    chosen = _chosen(config)
+    environment = _environment()
+    print(f"{environment['hardware']}; " + ", ".join(f"{name} {v}" for name, v in environment["versions"].items()))
+    print(f"float32, b={config.batch} d_model={config.d_model} layers={config.layers}, commit {environment['commit']}")
+    print(
+        f"\n| {'what':<11} | {'l':>6} | {'contender':<38} | {'pass':<18} | {'ms':>8} | {'ratio':>6} | {'tokens/s':>9} |"
+    )
+    print(f"| {'-' * 11} | {'-' * 5}: | {'-' * 38} | {'-' * 18} | {'-' * 7}: | {'-' * 5}: | {'-' * 8}: |")
+    figures: list[dict] = []
+    missing: dict[str, None] = {}
+    for what, contenders in chosen.items():
+        for length in config.lengths:
+            passes = {p: label for p, label in PASSES.items() if p in config.passes}
+            if length != config.lengths[0]:
+                passes.pop("decode", None)
+            figures += _time_group(what, contenders, config, length, passes, missing)
+    for line in missing:
+        print(f"\nnot timed: {line}", end="")
+    print()
     if config.json:
-        record = {"config": dataclasses.asdict(config) | {"json": None}, "hardware": hardware, "figures": figures}
-        config.json.write_text(json.dumps(record, indent=2) + "\n")
+        options = dataclasses.asdict(config) | {"json": None}
+        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
     return 0
+
+
+def _chosen(config: Config) -> dict[str, dict[str, Contender]]:
+    """The contenders that the flags ask for, by what they are timed in."""
+    groups = {what: GROUPS[what] for what in GROUPS if not config.what or {what, what.split("-")[0]} & {*config.what}}
+    chosen = {
+        what: {name: c for name, c in group.items() if not config.only or any(part in name for part in config.only)}
+        for what, group in groups.items()
+    }
+    if not any(chosen.values()):
+        names = ", ".join(name for group in groups.values() for name in group)
+        raise flags.UsageError(f"--only {' '.join(config.only)} matches none of: {names}")
+    return {what: group for what, group in chosen.items() if group}
+
+
+def _time_group(what, contenders, config, length, passes: dict[Pass, str], missing) -> list[dict]:
+    """Builds the contenders, times each pass, prints its rows and returns its figures."""
+    d_state = config.d_state or (16 if what in ("scan", "mamba") else 128)
+    sizes = Sizes(
+        *(config.batch, length, config.d_model, config.d_inner or 2 * config.d_model, d_state),
+        *(config.layers, config.vocab_size, config.tokens),
+    )
+    built = {}
+    for name, contender in contenders.items():
+        with flags.usage_errors():
+            try:
+                built[name] = contender(sizes)
+            except Missing as reason:
+                missing.setdefault(f"{name}: {reason}")
+    figures = []
+    for which, label in passes.items():
+        calls = {name: pair[which] for name, pair in built.items() if which in pair}
+        if not calls:
+            continue
+        tokens = config.batch * (1 if which == "decode" else length)
+        divisor = config.tokens if which == "decode" else 1
+        times = {
+            name: [ms / divisor for ms in rounds]
+            for name, rounds in time_in_turns(calls, config.rounds, label=f"{what} {length} {label}").items()
+        }
+        first = statistics.median(times[next(iter(times))])
+        place = "" if which == "decode" else length
+        for name, rounds in times.items():
+            ms = statistics.median(rounds)
+            figure = f"{ms:8.3f}" if ms < 10 else f"{ms:8.1f}"
+            print(
+                f"| {what:<11} | {place:>6} | {name:<38} | {label:<18} | {figure} | {ms / first:6.2f} "
+                f"| {1e3 * tokens / ms:9,.0f} |",
+                flush=True,
+            )
+            figures.append({"what": what, "length": length, "contender": name, "pass": label, "ms": rounds})
+    return figures
+
+
+def _environment() -> dict:
+    """What the figures depend on: the machine, the versions, the commit."""
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind = _processor() if device.platform == "cpu" else device.device_kind
+    versions = {"jax": jax.__version__}
+    for name in PEERS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {
+        "hardware": f"{kind} ({platform.machine()}), {cores} CPU cores, {device.platform}",
+        "versions": versions,
+        "commit": commit,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

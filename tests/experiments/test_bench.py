@@ -1,0 +1,137 @@
+"""The benchmark as a user runs it, at sizes that take a moment: each contender of ours, peers where installed."""
+
+import importlib.util
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import bench, bench_contenders, bench_models, flags
+from experiments.bench_contenders import Missing, Sizes
+from tests.numerics import assert_close
+
+TINY = ("--lengths", "16", "--d-model", "32", "--d-state", "4", "--vocab-size", "16", "--tokens", "2", "--rounds", "1")
+SIZES = Sizes(batch=1, length=16, d_model=32, d_inner=64, d_state=4, layers=1, vocab_size=16, tokens=2)
+
+
+def run(*arguments, capsys):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+    before, sys.argv = sys.argv, ["bench", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            flags.run(bench.main)
+    finally:
+        sys.argv = before
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+def test_a_row_for_each_pass_and_a_record_of_every_time(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    status, out, err = run("mamba2", *TINY, "--only", "zoo", "--json", path, capsys=capsys)
+    assert status == 0, err
+    record = json.loads(path.read_text())
+    assert [figure["pass"] for figure in record["figures"]] == list(bench_contenders.PASSES.values())
+    assert all(len(figure["ms"]) == 1 and figure["ms"][0] > 0 for figure in record["figures"])
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["hardware"] in out
+    rows = [line for line in out.splitlines() if line.startswith("| mamba")]
+    assert len(rows) == 3
+    assert {row.count("|") for row in rows} == {8}
+    assert all(row.split("|")[6].strip() == "1.00" for row in rows)
+
+
+def test_each_of_our_models_runs(capsys):
+    status, out, err = run("mamba", "mamba3", *TINY, "--only", "zoo", "--passes", "forward", capsys=capsys)
+    assert status == 0, err
+    assert [out.count(f"| zoo.CausalLM {name} ") for name in ("mamba", "mamba3", "mamba3 mimo")] == [1, 2, 1]
+
+
+def test_decoding_is_timed_once_and_scans_have_none(capsys):
+    arguments = (
+        "scan",
+        "mamba",
+        *TINY,
+        "--only",
+        "sequential",
+        "zoo",
+        "--lengths",
+        8,
+        16,
+        "--passes",
+        "decode",
+        "forward",
+    )
+    status, out, err = run(*arguments, capsys=capsys)
+    assert status == 0, err
+    assert out.count("decode, a token") == 1
+    assert out.count("| forward") == 4
+
+
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, capsys):
+    find_spec = importlib.util.find_spec
+    hidden = {"torch", "mambapy", "transformers", "mamba2_jax", "mamba3_jax"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
+    status, out, err = run("mamba2", *TINY, "--passes", "decode", capsys=capsys)
+    assert status == 0, err
+    assert out.count("| mamba2 ") == 1
+    assert "not timed: mamba2-jax, chunk 64: pip install mamba2-jax\n" in out
+    assert "transformers, chunk 64: pip install torch transformers\n" in out
+
+
+PEERS = [
+    (what, name)
+    for what, contenders in bench_models.CONTENDERS.items()
+    for name in contenders
+    if not name.startswith("zoo")
+]
+
+
+@pytest.mark.slow  # imports PyTorch, and compiles as many models as there are peers
+@pytest.mark.parametrize(("what", "name"), PEERS, ids=[name for _, name in PEERS])
+def test_peers_run_where_they_are_installed(what, name):
+    try:
+        calls = bench_models.CONTENDERS[what][name](SIZES)
+    except Missing as reason:
+        pytest.skip(str(reason))
+    for call in calls.values():
+        assert all(np.all(np.isfinite(np.asarray(leaf))) for leaf in jax.tree.leaves(call()))
+
+
+def test_decoding_goes_on_from_the_prompt():
+    ids = bench_models.make_ids(SIZES)[:, : SIZES.tokens]
+    decode = bench_models.CONTENDERS["mamba2"]["zoo.CausalLM mamba2"](SIZES)["decode"]
+    whole = bench_models.our_model(SIZES, "mamba2")(jnp.asarray(np.tile(ids, 2)))
+    assert_close(decode()[:, 0], whole[:, -1])
+
+
+def test_a_result_that_is_not_finite_stops_the_run():
+    with pytest.raises(FloatingPointError, match="broken"):
+        bench.time_in_turns({"broken": lambda: np.array([np.nan])}, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rounds", 0), "rounds=0, expected at least 1"),
+        (("--lengths", 0), "lengths=(0,), expected at least one length, of at least 1"),
+        (("mamba2", "--d-model", 24), "head_dim"),
+        (("--only", "nothing"), "--only nothing matches none of: ssm.selective_scan sequential"),
+        (("mamba4",), "invalid choice"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    status, _, err = run(*arguments, capsys=capsys)
+    assert status
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_the_help_shows_the_commands(capsys):
+    status, out, _ = run("--help", capsys=capsys)
+    assert status == 0
+    assert "python -m experiments.bench mamba2 mamba3" in out
+    assert "--passes" in out
