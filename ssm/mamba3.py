@@ -263,16 +263,16 @@ def rotate(x: Float[Array, "*b n"], theta: Float[Array, "*#b s"], *, neighbours:
       neighbours: pairs are (2i, 2i + 1), as in the official single-input kernel; else (i, i + n / 2), as in the
         official multi-input kernel.
     """
-    # x cos + partner sin, in x's own layout: no pairs are split off and put together again, which costs more.
-    pairs = "... (i two) -> ... i two" if neighbours else "... (two i) -> ... two i"
+    pairs = "... (i two) -> two ... i" if neighbours else "... (two i) -> two ... i"
+    one, other = rearrange(x, pairs, two=2)
+    s = theta.shape[-1]
+    cos, sin = jnp.cos(theta), jnp.sin(theta)
+    turned = (
+        jnp.concatenate([one[..., :s] * cos - other[..., :s] * sin, one[..., s:]], axis=-1),
+        jnp.concatenate([one[..., :s] * sin + other[..., :s] * cos, other[..., s:]], axis=-1),
+    )
     left, right = pairs.split(" -> ")
-    axis = -1 if neighbours else -2
-    partner = rearrange(jnp.flip(rearrange(x, pairs, two=2), axis), f"{right} -> {left}")
-    still = [(0, 0)] * (theta.ndim - 1) + [(0, x.shape[-1] // 2 - theta.shape[-1])]
-    cos, sin = jnp.pad(jnp.cos(theta), still, constant_values=1), jnp.pad(jnp.sin(theta), still)
-    cos, sin = jnp.stack([cos, cos], axis), jnp.stack([-sin, sin], axis)
-    cos, sin = (rearrange(m, f"{right} -> {left}") for m in (cos, sin))
-    return x * cos + partner * sin
+    return rearrange(jnp.stack(turned), f"{right} -> {left}")
 
 
 def accumulate_turns(
