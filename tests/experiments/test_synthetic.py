@@ -197,7 +197,7 @@ def command(tmp_path, monkeypatch, capsys):
 
 TINY = (
     *("--model.d-model", 8, "--model.n-layers", 1, "--model.pattern", "-/mlp"),
-    *("--data.length", 8, "--data.max-eval-length", 64, "--train.batch-size", 8),
+    *("--data.length", 8, "--data.min-length", 3, "--data.max-eval-length", 64, "--train.batch-size", 8),
     *("--eval-sequences", 16, "--train.no-tensorboard"),
     *("--optim.final-fraction", 1),  # so that the rate does not depend on the number of steps
 )
