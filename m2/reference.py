@@ -1,0 +1,71 @@
+"""The slow, obvious twins: dense matrices from the index formulas, loops, and sums over every pair of positions.
+
+They say what is true. Every fast implementation agrees with them in value and in every gradient (plain autodiff here).
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def strided_to_dense(w, outer):
+    """The matrix F that applies block (u t) of w (k s r) to the entries (u . t) of a vector, u < outer.
+
+    F[(u s t), (u r t)] = w[(u t), s, r], zero elsewhere. outer = k is block-diagonal, outer = 1 strides by k.
+    """
+    k, out_width, in_width = w.shape
+    inner = k // outer
+    dense = jnp.zeros((k * out_width, k * in_width), w.dtype)
+    for block in range(k):
+        u, t = divmod(block, inner)
+        rows = (u * out_width + np.arange(out_width)) * inner + t
+        columns = (u * in_width + np.arange(in_width)) * inner + t
+        dense = dense.at[np.ix_(rows, columns)].set(w[block])
+    return dense
+
+
+def blockdiag_matmul(x, w):
+    """`m2.blockdiag_matmul` by the dense block-diagonal matrix."""
+    return jnp.einsum("oi,...i->...o", strided_to_dense(w, len(w)), x, precision="highest")
+
+
+def monarch_to_dense(w1, *later):
+    """`m2.monarch_to_dense` as a product of dense matrices, one a factor."""
+    dense = strided_to_dense(w1, len(w1))
+    for m, w in enumerate(later):
+        outer = math.prod(v.shape[2] for v in later[m + 1 :])
+        dense = jnp.matmul(strided_to_dense(w, outer), dense, precision="highest")
+    return dense
+
+
+def monarch_matmul(x, *factors):
+    """`m2.monarch_matmul` by the dense matrix."""
+    return jnp.einsum("oi,...i->...o", monarch_to_dense(*factors), x, precision="highest")
+
+
+def basis_at_roots(l_coefficients, r_coefficients):
+    """M[i, j] = q_j(w^i): every basis polynomial at every root of unity, one coefficient after the other.
+
+    q_j(Z) = l_{j1}(Z) r_{j1,j0}(Z^t) with j = j0 t + j1, w = exp(-2 pi i / N), N = t s: `l_coefficients` (t, t) holds
+    the coefficients of l_{j1} in row j1, `r_coefficients` (t, s, s) those of r_{j1,j0} in [j1, j0]. Nothing is masked.
+    """
+    t, s = r_coefficients.shape[:2]
+    roots = jnp.exp(-2j * np.pi * np.arange(t * s) / (t * s))
+    columns = []
+    for j in range(t * s):
+        j0, j1 = divmod(j, t)
+        low = sum(l_coefficients[j1, d] * roots**d for d in range(t))
+        high = sum(r_coefficients[j1, j0, e] * roots ** (t * e) for e in range(s))
+        columns.append(low * high)
+    return jnp.stack(columns, axis=1)
+
+
+def causal_monarch(u, k, l_coefficients, r_coefficients):
+    """M^-1 (M k . M u) with the dense M of any coefficients, causal or not: u (b l d), k (d l), zero-padded to N."""
+    matrix = basis_at_roots(l_coefficients, r_coefficients)
+    length, missing = u.shape[1], len(matrix) - u.shape[1]
+    u_values = jnp.einsum("ij,bjd->bdi", matrix, jnp.pad(u, ((0, 0), (0, missing), (0, 0))))
+    k_values = jnp.einsum("ij,dj->di", matrix, jnp.pad(k, ((0, 0), (0, missing))))
+    y = jnp.einsum("ji,bdi->bjd", jnp.linalg.inv(matrix), k_values * u_values)
+    return y[:, :length].real
