@@ -1,4 +1,14 @@
-"""Monarch Mixer: Monarch matrices, long convolutions and the mixers built on them (Fu et al. 2023, arXiv:2310.12109).
+"""Monarch Mixer: Monarch matrices, long convolutions and the mixers built on them.
 
-Empty until the Monarch family arrives: nothing here is a stub.
+Source: Fu et al. 2023, arXiv:2310.12109.
 """
+
+from m2.conv import fft_conv as fft_conv
+from m2.monarch import blockdiag_matmul as blockdiag_matmul
+from m2.monarch import dft_factors as dft_factors
+from m2.monarch import digit_reversal as digit_reversal
+from m2.monarch import monarch_init as monarch_init
+from m2.monarch import monarch_inverse as monarch_inverse
+from m2.monarch import monarch_matmul as monarch_matmul
+from m2.monarch import monarch_to_dense as monarch_to_dense
+from m2.monarch import project_to_monarch as project_to_monarch

@@ -16,13 +16,12 @@ def strided_to_dense(w, outer):
     """
     k, out_width, in_width = w.shape
     inner = k // outer
-    dense = jnp.zeros((k * out_width, k * in_width), w.dtype)
+    rows, columns = np.zeros((k, out_width, 1), int), np.zeros((k, 1, in_width), int)
     for block in range(k):
         u, t = divmod(block, inner)
-        rows = (u * out_width + np.arange(out_width)) * inner + t
-        columns = (u * in_width + np.arange(in_width)) * inner + t
-        dense = dense.at[np.ix_(rows, columns)].set(w[block])
-    return dense
+        rows[block, :, 0] = (u * out_width + np.arange(out_width)) * inner + t
+        columns[block, 0] = (u * in_width + np.arange(in_width)) * inner + t
+    return jnp.zeros((k * out_width, k * in_width), w.dtype).at[rows, columns].set(w)
 
 
 def blockdiag_matmul(x, w):
@@ -69,3 +68,19 @@ def causal_monarch(u, k, l_coefficients, r_coefficients):
     k_values = jnp.einsum("ij,dj->di", matrix, jnp.pad(k, ((0, 0), (0, missing))))
     y = jnp.einsum("ji,bdi->bjd", jnp.linalg.inv(matrix), k_values * u_values)
     return y[:, :length].real
+
+
+def fft_conv(u, k, *, bias=None, causal=True, input_gate=None, output_gate=None, mask=None, segment_ids=None):
+    """`m2.fft_conv` as a sum over every pair of positions, O(l^2)."""
+    l, taps = u.shape[1], k.shape[1]
+    s = u if input_gate is None else u * input_gate
+    s = s if mask is None else jnp.where(mask[..., None], s, 0)
+    lag = np.arange(l)[:, None] - np.arange(l)  # of output t and input s
+    reached = (lag >= 0) & (lag < taps) if causal else (lag >= -(taps // 2)) & (lag < taps // 2)
+    kernel = jnp.where(reached, k[:, lag % taps], 0)  # d t s; a negative lag is read from the end
+    if segment_ids is not None:
+        runs = jnp.cumsum(jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, axis=1)
+        kernel = jnp.where((runs[:, :, None] == runs[:, None])[:, None], kernel, 0)
+    y = jnp.einsum("...dts,...sd->...td", kernel, s, precision="highest")
+    y = y if bias is None else y + bias * s
+    return y if output_gate is None else y * output_gate
