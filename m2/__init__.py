@@ -3,6 +3,9 @@
 Source: Fu et al. 2023, arXiv:2310.12109.
 """
 
+from m2.causal_monarch import causal_monarch as causal_monarch
+from m2.causal_monarch import causal_monarch_factors as causal_monarch_factors
+from m2.causal_monarch import causal_monarch_init as causal_monarch_init
 from m2.conv import fft_conv as fft_conv
 from m2.monarch import blockdiag_matmul as blockdiag_matmul
 from m2.monarch import dft_factors as dft_factors

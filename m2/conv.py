@@ -1,0 +1,380 @@
+"""The long convolution: filters as long as the sequence, in O(l log l), causal or looking both ways.
+
+Two ways to the same numbers. "xla" multiplies real FFTs. "monarch" writes the FFT as a Monarch product, so that it runs
+on matrix units: a DFT of size n = n1 n2 ... np is p products with small DFT matrices, with twiddle factors in between,
+
+    X[f1 + n1 f2] = sum_t2  W_n2[f2, t2]  w_n^(f1 t2)  sum_t1  W_n1[f1, t1]  x[n2 t1 + t2]
+
+and since positions stay the rows and channels the columns, each is a matrix from the left: nothing is ever transposed.
+
+Letters besides those of the style guide: m taps of a filter · n size of the FFT · t, f digits of position, frequency.
+
+Source: Fu et al. 2023, arXiv:2310.12109, section 4 and arXiv:2311.05908 (FlashFFTConv: orders, gating, partial and
+frequency-sparse convolutions).
+"""
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+Implementation = Literal["xla", "monarch"]
+
+# Positions that a packed row is cut into before its halves are joined by FFTs: inside, taps are added one by one.
+DIRECT_POSITIONS = 16
+# FFT sizes above this are three factors rather than two, in "monarch".
+ORDER_2_LIMIT = 8192
+
+
+def fft_conv(
+    u: Float[Array, "b l d"],
+    k: Float[Array, "d m"],
+    *,
+    bias: Float[Array, "d"] | None = None,
+    causal: bool = True,
+    input_gate: Float[Array, "b l d"] | None = None,
+    output_gate: Float[Array, "b l d"] | None = None,
+    mask: Bool[Array, "b l"] | None = None,
+    segment_ids: Int[Array, "b l"] | None = None,
+    bandwidth: float = 1.0,
+    implementation: Implementation | None = None,
+) -> Float[Array, "b l d"]:
+    """Convolves every channel with its own filter, of any length.
+
+        causal:         y_t = sum_(0 <= j <= t) k_j s_(t-j) + bias s_t        with s = input_gate * u
+        bidirectional:  y_t = sum_j K_j s_(t-j) + bias s_t                    j from -m/2 to m/2 - 1
+        and, where there is an output gate, y_t * output_gate_t
+
+    A filter shorter than the sequence (a partial convolution) costs O(l log m); taps that reach beyond either end do
+    nothing. Gates, masks and the sum with `bias` are fused with the convolution, whose backward pass keeps nothing but
+    the inputs and computes the rest again. All is computed in at least float32: half precision only enters and leaves.
+
+    Args:
+      u: input, any length.
+      k: filters. Causal: tap j, k[:, j], multiplies the input j positions earlier. Bidirectional: m is even; the first
+        m / 2 taps are the same, and the others, read from the end, multiply the inputs 1, 2, ... positions later:
+        k[:, -1] the next one. So a circular convolution of size 2 l with k of m = 2 l is this, on padded input.
+      bias: weight of the input itself, the D of state spaces.
+      causal: which of the two.
+      input_gate: multiplies the input before the convolution.
+      output_gate: multiplies the output, the bias's part included.
+      mask: False where a position is not there: its input counts as zero. Exact where padding is at the ends; positions
+        behind a gap still see it as a gap.
+      segment_ids: documents packed in a row, each a run of equal ids: no tap reaches into another run. Costs a factor
+        of about log2(l / 16) / 2 more.
+      bandwidth: share of the frequencies that the filter keeps, the lowest: below 1 the response above
+        `bandwidth` times the Nyquist frequency is zero, in the FFT of the size that is used, and "monarch" skips the
+        rows that this empties. A filter cut so is no longer exactly causal, nor exactly as long as it was.
+      implementation: "xla", "monarch", or None for what suits the platform.
+
+    Returns:
+      y, in u's dtype.
+
+    Raises:
+      ValueError: shapes that disagree, a bidirectional filter with an odd number of taps, a bandwidth outside (0, 1],
+        or one below 1 with segment_ids or with a filter shorter than the sequence.
+
+    Source: m2's `fftconv_ref` (two-sided kernels, D) and FlashFFTConv (gates, partial, frequency-sparse).
+    """
+    b, l, d = u.shape
+    if k.ndim != 2 or k.shape[0] != d:
+        raise ValueError(f"k has shape {k.shape}, expected (d, m) with d={d}")
+    if bias is not None and bias.shape != (d,):
+        raise ValueError(f"bias has shape {bias.shape}, expected (d,) with d={d}")
+    for name, gate in (("input_gate", input_gate), ("output_gate", output_gate)):
+        if gate is not None and gate.shape != u.shape:
+            raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
+    for name, positions in (("mask", mask), ("segment_ids", segment_ids)):
+        if positions is not None and positions.shape != (b, l):
+            raise ValueError(f"{name} has shape {positions.shape}, expected (b, l) = ({b}, {l})")
+    if not causal and k.shape[1] % 2:
+        raise ValueError(f"k has {k.shape[1]} taps, expected an even number: half of them on each side")
+    if not 0 < bandwidth <= 1:
+        raise ValueError(f"bandwidth={bandwidth}, expected 0 < bandwidth <= 1")
+    if implementation not in (None, "xla", "monarch"):
+        raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
+
+    # Taps that reach beyond an end are left out, lag 0 is always there.
+    taps = k.shape[1] if causal else k.shape[1] // 2
+    earlier, later = min(taps, l), 0 if causal else min(taps, max(l - 1, 0))
+    if bandwidth < 1 and (segment_ids is not None or taps < l):
+        what = "segment_ids" if segment_ids is not None else f"a filter of {taps} taps a side for {l} positions"
+        raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
+    if l == 0 or k.shape[1] == 0:
+        raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
+    plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype))
+    runs = None
+    if segment_ids is not None:
+        runs = jnp.cumsum(jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, axis=1)
+    if mask is not None:
+        u = jnp.where(mask[..., None], u, 0)
+    return _gated(plan, u, k, bias, input_gate, output_gate, runs)
+
+
+class _Plan(NamedTuple):
+    """What is known before any number is."""
+
+    earlier: int
+    """Taps at lags 0, 1, ..."""
+    later: int
+    """Taps at lags -1, -2, ..."""
+    bandwidth: float
+    implementation: Implementation
+    half: bool
+    """Whether inputs are exact in 16 bits, so that "monarch" may multiply in 16."""
+
+
+def _is_half(dtype) -> bool:
+    return jnp.dtype(dtype).itemsize == 2
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gated(plan, u, k, bias, input_gate, output_gate, runs):
+    wide = jnp.promote_types(u.dtype, jnp.float32)
+    s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
+    y = _convolve(plan, s, k.astype(wide), runs)
+    if bias is not None:
+        y = y + bias.astype(wide) * s
+    if output_gate is not None:
+        y = y * output_gate.astype(wide)
+    return y.astype(u.dtype)
+
+
+def _gated_forward(plan, *inputs):
+    return _gated(plan, *inputs), inputs
+
+
+def _gated_backward(plan, inputs, dy):
+    # The convolution is linear in the input and in the filter, so its derivative is itself, run again on what is kept:
+    # spectra and products live no longer than this function. The barrier keeps the compiler from sharing the forward
+    # pass's after all.
+    *inputs, runs = lax.optimization_barrier(inputs)
+    _, pull = jax.vjp(lambda *inputs: _gated.fun(plan, *inputs, runs), *inputs)
+    return *pull(dy), None if runs is None else np.zeros(runs.shape, jax.dtypes.float0)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
+
+
+def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
+    """The convolution itself, s (b, l, d) with k (d, m), in the dtype of both."""
+    l, reach = s.shape[1], plan.earlier + plan.later - 1
+    backwards = k[:, k.shape[1] - plan.later :]  # lag -later first, lag -1 last
+    taps = jnp.concatenate([backwards, k[:, : plan.earlier]], axis=1)  # d, lags from -later to earlier - 1
+    if runs is not None:
+        return _convolve_runs(plan, s, taps, runs)
+    q = 1 << (max(reach, 1) - 1).bit_length()
+    if 4 * q > l:
+        return _circular(plan, s, taps, fft_size(l + max(plan.later, plan.earlier - 1)), l)
+    # A short filter: blocks of q outputs, each with the `reach` inputs that it needs besides its own.
+    c = -(-(l + plan.later) // q)
+    blocks = jnp.pad(s, ((0, 0), (0, c * q - l), (0, 0))).reshape(len(s), c, q, -1)
+    before = jnp.pad(blocks[:, :-1, q - reach :], ((0, 0), (1, 0), (0, 0), (0, 0)))
+    windows = jnp.concatenate([before, blocks], axis=2).reshape(len(s) * c, reach + q, -1)
+    # What wraps round falls on the first `reach` outputs, which are another block's.
+    y = _circular(plan._replace(later=0), windows, taps, fft_size(reach + q), reach + q)[:, reach:]
+    return y.reshape(len(s), c * q, -1)[:, plan.later : plan.later + l]
+
+
+def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, n: int, out: int) -> jax.Array:
+    """The first `out` positions of the circular convolution of size n of s (b, l, d) with taps (d, m).
+
+    The first `plan.later` taps are at lags below 0.
+    """
+    k = jnp.roll(jnp.pad(taps.T, ((0, n - taps.shape[1]), (0, 0))), -plan.later, axis=0)[None]  # lag j at j modulo n
+    kept = int(plan.bandwidth * (n // 2))
+    if plan.implementation == "monarch":
+        transform = _MonarchDFT(n, kept, plan.half)
+        return transform.inverse(_complex_product(transform(s), transform(k)), out)
+    spectrum = jnp.fft.rfft(s, n, axis=1)[:, : kept + 1] * jnp.fft.rfft(k, n, axis=1)[:, : kept + 1]
+    return jnp.fft.irfft(spectrum, n, axis=1)[:, :out]
+
+
+def fft_size(least: int) -> int:
+    """The smallest even number from `least` on without prime factors beyond 5: what FFTs are fast at."""
+    candidates = (
+        2 * 3**i * 5**j << max(0, (-(-least // (2 * 3**i * 5**j)) - 1).bit_length()) for i in range(5) for j in range(4)
+    )
+    return min(candidates)
+
+
+def _complex_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Of arrays (..., 2, columns) of real and imaginary parts."""
+    (x_re, x_im), (y_re, y_im) = jnp.moveaxis(x, -2, 0), jnp.moveaxis(y, -2, 0)
+    return jnp.stack([x_re * y_re - x_im * y_im, x_re * y_im + x_im * y_re], axis=-2)
+
+
+class _MonarchDFT:
+    """The DFT of n real positions, zeros behind those that are given, as a Monarch product.
+
+    The spectrum is (b, f, 2, d): real and imaginary parts of the frequencies f1 + n1 (f2 + n2 (...)), digit f1 the
+    slowest. Of f1 it has 0 to n1 / 2, as the rest is its mirror image; of the last digit those that lie in the band.
+
+    Args:
+      n: size, even.
+      kept: highest frequency of the band; n / 2 keeps all.
+      half: multiply in bfloat16, the data and the matrices each as a high and a low part.
+    """
+
+    def __init__(self, n: int, kept: int, half: bool):
+        self.n, self.half = n, half
+        self.sizes = _factors(n, 2 if n <= ORDER_2_LIMIT else 3)
+        n1, last = self.sizes[0], self.sizes[-1]
+        self.first = np.arange(n1 // 2 + 1)
+        # The last digit counts frequencies n / last at a time.
+        lowest = np.arange(last) * (n // last)
+        inside = (lowest <= kept) | (lowest + n // last - 1 >= n - kept)
+        self.last = np.flatnonzero(inside)
+        self.band = None
+        if kept < n // 2:
+            f = self.first
+            for i, size in enumerate(self.sizes[1:], 1):
+                digits = self.last if i == len(self.sizes) - 1 else np.arange(size)
+                f = (f[:, None] + math.prod(self.sizes[:i]) * digits).reshape(-1)
+            self.band = np.minimum(f, n - f) <= kept
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The spectrum of x (b, l, d), l <= n."""
+        b, l, d = x.shape
+        n1, rest = self.sizes[0], self.n // self.sizes[0]
+        rows = -(-l // rest)  # the other t1 are zero
+        x = jnp.pad(x, ((0, 0), (0, rows * rest - l), (0, 0))).reshape(b, rows, rest * d)
+        angle = -2 * np.pi / n1 * np.outer(self.first, np.arange(rows))
+        matrix = np.stack([np.cos(angle), np.sin(angle)], axis=1).reshape(-1, rows)  # (f P) t
+        x = self._matmul(matrix, x)
+        done = len(self.first)  # frequencies so far, the positions `rest` behind each
+        for i, size in enumerate(self.sizes[1:], 1):
+            n, frequencies = self.sizes[i - 1] * rest, self.first if i == 1 else np.arange(self.sizes[i - 1])
+            x = self._twiddle(x.reshape(b * done // len(frequencies), len(frequencies), 2, rest, d), n, frequencies, -1)
+            rest //= size
+            outputs = self.last if rest == 1 else np.arange(size)
+            x = self._matmul(_real(_dft(outputs, size), "ft"), x.reshape(b * done, 2 * size, rest * d))
+            done *= len(outputs)
+        return x.reshape(b, done, 2, d)
+
+    def inverse(self, x: jax.Array, out: int) -> jax.Array:
+        """The first `out` positions of a spectrum's signal, b out d."""
+        b, _, _, d = x.shape
+        if self.band is not None:
+            x = jnp.where(self.band[:, None, None], x, 0)
+        done, rest = x.shape[1], 1
+        for i in range(len(self.sizes) - 1, 0, -1):
+            size = self.sizes[i]
+            inputs = self.last if rest == 1 else np.arange(size)
+            done //= len(inputs)
+            x = self._matmul(_real(_dft(inputs, size).conj(), "tf"), x.reshape(b * done, 2 * len(inputs), rest * d))
+            rest *= size
+            n, frequencies = self.sizes[i - 1] * rest, self.first if i == 1 else np.arange(self.sizes[i - 1])
+            x = self._twiddle(x.reshape(b * done // len(frequencies), len(frequencies), 2, rest, d), n, frequencies, 1)
+        n1, rows = self.sizes[0], -(-out // rest)
+        angle = 2 * np.pi / n1 * np.outer(np.arange(rows), self.first)
+        weight = np.where((self.first == 0) | (self.first == n1 // 2), 1, 2) / self.n  # each stands for its mirror too
+        matrix = np.stack([weight * np.cos(angle), -weight * np.sin(angle)], axis=2).reshape(rows, -1)  # t (f P)
+        x = self._matmul(matrix, x.reshape(b, -1, rest * d))
+        return x.reshape(b, rows * rest, d)[:, :out]
+
+    def _twiddle(self, x, n, frequencies, sign):
+        """Turns x (c, f, 2, t, d) by w_n^(f t)."""
+        angle = sign * 2 * np.pi / n * np.outer(frequencies, np.arange(x.shape[3]))
+        cos, sin = (jnp.asarray(part[..., None], x.dtype) for part in (np.cos(angle), np.sin(angle)))
+        re, im = x[:, :, 0], x[:, :, 1]
+        return jnp.stack([re * cos - im * sin, re * sin + im * cos], axis=2)
+
+    def _matmul(self, matrix: np.ndarray, x: jax.Array) -> jax.Array:
+        """matrix (o, i) times x (c, i, columns), in x's dtype."""
+        # A copy of the small matrix for each c makes it a batched product, which needs no transposition of x.
+        product = functools.partial(
+            lax.dot_general,
+            dimension_numbers=(((2,), (1,)), ((0,), (0,))),
+            preferred_element_type=x.dtype,
+            precision=None if self.half else lax.Precision.HIGHEST,
+        )
+        w = jnp.broadcast_to(jnp.asarray(matrix, x.dtype), (len(x), *matrix.shape))
+        if not self.half:
+            return product(w, x)
+        (w_high, w_low), (x_high, x_low) = _split(w), _split(x)
+        return product(w_high, x_high) + (product(w_high, x_low) + product(w_low, x_high))
+
+
+def _split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A float32 array as the sum of two in bfloat16, to 16 bits of the mantissa."""
+    high = lax.reduce_precision(x, 8, 7)  # unlike a cast and back, never optimised away
+    return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
+
+
+def _dft(frequencies: np.ndarray, n: int) -> np.ndarray:
+    """Rows of the DFT matrix of size n."""
+    return np.exp(-2j * np.pi / n * (np.outer(frequencies, np.arange(n)) % n))
+
+
+def _real(matrix: np.ndarray, order: Literal["ft", "tf"]) -> np.ndarray:
+    """A complex matrix (f, t) on real and imaginary parts: (f P) x (Q t), or for the way back (Q t) x (f P)."""
+    re, im = matrix.real, matrix.imag
+    if order == "ft":
+        return np.stack([np.stack([re, -im], 1), np.stack([im, re], 1)], 1).reshape(2 * len(matrix), -1)
+    re, im = re.T, im.T  # t f
+    return np.stack([np.stack([re, -im], 2), np.stack([im, re], 2)], 0).reshape(2 * len(re), -1)
+
+
+def _factors(n: int, order: int) -> tuple[int, ...]:
+    """Factors of an even n, about equal; the first is even, as half of its frequencies stand for all."""
+    if order == 1:
+        return (n,)
+    first = min((f for f in range(2, n + 1, 2) if n % f == 0), key=lambda f: abs(math.log(f / n ** (1 / order))))
+    rest = n // first
+    if order == 2 or rest == 1:
+        return first, rest
+    second = min((f for f in range(1, rest + 1) if rest % f == 0), key=lambda f: abs(math.log(f / rest**0.5)))
+    return first, second, rest // second
+
+
+def _convolve_runs(plan: _Plan, s: jax.Array, taps: jax.Array, runs: jax.Array) -> jax.Array:
+    """A convolution whose taps stay inside runs (b, l) of positions.
+
+    Halves of a block see each other across its middle, where exactly one run can cross: with the rest of both set to
+    zero, one FFT a block does. Twice as large blocks follow, until one is the whole row. O(l log^2 l) together.
+    """
+    earlier = taps[:, plan.later :]
+    y = _causal_runs(plan, s, earlier, runs)
+    if plan.later:
+        zero = jnp.zeros_like(taps[:, :1])
+        later = jnp.concatenate([zero, jnp.flip(taps[:, : plan.later], axis=1)], axis=1)
+        y = y + jnp.flip(_causal_runs(plan, jnp.flip(s, 1), later, jnp.flip(runs, 1)), 1)
+    return y
+
+
+def _causal_runs(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array) -> jax.Array:
+    _, l, d = s.shape
+    q = min(DIRECT_POSITIONS, l)
+    whole = q << (-(-l // q) - 1).bit_length()
+    k = jnp.pad(k, ((0, 0), (0, max(0, whole - k.shape[1]))))
+    s, runs = jnp.pad(s, ((0, 0), (0, whole - l), (0, 0))), jnp.pad(runs, ((0, 0), (0, whole - l)), mode="edge")
+    y = direct_conv(s.reshape(-1, q, d), k[:, :q], runs.reshape(-1, q)).reshape(s.shape)
+    while q < whole:
+        halves, half_runs = s.reshape(-1, 2, q, d), runs.reshape(-1, 2, q)
+        middle = half_runs[:, 0, -1:]
+        left = jnp.where((half_runs[:, 0] == middle)[..., None], halves[:, 0], 0)
+        # What wraps round falls on the left half, which is not looked at.
+        right = _circular(plan._replace(later=0), left, k[:, : 2 * q], 2 * q, 2 * q)[:, q:]
+        right = jnp.where((half_runs[:, 1] == middle)[..., None], right, 0)
+        y = y + jnp.pad(right[:, None], ((0, 0), (1, 0), (0, 0), (0, 0))).reshape(y.shape)
+        q *= 2
+    return y[:, :l]
+
+
+def direct_conv(
+    u: Float[Array, "b l d"], k: Float[Array, "d m"], runs: Int[Array, "b l"] | None = None
+) -> Float[Array, "b l d"]:
+    """A causal convolution tap by tap, for filters of a few taps: y_t = sum_j k_j u_(t-j), inside runs of equal ids."""
+    y = u * k[:, 0]
+    for j in range(1, min(k.shape[1], u.shape[1])):
+        earlier = u[:, :-j]
+        if runs is not None:
+            earlier = jnp.where((runs[:, :-j] == runs[:, j:])[..., None], earlier, 0)
+        y = y.at[:, j:].add(earlier * k[:, j])
+    return y
