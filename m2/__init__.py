@@ -7,6 +7,10 @@ from m2.causal_monarch import causal_monarch as causal_monarch
 from m2.causal_monarch import causal_monarch_factors as causal_monarch_factors
 from m2.causal_monarch import causal_monarch_init as causal_monarch_init
 from m2.conv import fft_conv as fft_conv
+from m2.linear import BlockdiagLinear as BlockdiagLinear
+from m2.linear import MonarchLinear as MonarchLinear
+from m2.mlp import MonarchMLP as MonarchMLP
+from m2.mlp import MonarchMLPConfig as MonarchMLPConfig
 from m2.monarch import blockdiag_matmul as blockdiag_matmul
 from m2.monarch import dft_factors as dft_factors
 from m2.monarch import digit_reversal as digit_reversal

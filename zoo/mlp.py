@@ -1,25 +1,16 @@
 """Dense channel mixers: the two-layer perceptron and its gated form."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from m2.mlp import ACTIVATIONS
 from zoo.linear import linear
 from zoo.names import unknown_name
-
-ACTIVATIONS: dict[str, Callable] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""The channel mixer of Monarch Mixer: a two-layer perceptron, gated or not, with structured weights."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from m2.linear import BlockdiagLinear, MonarchLinear
+
+ACTIVATIONS: dict[str, Callable] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MonarchMLPConfig:
+    """Options of the Monarch channel mixer. The defaults are those of M2-BERT."""
+
+    d_ff: int | None = None
+    """Hidden width. None: 4 d_model."""
+    gated: bool = True
+    """Whether the hidden layer is a product of two halves (GLU)."""
+    n_blocks: int | None = 4
+    """Blocks of each factor; 1 makes it dense. None, at order 2 alone: about the root of the width."""
+    order: Literal[1, 2] = 1
+    """Factors of each weight: 1 is block-diagonal, as in M2-BERT; 2 is a Monarch matrix."""
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
+    """Non-linearity of the hidden layer, or of its first half. "gelu" is the exact one, by erf."""
+    dropout: float = 0.0
+    """Share of the hidden layer that is dropped in training."""
+    bias: bool = True
+    """Whether the output projection has a bias. The first one has none."""
+
+    def __post_init__(self):
+        if self.d_ff is not None and self.d_ff < 1:
+            raise ValueError(f"d_ff={self.d_ff}, expected None or at least 1")
+        if self.order not in (1, 2):
+            raise ValueError(f"order={self.order}, expected 1 or 2")
+        if self.n_blocks is None and self.order == 1:
+            raise ValueError("n_blocks=None, expected at least 1 at order 1")
+        if self.n_blocks is not None and self.n_blocks < 1:
+            raise ValueError(f"n_blocks={self.n_blocks}, expected at least 1")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}, expected 0 <= dropout < 1")
+
+    def width(self, d_model: int) -> int:
+        """The hidden width in a model of width d_model."""
+        return self.d_ff or 4 * d_model
+
+
+class MonarchMLP(nnx.Module):
+    """Mixes channels, each position alone, with block-diagonal or Monarch weights.
+
+        plain: wo(act(gated_layers(x)))        gated: (a, g) = gated_layers(x), wo(act(a) * g)
+
+    The gated projection is one map of width 2 d_ff, cut into halves behind it. So it is not a pair of block-diagonal
+    maps: with 4 blocks, pieces 0 and 1 of the hidden layer depend on pieces 0 and 2 of the input, 2 and 3 on 1 and 3.
+
+    Source: Fu et al. 2023, arXiv:2310.12109; HazyResearch/m2, bert/src/bert_layers.py, `BertGatedLinearUnitMLP` without
+    the residual and the norm around it.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        config: MonarchMLPConfig = MonarchMLPConfig(),
+        *,
+        residual_scale: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        d_ff = config.width(d_model)
+        options: dict[str, Any] = {
+            "n_blocks": config.n_blocks,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        linear = BlockdiagLinear if config.order == 1 else MonarchLinear
+        self.gated_layers = linear(d_model, 2 * d_ff if config.gated else d_ff, use_bias=False, **options)
+        self.wo = linear(d_ff, d_model, use_bias=config.bias, scale=residual_scale, **options)
+        self.dropout = nnx.Dropout(config.dropout)
+
+    def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
+        """Mixes the channels of every position.
+
+        Args:
+          x: input.
+          rngs: stream "dropout" switches dropout on; None leaves it off.
+
+        Raises:
+          ValueError: x has another width.
+        """
+        act, hidden = ACTIVATIONS[self.config.activation], self.gated_layers(x)
+        if self.config.gated:
+            activated, gate = jnp.split(hidden, 2, axis=-1)
+            hidden = act(activated) * gate
+        else:
+            hidden = act(hidden)
+        if rngs is not None:
+            hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
+        return self.wo(hidden)
