@@ -120,6 +120,14 @@ def test_parameters_and_flops_of_monarch_grow_with_the_width_to_the_one_and_a_ha
     assert list(cost(1024)) == list(8 * cost(256))
 
 
+def test_the_middle_of_a_monarch_map_is_as_wide_as_its_smaller_side():
+    for d_in, d_out in ((768, 3072), (3072, 768)):
+        linear = nnx.eval_shape(lambda d_in=d_in, d_out=d_out: m2.MonarchLinear(d_in, d_out, rngs=nnx.Rngs(0)))
+        assert linear.w1.shape == (24, 32, d_in // 24)
+        assert linear.w2.shape == (24, d_out // 24, 32)
+        assert count(linear) == (d_in + d_out) * 768 // 24 + d_out
+
+
 @pytest.mark.parametrize(
     ("widths", "n_blocks"),
     [
