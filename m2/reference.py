@@ -50,7 +50,7 @@ def basis_at_roots(l_coefficients, r_coefficients):
     the coefficients of l_{j1} in row j1, `r_coefficients` (t, s, s) those of r_{j1,j0} in [j1, j0]. Nothing is masked.
     """
     t, s = r_coefficients.shape[:2]
-    roots = jnp.exp(-2j * np.pi * np.arange(t * s) / (t * s))
+    roots = np.exp(-2j * np.pi * np.arange(t * s) / (t * s))
     columns = []
     for j in range(t * s):
         j0, j1 = divmod(j, t)

@@ -183,13 +183,13 @@ def test_matrix_products_grow_with_the_length_to_the_one_and_a_half():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_keeps_the_dtype_of_the_input_and_computes_in_at_least_float32(dtype):
-    inputs = make_inputs(100, t=10, s=10, noise=0.05)
-    inputs |= {name: inputs[name].astype(dtype) for name in ("u", "k")}
+    inputs = {name: x.astype(dtype) for name, x in make_inputs(100, t=10, s=10, noise=0.05).items()}
     y = causal_monarch(**inputs)
     assert y.dtype == dtype
     with jax.enable_x64(True):
         exact = causal_monarch(**{name: jnp.asarray(np.asarray(x), jnp.float64) for name, x in inputs.items()})
-        assert_close(y, exact)
+        # Nothing but the output is rounded to bfloat16.
+        assert_close(y, exact, tolerance=2e-3 if dtype == "bfloat16" else None)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,11 @@ def test_keeps_the_dtype_and_its_precision(dtype, name):
 def test_dtypes_promote_and_sums_are_at_least_float32():
     x, w = jnp.ones((1, 4096), jnp.bfloat16), jnp.ones((1, 1, 4096), jnp.bfloat16)
     assert m2.blockdiag_matmul(x, w).item() == 4096  # a sum kept in bfloat16 stops at 256
+    # XLA on a CPU adds up in float32 unasked.
+    asked = [
+        e.params["preferred_element_type"] for e in jax.make_jaxpr(m2.blockdiag_matmul)(x, w).eqns if "dot" in str(e)
+    ]
+    assert asked == [jnp.float32]
     assert m2.blockdiag_matmul(x, w.astype(jnp.float32)).dtype == jnp.float32
     assert m2.blockdiag_matmul(x, w.astype(jnp.complex64)).dtype == jnp.complex64
 
