@@ -54,7 +54,7 @@ def later_on_earlier(op, inputs):
     return np.abs(np.moveaxis(jacobian, 4, 2)[:, later]).max() / np.abs(jacobian).max()
 
 
-@pytest.mark.parametrize("length", [1, 4, 6])
+@pytest.mark.parametrize("length", [4, 6])
 def test_agrees_with_the_dense_matrix_in_value_and_every_gradient_in_float64(x64, length):
     inputs = make_inputs(length)
     y, gradients = value_and_gradients(m2.causal_monarch, inputs)
