@@ -7,8 +7,13 @@ from m2.causal_monarch import causal_monarch as causal_monarch
 from m2.causal_monarch import causal_monarch_factors as causal_monarch_factors
 from m2.causal_monarch import causal_monarch_init as causal_monarch_init
 from m2.conv import fft_conv as fft_conv
+from m2.filters import HyenaFilter as HyenaFilter
+from m2.filters import HyenaFilterConfig as HyenaFilterConfig
 from m2.linear import BlockdiagLinear as BlockdiagLinear
 from m2.linear import MonarchLinear as MonarchLinear
+from m2.mixer import M2Config as M2Config
+from m2.mixer import M2Mixer as M2Mixer
+from m2.mixer import M2State as M2State
 from m2.mlp import MonarchMLP as MonarchMLP
 from m2.mlp import MonarchMLPConfig as MonarchMLPConfig
 from m2.monarch import blockdiag_matmul as blockdiag_matmul
@@ -19,3 +24,6 @@ from m2.monarch import monarch_inverse as monarch_inverse
 from m2.monarch import monarch_matmul as monarch_matmul
 from m2.monarch import monarch_to_dense as monarch_to_dense
 from m2.monarch import project_to_monarch as project_to_monarch
+from m2.streaming import ConvState as ConvState
+from m2.streaming import extend_conv as extend_conv
+from m2.streaming import init_conv_state as init_conv_state

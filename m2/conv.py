@@ -110,7 +110,7 @@ def fft_conv(
     plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype))
     runs = None
     if segment_ids is not None:
-        runs = jnp.cumsum(jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, axis=1)
+        runs = segment_runs(segment_ids)
     if mask is not None:
         u = jnp.where(mask[..., None], u, 0)
     return _gated(plan, u, k, bias, input_gate, output_gate, runs)
@@ -365,6 +365,11 @@ def _causal_runs(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array) -> ja
         y = y + jnp.pad(right[:, None], ((0, 0), (1, 0), (0, 0), (0, 0))).reshape(y.shape)
         q *= 2
     return y[:, :l]
+
+
+def segment_runs(segment_ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
+    """Numbers the runs of equal ids in each row: 0, 1, ... An id that comes again later is another run."""
+    return jnp.cumsum(jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0, axis=1)
 
 
 def direct_conv(

@@ -1,0 +1,186 @@
+"""Filters as long as the sequence whose taps are a function of the position: the Hyena filter.
+
+Letters besides those of the style guide: o width of the filter's network · z features of a position.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class HyenaFilterConfig:
+    """Options of the Hyena filter. The defaults are those of the published M2-BERT models."""
+
+    emb_dim: int = 5
+    """Features of a position: the position itself, and cosines and sines of (emb_dim - 1) / 2 frequencies. Odd."""
+    order: int = 128
+    """Width of the network that turns features into taps."""
+    n_inner: int = 2
+    """Hidden layers of the network besides the first."""
+    linear: bool = False
+    """Whether the network is one linear map instead."""
+    w: float = 10.0
+    """Initial frequency of the sines between the layers."""
+    w_mod: float = 1.0
+    """Factor on that frequency which is not trained."""
+    train_freq: bool = True
+    """Whether the frequencies are trained."""
+    modulate: bool = True
+    """Whether taps decay exponentially with the position, each channel at its own rate."""
+    fast_decay: float = 0.3
+    """Share of l_max at which the fastest channel has decayed to `decay_target`."""
+    slow_decay: float = 1.5
+    """The same of the slowest channel."""
+    decay_target: float = 0.01
+    """Size, relative to lag 0, that fast_decay and slow_decay speak of."""
+    shift: float = 0.0
+    """Added to the decay, so that no tap ever vanishes. Hyena's own models: 0.05 in some."""
+    normalized: bool = False
+    """Whether the taps of a position are divided by the sum of their magnitudes over the channels."""
+    lr_scale: float = 1.0
+    """Learning rate of the network, relative to the model's."""
+    features_lr_scale: float = 1.0
+    """Learning rate of the features, relative to the model's. M2's configs say 1e-5 / 8e-4; its code ignores it."""
+    init: Literal["normal", "uniform"] = "normal"
+    """Initial weights of the network: normal(0.02), or PyTorch's uniform within 1 / sqrt(fan_in)."""
+
+    def __post_init__(self):
+        if self.emb_dim < 3 or self.emb_dim % 2 == 0:
+            raise ValueError(f"emb_dim={self.emb_dim}, expected an odd number, at least 3")
+        for name, least in (("order", 1), ("n_inner", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least {least}")
+        for name in ("fast_decay", "slow_decay"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}, expected more than 0")
+        if not 0 < self.decay_target < 1:
+            raise ValueError(f"decay_target={self.decay_target}, expected 0 < decay_target < 1")
+        if self.init not in ("normal", "uniform"):
+            raise ValueError(f"init={self.init!r}, expected 'normal' or 'uniform'")
+
+
+class HyenaFilter(nnx.Module):
+    """Taps of a long convolution, computed from their positions.
+
+        k_j = (W_p sin(f W_(p-1) ... sin(f W_0 z_j))) (exp(-t_j |delta|) + shift)        t_j = j / (l_max - 1)
+
+    z starts as (t, cos w t', -sin w t') and is trained; f is one vector for all sines, of both directions. The decays
+    delta are spread evenly over the channels. All of it is computed in at least float32.
+
+    Args:
+      channels: filters, one a channel.
+      config: options; see `HyenaFilterConfig`.
+      l_max: the longest filter. A shorter one is its beginning: time is not rescaled.
+      bidirectional: whether taps look both ways; the two directions have a network each.
+      param_dtype: dtype that parameters are kept in, at least float32.
+      rngs: source of keys, stream "params".
+
+    Source: Poli et al. 2023, arXiv:2302.10866, section 3.3; `HyenaFilter` in m2's bert/src/mm/hyena_utils.py.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        config: HyenaFilterConfig = HyenaFilterConfig(),
+        *,
+        l_max: int,
+        bidirectional: bool = False,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if l_max < 1:
+            raise ValueError(f"l_max={l_max}, expected at least 1")
+        self.config = config
+        self.channels = channels
+        self.l_max = l_max
+        dtype = jnp.promote_types(param_dtype, jnp.float32)
+        self.z = nnx.Param(
+            jnp.asarray(position_features(l_max, config.emb_dim), dtype), decay=False, lr_scale=config.features_lr_scale
+        )
+        variable = nnx.Param if config.train_freq else nnx.Variable
+        frequency = jnp.full((config.order,), config.w, dtype)
+        self.freq = None if config.linear else variable(frequency, lr_scale=config.lr_scale)
+        self.bias = nnx.Param(jax.random.normal(rngs.params(), (channels,), dtype), decay=False)
+        self.implicit_filter = self._network(dtype, rngs)
+        self.implicit_filter_rev = self._network(dtype, rngs) if bidirectional else None
+
+    def _network(self, dtype, rngs):
+        c = self.config
+        widths = [c.emb_dim, self.channels] if c.linear else [c.emb_dim, *[c.order] * (c.n_inner + 1), self.channels]
+
+        def linear(d_in, d_out, last):
+            uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1, 1) * d_in**-0.5  # noqa: E731
+            return nnx.Linear(
+                d_in,
+                d_out,
+                use_bias=not last,
+                kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
+                bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
+                param_dtype=dtype,
+                kernel_metadata={"lr_scale": c.lr_scale},
+                bias_metadata={"lr_scale": c.lr_scale, "decay": False},
+                precision=jax.lax.Precision.HIGHEST,
+                rngs=rngs,
+            )
+
+        ends = enumerate(itertools.pairwise(widths), 1)
+        return nnx.List([linear(*pair, last=i == len(widths) - 1) for i, pair in ends])
+
+    def __call__(self, length: int) -> Float[Array, "d m"]:
+        """The filters of a sequence of `length` positions, as `m2.fft_conv` takes them.
+
+        Returns:
+          (d, length) taps at lags 0, 1, ...; or, looking both ways, (d, 2 length), where the second half, read from its
+          end, holds the taps at lags -1, -2, ...
+
+        Raises:
+          ValueError: more positions than l_max.
+        """
+        if not 1 <= length <= self.l_max:
+            raise ValueError(f"length={length}, expected 1 to l_max={self.l_max}, the longest filter that there is")
+        k = self._taps(self.implicit_filter, length)
+        if self.implicit_filter_rev is not None:
+            k = jnp.concatenate([k, jnp.flip(self._taps(self.implicit_filter_rev, length), axis=1)], axis=1)
+        return k
+
+    def _taps(self, network, length):
+        h = self.z[...][:length]
+        for i, layer in enumerate(network):
+            h = layer(h)
+            if i < len(network) - 1:
+                h = jnp.sin(self.config.w_mod * self.freq[...] * h)
+        if self.config.modulate:
+            t, delta = times(self.l_max)[:length], decay_rates(self.channels, self.config)
+            h = h * (jnp.exp(jnp.asarray(-t[:, None] * np.abs(delta), h.dtype)) + self.config.shift)
+        if self.config.normalized:
+            h = h / jnp.sum(jnp.abs(h), axis=-1, keepdims=True)
+        return h.T
+
+
+def times(l_max: int) -> np.ndarray:
+    """The position of every tap, from 0 to 1."""
+    return np.linspace(0, 1, l_max)
+
+
+def decay_rates(channels: int, config: HyenaFilterConfig) -> np.ndarray:
+    """How fast each channel's taps decay, over l_max positions: negative, the slowest first."""
+    target = math.log(config.decay_target)
+    return np.linspace(target / config.slow_decay, target / config.fast_decay, channels)
+
+
+def position_features(l_max: int, emb_dim: int) -> np.ndarray:
+    """What a filter's network is told of each position: its time, cosines and sines; (l_max, emb_dim)."""
+    bands = (emb_dim - 1) // 2
+    # The first frequency is nearly 0 and stands for none: with one band, cosine and sine are 1 and 0.
+    frequency = np.linspace(1e-4, bands - 1, bands) if bands > 1 else np.array([1e-4])
+    angle = 2 * np.pi / l_max * np.arange(l_max)[:, None] * frequency
+    return np.concatenate([times(l_max)[:, None], np.cos(angle), -np.sin(angle)], axis=1)

@@ -1,0 +1,253 @@
+"""The Monarch Mixer's sequence mixer: short convolution, gate, long convolution, gate.
+
+Source: Fu et al. 2023, arXiv:2310.12109, section 5; m2's bert/src/mm/monarch_mixer_sequence_mixer.py.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
+from m2.filters import HyenaFilter, HyenaFilterConfig
+from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
+
+
+@dataclasses.dataclass(frozen=True)
+class M2Config:
+    """Options of the Monarch Mixer. The defaults are those of M2-BERT, but for its residual convolution."""
+
+    l_max: int = 1024
+    """The longest sequence: the filters have parameters for each position up to it."""
+    d_conv: int = 3
+    """Taps of the short convolution, which is causal in every model."""
+    residual_long_conv: bool = False
+    """Whether a second long convolution, of the mixer's input, is added behind the gates, as in M2-BERT."""
+    training_additions: bool = False
+    """Whether the input is normalised inside the mixer, as in the released M2-BERT of 80M."""
+    filter: HyenaFilterConfig = HyenaFilterConfig()
+    """The long convolutions' filters."""
+    implementation: Implementation | None = None
+    """How long convolutions are computed: "xla", "monarch", or None for what suits the platform."""
+
+    def __post_init__(self):
+        for name in ("l_max", "d_conv"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+
+
+class M2State(NamedTuple):
+    """What one causal Monarch Mixer carries from one call to the next, for at most s positions."""
+
+    short: Float[Array, "b t c"]
+    """The last d_conv - 1 inputs of the short convolution, oldest first; c is 3 d_model."""
+    long: ConvState
+    """The long convolution's past."""
+    residual: ConvState | None
+    """That of the residual one."""
+
+
+class M2Mixer(nnx.Module):
+    """Gated long convolution: sequence in, sequence out, in O(l log l).
+
+        x1, x2, v = split(short(W_in u))        y = W_out (x2 * long(x1 * v) + residual(u))
+
+    Each long convolution has a skip D besides its filter. The short one is causal even where the long ones look both
+    ways, as in the published models.
+
+    Args:
+      d_model: width of input and output.
+      config: options; see `M2Config`.
+      causal: whether positions see only themselves and earlier ones.
+      residual_scale: multiplies the initial output projection, 1 / sqrt(layers) in a residual stack.
+      dtype: dtype of the projections. None: that of the parameters and the input. Filters and long convolutions are
+        at least float32.
+      param_dtype: dtype that parameters are kept in; those of filters are at least float32.
+      rngs: source of keys, stream "params".
+
+    Source: Fu et al. 2023, arXiv:2310.12109; m2's bert/src/mm/monarch_mixer_sequence_mixer.py (order of the parts, the
+      residual convolution behind the gates, initial weights).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        config: M2Config = M2Config(),
+        *,
+        causal: bool = True,
+        residual_scale: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.causal = causal
+        self.dtype = dtype
+        no_decay = {"decay": False}
+        linear = functools.partial(
+            nnx.Linear,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            bias_metadata=no_decay,
+            rngs=rngs,
+        )
+        make_filter = functools.partial(
+            HyenaFilter,
+            d_model,
+            config.filter,
+            l_max=config.l_max,
+            bidirectional=not causal,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        make_norm = functools.partial(
+            nnx.LayerNorm,
+            d_model,
+            epsilon=1e-5,
+            param_dtype=jnp.promote_types(param_dtype, jnp.float32),
+            use_fast_variance=False,
+            scale_metadata=no_decay,
+            bias_metadata=no_decay,
+            rngs=rngs,
+        )
+        self.layernorm = make_norm() if config.training_additions else None
+        self.in_linear = linear(d_model, 3 * d_model, kernel_init=jax.nn.initializers.normal(0.02))
+        self.short_filter = ShortConv(3 * d_model, config.d_conv, param_dtype=param_dtype, rngs=rngs)
+        self.filter_fn = make_filter()
+        self.filter_fn2 = make_filter() if config.residual_long_conv else None
+        self.out_linear = linear(d_model, d_model, kernel_init=jax.nn.initializers.normal(0.02 * residual_scale))
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Mixes whole sequences.
+
+        Args:
+          x: input, at most l_max positions.
+          mask: False where a position is not there (padding, at either end).
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+
+        Raises:
+          ValueError: more positions than l_max.
+        """
+
+        def convolve(filter_fn, u, **gates):
+            return fft_conv(
+                u,
+                filter_fn(x.shape[1]),
+                bias=filter_fn.bias[...],
+                causal=self.causal,
+                mask=mask,
+                segment_ids=segment_ids,
+                implementation=self.config.implementation,
+                **gates,
+            )
+
+        x, x1, x2, v, _ = self._enter(x, None, mask, segment_ids)
+        y = convolve(self.filter_fn, v, input_gate=x1, output_gate=x2)
+        if self.filter_fn2 is not None:
+            y = y + convolve(self.filter_fn2, x)
+        return self.out_linear(y)
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> M2State:
+        """The state before the first position, with the filters computed.
+
+        Args:
+          batch_size: rows.
+          max_len: the most positions a row will ever hold. None: l_max.
+
+        Raises:
+          ValueError: max_len beyond l_max, or the mixer is not causal.
+        """
+        if not self.causal:
+            raise ValueError("causal=False: a bidirectional mixer has no state to go on from")
+        slots = self.config.l_max if max_len is None else max_len
+        if slots > self.config.l_max:
+            raise ValueError(f"max_len={slots}, expected at most l_max={self.config.l_max}, the longest filter")
+        dtype = self.dtype or self.in_linear.kernel.dtype
+        width = self.in_linear.out_features
+        return M2State(
+            short=jnp.zeros((batch_size, self.config.d_conv - 1, width), dtype),
+            long=init_conv_state(self.filter_fn(slots), batch_size, dtype),
+            residual=None if self.filter_fn2 is None else init_conv_state(self.filter_fn2(slots), batch_size, dtype),
+        )
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        state: M2State,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> tuple[Float[Array, "b l d"], M2State]:
+        """Goes on from `state` by l positions, a whole prompt or one token; any split gives the same as the whole.
+
+        All positions together must not be more than the state was made for.
+        """
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        x, x1, x2, v, short = self._enter(x, state.short, mask, segment_ids)
+        y, long = extend_conv(v, state.long, self.filter_fn.bias[...], input_gate=x1, output_gate=x2, **positions)
+        residual = None
+        if self.filter_fn2 is not None and state.residual is not None:
+            more, residual = extend_conv(x, state.residual, self.filter_fn2.bias[...], **positions)
+            y = y + more
+        return self.out_linear(y), M2State(short, long, residual)
+
+    def _enter(self, x, short_state, mask, segment_ids):
+        """The mixer's input and its three projections behind the short convolution, and that one's state."""
+        if self.layernorm is not None:
+            x = self.layernorm(x)
+        p, short_state = self.short_filter(self.in_linear(x), short_state, mask=mask, segment_ids=segment_ids)
+        return x.astype(p.dtype), *jnp.split(p, 3, axis=-1), short_state
+
+
+class ShortConv(nnx.Module):
+    """Depthwise causal convolution of a few taps, with its past carried.
+
+    Args:
+      channels: width of input and output.
+      taps: w; the last one multiplies the current position, as in PyTorch.
+      param_dtype: dtype that parameters are kept in.
+      rngs: source of keys, stream "params". Weights and bias start uniform within 1 / sqrt(w), as PyTorch's.
+    """
+
+    def __init__(self, channels: int, taps: int, *, param_dtype: Dtype, rngs: nnx.Rngs):
+        def uniform(*shape):
+            return jax.random.uniform(rngs.params(), shape, param_dtype, -1, 1) * taps**-0.5
+
+        self.kernel = nnx.Param(uniform(channels, taps))
+        self.bias = nnx.Param(uniform(channels), decay=False)
+
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
+        """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there."""
+        b, length, channels = x.shape
+        history = self.kernel.shape[1] - 1
+        if mask is not None:
+            x = jnp.where(mask[..., None], x, 0)
+        before = jnp.zeros((b, history, channels), x.dtype) if state is None else state.astype(x.dtype)
+        inputs = jnp.concatenate([before, x], axis=1)
+        runs = None
+        if segment_ids is not None:
+            runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        taps = jnp.flip(self.kernel[...], axis=1).astype(wide)
+        y = direct_conv(inputs.astype(wide), taps, runs)[:, history:] + self.bias[...].astype(wide)
+
+        if runs is not None:
+            inputs = jnp.where((runs == runs[:, -1:])[..., None], inputs, 0)
+        if mask is None:
+            after = inputs[:, length:]
+        else:
+            # Padding behind the end of a row leaves no gap before what follows.
+            slot = length - trailing_absent(mask)[:, None] + jnp.arange(history)
+            after = jnp.take_along_axis(inputs, slot[..., None], axis=1)
+        return y.astype(x.dtype), after if state is None else after.astype(state.dtype)
