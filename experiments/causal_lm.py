@@ -14,7 +14,7 @@ import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
     name: (
         f"The published shape of {name}, on your text in a BPE trained on it; for accelerators.",
         Config(
-            model=zoo.presets[name],
+            model=cast(zoo.CausalLMConfig, zoo.presets[name]),
             data=DataConfig(tokenizer="bpe", bpe_vocab_size=zoo.presets[name].vocab_size, seq_len=2048),
             train=TrainConfig(steps=4800, batch_size=256, eval_every=500, save_every=500),
             optim=OptimConfig(learning_rate=rate, warmup_steps=480, final_fraction=1e-5 / rate),

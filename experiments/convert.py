@@ -20,6 +20,7 @@ import zoo
 from experiments import flags
 from experiments.causal_lm import load_run
 from experiments.tokenizers import save_tokenizer
+from zoo.build import Model
 from zoo.pretrained import find_folder, read_config_file
 
 # What a published model has beside its weights.
@@ -69,7 +70,7 @@ def is_run(source: str | Path) -> bool:
     return (Path(source) / "checkpoints").is_dir()
 
 
-def _load(config: Config) -> tuple[zoo.CausalLM, Path | None, dict[str, Any]]:
+def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
     """The model, its published folder if it has one, and the token ids that the folder's config names."""
     if is_run(config.source):
         model, tokenizer, _ = load_run(config.source, step=config.checkpoint)
@@ -77,10 +78,10 @@ def _load(config: Config) -> tuple[zoo.CausalLM, Path | None, dict[str, Any]]:
             raise ValueError(f"--dtype {config.dtype} with a run: a run is written in the dtype it was trained in")
         return model, None, {"eos_token_id": tokenizer.eot} if config.layout == "transformers" else {}
     folder = find_folder(config.source)
-    model = zoo.from_pretrained(folder, dtype=config.dtype)
+    published = zoo.from_pretrained(folder, dtype=config.dtype)
     raw, _ = read_config_file(folder)
     keep = _TOKEN_IDS if config.layout == "transformers" else ()
-    return model, folder, {name: raw[name] for name in keep if name in raw}
+    return published, folder, {name: raw[name] for name in keep if name in raw}
 
 
 def _copy_tokenizer(config: Config, folder: Path | None) -> None:

@@ -98,12 +98,15 @@ def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
         return model, tokenizer, [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
     folder = find_folder(config.model)
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else _published_tokenizer(config.model, folder)
-    model = zoo.from_pretrained(folder, dtype=config.dtype)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    published = zoo.from_pretrained(folder, dtype=config.dtype)
+    if not isinstance(published, zoo.CausalLM):
+        what = type(published).__name__
+        raise ValueError(f"{config.model} is a {what}; only a causal language model goes on with a text")
+    if tokenizer.vocab_size > published.config.vocab_size:
         raise ValueError(
-            f"--tokenizer has {tokenizer.vocab_size} ids, {config.model} has only {model.config.vocab_size} tokens"
+            f"--tokenizer has {tokenizer.vocab_size} ids, {config.model} has only {published.config.vocab_size} tokens"
         )
-    return model, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
+    return published, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
 
 
 def _published_tokenizer(name: str, folder: Path) -> Tokenizer:

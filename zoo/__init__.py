@@ -6,6 +6,12 @@ from zoo.backbone import Backbone as Backbone
 from zoo.backbone import BackboneConfig as BackboneConfig
 from zoo.backbone import Block as Block
 from zoo.backbone import parse_pattern as parse_pattern
+from zoo.encoder import Encoder as Encoder
+from zoo.encoder import EncoderConfig as EncoderConfig
+from zoo.encoder import MaskedLM as MaskedLM
+from zoo.encoder import MaskedLMConfig as MaskedLMConfig
+from zoo.encoder import SequenceClassifier as SequenceClassifier
+from zoo.encoder import SequenceClassifierConfig as SequenceClassifierConfig
 from zoo.generate import Sampling as Sampling
 from zoo.generate import generate as generate
 from zoo.generate import generate_stream as generate_stream
@@ -13,6 +19,7 @@ from zoo.mlp import MLP as MLP
 from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM
 from zoo.models import CausalLMConfig as CausalLMConfig
+from zoo.models import TokenConfig as TokenConfig
 from zoo.presets import create as create
 from zoo.presets import presets as presets
 from zoo.pretrained import from_pretrained as from_pretrained

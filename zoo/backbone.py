@@ -6,6 +6,7 @@ A pattern is words separated by blanks. A word is `mixer` or `mixer/channel` (a 
     "mamba"              Mamba: no channel mixer
     "attn/mlp"           the Transformer
     "mamba2*3 attn/mlp"  three Mamba-2 blocks, then one Transformer block, and again
+    "m2/monarch"         Monarch Mixer
 """
 
 import dataclasses
@@ -19,13 +20,22 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 import ssm
+from m2 import M2Config, M2Mixer, MonarchMLP, MonarchMLPConfig
 from zoo.attention import Attention, AttentionConfig
 from zoo.mlp import MLP, MLPConfig
 from zoo.names import unknown_name
 
 # Word -> constructor. Its options are the field of the same name in BackboneConfig.
-MIXERS: dict[str, Callable] = {"mamba": ssm.Mamba, "mamba2": ssm.Mamba2, "mamba3": ssm.Mamba3, "attn": Attention}
-CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP}
+MIXERS: dict[str, Callable] = {
+    "mamba": ssm.Mamba,
+    "mamba2": ssm.Mamba2,
+    "mamba3": ssm.Mamba3,
+    "m2": M2Mixer,
+    "attn": Attention,
+}
+CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP, "monarch": MonarchMLP}
+# Mixers that look both ways themselves, given causal=False.
+TWO_SIDED = {"m2", "attn"}
 
 Word = tuple[str | None, str | None]
 
@@ -45,7 +55,11 @@ class BackboneConfig:
     dropout: float = 0.0
     """Share of each mixer's output that is dropped in training."""
     norm: Literal["rms", "layer"] = "rms"
-    """Normalisation before each mixer and at the end."""
+    """Normalisation around each mixer, and at the end where it comes before them."""
+    norm_place: Literal["pre", "post"] = "pre"
+    """pre: x + mixer(norm(x)), and a last norm at the end. post: norm(x + mixer(x)), as in BERT."""
+    mixer_residual: bool = True
+    """Whether the sequence mixer's output is added to its input. M2-BERT's replaces it, without a norm of its own."""
     norm_eps: float = 1e-5
     """Added to the variance in normalisation."""
     dtype: str = "float32"
@@ -64,10 +78,14 @@ class BackboneConfig:
     """Options of "mamba2"."""
     mamba3: ssm.Mamba3Config = ssm.Mamba3Config()
     """Options of "mamba3"."""
+    m2: M2Config = M2Config()
+    """Options of "m2"."""
     attn: AttentionConfig = AttentionConfig()
     """Options of "attn"."""
     mlp: MLPConfig = MLPConfig()
     """Options of "mlp"."""
+    monarch: MonarchMLPConfig = MonarchMLPConfig()
+    """Options of "monarch"."""
 
     def __post_init__(self):
         for name in ("d_model", "n_layers"):
@@ -80,6 +98,8 @@ class BackboneConfig:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"norm={self.norm!r}, expected 'rms' or 'layer'")
+        if self.norm_place not in ("pre", "post"):
+            raise ValueError(f"norm_place={self.norm_place!r}, expected 'pre' or 'post'")
         parse_pattern(self.pattern, self.n_layers)
 
 
@@ -117,7 +137,12 @@ def _period(words: tuple[Word, ...]) -> int:
 
 
 class Block(nnx.Module):
-    """x + mixer(norm(x)), then x + channel_mixer(norm(x)); either may be missing."""
+    """A sequence mixer, then a channel mixer, each with its norm and its residual; either may be missing.
+
+    pre   x + mixer(norm(x))
+    post  norm(x + mixer(x))
+    post, without the sequence mixer's residual: mixer(x)
+    """
 
     def __init__(self, config: BackboneConfig, word: Word, *, rngs: nnx.Rngs):
         mixer, channel = word
@@ -128,7 +153,10 @@ class Block(nnx.Module):
             "param_dtype": jnp.dtype(config.param_dtype),
             "rngs": rngs,
         }
-        self.norm = make_norm(config, rngs) if mixer else None
+        self.norm_first = config.norm_place == "pre"
+        self.mixer_residual = config.mixer_residual
+        normed = mixer and (self.norm_first or self.mixer_residual)
+        self.norm = make_norm(config, rngs) if normed else None
         self.mixer = make_mixer(config, mixer, **kwargs) if mixer else None
         self.norm2 = make_norm(config, rngs) if channel else None
         self.mlp = CHANNEL_MIXERS[channel](config.d_model, getattr(config, channel), **kwargs) if channel else None
@@ -146,10 +174,16 @@ class Block(nnx.Module):
     def _run(self, x, mix, state, key):
         rngs = None if key is None else nnx.Rngs(dropout=key)
         if self.mixer is not None:
-            y, state = mix(self.norm(x))
-            x = x + self._drop(y, rngs)
+            y, state = mix(self.norm(x) if self.norm_first else x)
+            y = self._drop(y, rngs)
+            x = x + y if self.mixer_residual else y.astype(x.dtype)
+            if not self.norm_first and self.norm is not None:
+                x = self.norm(x)
         if self.mlp is not None:
-            x = x + self._drop(self.mlp(self.norm2(x)), rngs)
+            y = self.mlp(self.norm2(x) if self.norm_first else x, rngs=rngs)
+            x = x + self._drop(y, rngs)
+            if not self.norm_first:
+                x = self.norm2(x)
         return x, state
 
     def _drop(self, x, rngs):
@@ -162,7 +196,7 @@ def make_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
     def build(**options):
         return MIXERS[word](config.d_model, getattr(config, word), **options, **kwargs)
 
-    if word == "attn":
+    if word in TWO_SIDED:
         return build(causal=config.causal)
     return build() if config.causal else ssm.Bidirectional(build(), build())
 
@@ -189,7 +223,7 @@ class Backbone(nnx.Module):
         self.config = config
         self.words = parse_pattern(config.pattern, config.n_layers)
         self.layers = nnx.List([Block(config, word, rngs=rngs) for word in self.words])
-        self.norm_f = make_norm(config, rngs)
+        self.norm_f = make_norm(config, rngs) if config.norm_place == "pre" else None
 
     def __call__(
         self,
@@ -235,7 +269,7 @@ class Backbone(nnx.Module):
             x, _ = jax.lax.scan(run_period, x, (stacks, stacked_keys))
         for i in range(repeats * period if repeats > 1 else 0, len(blocks)):
             x = run(*blocks[i], x, None if keys is None else keys[i])
-        return self.norm_f(x)
+        return self._leave(x)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first position: one mixer's state a block. Attention needs `max_len`."""
@@ -261,10 +295,14 @@ class Backbone(nnx.Module):
         for i, (block, block_state) in enumerate(zip(self.layers, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, None if keys is None else keys[i])
             after.append(block_state)
-        return self.norm_f(x), tuple(after)
+        return self._leave(x), tuple(after)
+
+    def _leave(self, x):
+        return x if self.norm_f is None else self.norm_f(x)
 
     def _dropout_keys(self, rngs):
-        if rngs is None or self.config.dropout == 0:
+        rates = (self.config.dropout, self.config.mlp.dropout, self.config.monarch.dropout)
+        if rngs is None or not any(rates):
             return None
         return jax.random.split(rngs.dropout(), len(self.layers))
 

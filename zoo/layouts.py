@@ -14,17 +14,20 @@ import dataclasses
 import math
 import re
 import warnings
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
-import numpy as np
 from flax import nnx
 
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
+from zoo.tensors import Entry, Json, Table
 
 Layout = Literal["official", "transformers"]
-Json = dict[str, Any]
+EMBEDDINGS: dict[Layout, str] = {
+    "official": "backbone.embedding.weight",
+    "transformers": "backbone.embeddings.weight",
+}
 
 
 class _Family(NamedTuple):
@@ -261,8 +264,8 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
 
 # Options that a layout need not hold: how to compute, and what is initialised or dropped in training.
 _FREE = _names(
-    "chunk_size implementation remat scan_layers causal dropout pattern attn mamba mamba2 mamba3 mlp dt_min dt_max "
-    "dt_floor dt_init dt_scale A_min A_max conv_init init d_ff bcdt_rms_eps vocab_size pad_vocab_multiple"
+    "chunk_size implementation remat scan_layers causal dropout pattern attn mamba mamba2 mamba3 m2 mlp monarch "
+    "dt_min dt_max dt_floor dt_init dt_scale A_min A_max conv_init init d_ff bcdt_rms_eps vocab_size pad_vocab_multiple"
 )
 
 
@@ -344,41 +347,14 @@ def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
     }
 
 
-class Entry(NamedTuple):
-    """One tensor of a file, and the parameters that it holds."""
-
-    paths: tuple[tuple, ...]
-    """Our parameters, as paths of `nnx.to_flat_state`."""
-    kind: Literal["same", "linear", "conv"]
-    """same: as it is. linear: transposed, several one above the other. conv: with a middle axis of size 1."""
-
-    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-        """The tensor's shape, given those of the parameters."""
-        if self.kind == "linear":
-            return sum(shape[1] for shape in shapes), shapes[0][0]
-        return (shapes[0][0], 1, *shapes[0][1:]) if self.kind == "conv" else shapes[0]
-
-    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The parameters in a tensor, as views."""
-        if self.kind == "linear":
-            return [part.T for part in np.split(tensor, len(self.paths))]
-        return [tensor[:, 0] if self.kind == "conv" else tensor]
-
-    def join(self, params: list[np.ndarray]) -> np.ndarray:
-        """The tensor of some parameters."""
-        if self.kind == "linear":
-            return np.concatenate([param.T for param in params])
-        return params[0][:, None] if self.kind == "conv" else params[0]
-
-
-def tensor_table(model: CausalLM, layout: Layout) -> dict[str, Entry]:
-    """File name of each tensor to the parameters that it holds: every parameter is in exactly one."""
+def tensor_table(model: CausalLM, layout: Layout) -> Table:
+    """The tensors of a model's file. Where the head is tied, a file may store it all the same."""
     table: dict[str, Entry] = {}
     for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         *owner, leaf = (str(part) for part in path)
         name = ".".join(owner).replace("mlp.down_proj", "mlp.fc2")
         if name == "embedding":
-            name = "backbone.embedding" if layout == "official" else "backbone.embeddings"
+            name = EMBEDDINGS[layout].removesuffix(".weight")
         weight = {"kernel": ".weight", "scale": ".weight", "embedding": ".weight"}.get(leaf, f".{leaf}")
         if re.search(r"mlp\.(up|gate)_proj$", name):
             if name.endswith("up_proj"):  # fc1 holds the value, then the gate
@@ -389,4 +365,5 @@ def tensor_table(model: CausalLM, layout: Layout) -> dict[str, Entry]:
         if leaf == "kernel":
             kind = "conv" if owner[-1] == "conv1d" else "linear"
         table[name + weight] = Entry((path,), kind)
-    return table
+    copies = {"lm_head.weight": EMBEDDINGS[layout]} if model.config.tie_embeddings else {}
+    return Table(table, copies)

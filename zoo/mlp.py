@@ -27,6 +27,8 @@ class MLPConfig:
     """Whether the projections have biases."""
     init: Literal["normal", "uniform"] = "normal"
     """Initial weights: GPT-2's normal(0.02), or PyTorch's uniform within 1 / sqrt(fan_in), as beside Mamba-3."""
+    dropout: float = 0.0
+    """Share of the hidden layer that is dropped in training."""
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -35,6 +37,8 @@ class MLPConfig:
             raise ValueError(f"d_ff={self.d_ff}, expected None or at least 1")
         if self.init not in ("normal", "uniform"):
             raise ValueError(f"init={self.init!r}, expected 'normal' or 'uniform'")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}, expected 0 <= dropout < 1")
 
     def width(self, d_model: int) -> int:
         """The hidden width in a model of width d_model."""
@@ -67,10 +71,12 @@ class MLP(nnx.Module):
         self.gate_proj = linear(d_model, self.d_ff, **options) if config.gated else None
         self.up_proj = linear(d_model, self.d_ff, **options)
         self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)
+        self.dropout = nnx.Dropout(config.dropout)
 
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        """Mixes the channels of every position."""
+    def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
+        """Mixes the channels of every position; `rngs`' stream "dropout" switches dropout on."""
         act = ACTIVATIONS[self.activation]
-        if self.gate_proj is None:
-            return self.down_proj(act(self.up_proj(x)))
-        return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
+        hidden = act(self.up_proj(x)) if self.gate_proj is None else act(self.gate_proj(x)) * self.up_proj(x)
+        if rngs is not None:
+            hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
+        return self.down_proj(hidden)

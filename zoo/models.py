@@ -1,10 +1,11 @@
-"""Whole models: embed, backbone, head."""
+"""Causal language models: embed, backbone, head."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.backbone import Backbone, BackboneConfig
@@ -12,15 +13,13 @@ from zoo.linear import linear
 
 
 @dataclasses.dataclass(frozen=True)
-class CausalLMConfig(BackboneConfig):
-    """A backbone with a vocabulary."""
+class TokenConfig(BackboneConfig):
+    """A backbone that reads tokens."""
 
     vocab_size: int = 0
     """Token ids that mean something: 0 to vocab_size - 1. 0 is not known yet: experiments take the tokenizer's."""
     pad_vocab_multiple: int = 8
     """The embedding has vocab_size rows, rounded up to a multiple of this."""
-    tie_embeddings: bool = True
-    """Whether the output projection is the embedding itself."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -28,13 +27,51 @@ class CausalLMConfig(BackboneConfig):
             raise ValueError(f"vocab_size={self.vocab_size}, expected at least 0")
         if self.pad_vocab_multiple < 1:
             raise ValueError(f"pad_vocab_multiple={self.pad_vocab_multiple}, expected at least 1")
-        if not self.causal:
-            raise ValueError("causal=False, but a causal language model predicts from earlier positions only")
 
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the embedding, columns of the logits."""
         return -(-self.vocab_size // self.pad_vocab_multiple) * self.pad_vocab_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLMConfig(TokenConfig):
+    """A causal language model."""
+
+    tie_embeddings: bool = True
+    """Whether the output projection is the embedding itself."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.causal:
+            raise ValueError("causal=False, but a causal language model predicts from earlier positions only")
+
+
+def token_embedding(config: TokenConfig, rngs: nnx.Rngs) -> nnx.Embed:
+    """The table of token vectors, normal(0.02) at the start.
+
+    Raises:
+      ValueError: the vocabulary is not known yet.
+    """
+    if config.vocab_size == 0:
+        raise ValueError("vocab_size=0, expected the number of token ids before a model is built")
+    return make_embedding(config, config.padded_vocab_size, rngs)
+
+
+def make_embedding(config: BackboneConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of `rows` vectors that enter the residual stream unrounded."""
+    dtype = jnp.dtype(config.param_dtype)
+    init = jax.nn.initializers.normal(0.02)
+    return nnx.Embed(rows, config.d_model, dtype=dtype, param_dtype=dtype, embedding_init=init, rngs=rngs)
+
+
+def project_to_vocabulary(
+    hidden: Float[Array, "*b d"], weight: Float[Array, "d v"], dtype: Dtype
+) -> Float[Array, "*b v"]:
+    """Logits, multiplied in `dtype` and summed in at least float32."""
+    dtype = jnp.dtype(dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jnp.matmul(hidden.astype(dtype), weight.astype(dtype), preferred_element_type=wide)
 
 
 class CausalLM(nnx.Module):
@@ -49,24 +86,16 @@ class CausalLM(nnx.Module):
     """
 
     def __init__(self, config: CausalLMConfig, *, rngs: nnx.Rngs):
-        if config.vocab_size == 0:
-            raise ValueError("vocab_size=0, expected the number of token ids before a model is built")
         self.config = config
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-        rows = config.padded_vocab_size
-        self.embedding = nnx.Embed(
-            rows,
-            config.d_model,
-            dtype=param_dtype,  # tokens enter the residual stream unrounded
-            param_dtype=param_dtype,
-            embedding_init=jax.nn.initializers.normal(0.02),
-            rngs=rngs,
-        )
+        self.embedding = token_embedding(config, rngs)
         self.backbone = Backbone(config, rngs=rngs)
         if config.tie_embeddings:
             self.lm_head = None
         else:
-            self.lm_head = linear(config.d_model, rows, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            self.lm_head = linear(
+                config.d_model, config.padded_vocab_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            )
 
     def __call__(
         self,
@@ -100,9 +129,7 @@ class CausalLM(nnx.Module):
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits from the backbone's output: one column a row of the embedding, padding rows included."""
         weight = self.embedding.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        dtype = jnp.dtype(self.config.dtype)
-        wide = jnp.promote_types(dtype, jnp.float32)
-        return jnp.matmul(hidden.astype(dtype), weight.astype(dtype), preferred_element_type=wide)
+        return project_to_vocabulary(hidden, weight, self.config.dtype)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first token: one mixer's state a block.

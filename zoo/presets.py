@@ -5,8 +5,11 @@ import dataclasses
 from flax import nnx
 
 import ssm
+from m2 import M2Config, MonarchMLPConfig
+from zoo.build import Model, ModelConfig, build
+from zoo.encoder import EncoderConfig, MaskedLMConfig, SequenceClassifierConfig
 from zoo.layouts import official_mlp
-from zoo.models import CausalLM, CausalLMConfig
+from zoo.models import CausalLMConfig
 from zoo.names import unknown_name
 
 
@@ -36,7 +39,30 @@ def _mamba3(d_model: int, n_layers: int, d_intermediate: int, *, is_mimo: bool =
     )
 
 
-presets: dict[str, CausalLMConfig] = {
+def _m2_bert(d_model: int, length: int) -> MaskedLMConfig:
+    # Source: bert/yamls/pretrain/monarch-mixer-*.yaml and yamls/embeddings/*.yaml in HazyResearch/m2: the 30,522 tokens
+    # of bert-base-uncased in 30,528 rows, 12 layers, 4 blocks in the channel mixer.
+    return MaskedLMConfig(
+        d_model=d_model,
+        n_layers=12,
+        pattern="m2/monarch",
+        mixer_residual=False,
+        vocab_size=30_522,
+        max_len=length,
+        embedding_dropout=0.1,
+        m2=M2Config(l_max=length, residual_long_conv=True),
+        monarch=MonarchMLPConfig(d_ff=4 * d_model, dropout=0.1),
+    )
+
+
+def _m2_retrieval(length: int) -> SequenceClassifierConfig:
+    # Source: the config.json of togethercomputer/m2-bert-80M-{2k,8k,32k}-retrieval; trained to see padding as text.
+    base = _m2_bert(768, length)
+    fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(EncoderConfig)}
+    return SequenceClassifierConfig(**fields | {"mask_padding": False}, n_labels=0)
+
+
+presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
     "mamba-790m": _mamba(1536, 48),
@@ -73,10 +99,21 @@ presets: dict[str, CausalLMConfig] = {
         tie_embeddings=False,
         mamba2=ssm.Mamba2Config(n_groups=8),
     ),
+    "m2-bert-80m": _m2_bert(768, 128),
+    "m2-bert-110m": _m2_bert(960, 128),
+    "m2-bert-260m": _m2_bert(1536, 128),
+    "m2-bert-341m": _m2_bert(1792, 128),
+    "m2-bert-80m-2k": _m2_bert(768, 2048),
+    "m2-bert-80m-8k": _m2_bert(768, 8192),
+    "m2-bert-80m-32k": _m2_bert(768, 32_768),
+    "m2-bert-341m-2k": _m2_bert(1792, 2048),
+    "m2-bert-80m-2k-retrieval": _m2_retrieval(2048),
+    "m2-bert-80m-8k-retrieval": _m2_retrieval(8192),
+    "m2-bert-80m-32k-retrieval": _m2_retrieval(32_768),
 }
 
 
-def create(name: str, *, rngs: nnx.Rngs, **overrides) -> CausalLM:
+def create(name: str, *, rngs: nnx.Rngs, **overrides) -> Model:
     """Builds a preset's model with fresh parameters.
 
         create("mamba-130m", rngs=nnx.Rngs(0), n_layers=2, dtype="bfloat16")
@@ -94,4 +131,4 @@ def create(name: str, *, rngs: nnx.Rngs, **overrides) -> CausalLM:
     fields = {field.name for field in dataclasses.fields(presets[name])}
     for field in overrides.keys() - fields:
         raise ValueError(unknown_name("config field", field, fields))
-    return CausalLM(dataclasses.replace(presets[name], **overrides), rngs=rngs)
+    return build(dataclasses.replace(presets[name], **overrides), rngs=rngs)

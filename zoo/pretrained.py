@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,19 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo.layouts import Entry, Json, Layout, read_config, tensor_table, write_config
-from zoo.models import CausalLM, CausalLMConfig
+from zoo import layouts, m2_layout
+from zoo.build import Model, ModelConfig, build
+from zoo.encoder import EncoderConfig
+from zoo.layouts import EMBEDDINGS, Layout
+from zoo.models import CausalLM
+from zoo.tensors import Json, Table
 from zoo.weight_files import LazyTensor, open_weights, save_weights
 
 ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
 """Gives each parameter, by its path and shape, its place."""
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
-_EMBEDDINGS: dict[str, Layout] = {"backbone.embedding.weight": "official", "backbone.embeddings.weight": "transformers"}
-_HEAD = "lm_head.weight"
+_TOKEN_VECTORS = (*EMBEDDINGS.values(), m2_layout.WORD_EMBEDDINGS)
 
 
 def from_pretrained(
@@ -37,16 +40,20 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
-) -> CausalLM:
-    """Loads a published language model: Mamba-1, Falcon-Mamba, Mamba-2 (Codestral-Mamba too) or Mamba-3.
+) -> Model:
+    """Loads a published model: Mamba-1, Falcon-Mamba, Mamba-2 (Codestral-Mamba too), Mamba-3 or M2-BERT.
 
-    Strict: every tensor in the files is used, every parameter is set, all shapes agree, and a head that is stored
-    beside the embedding it is tied to equals it. Weights are read from memory-mapped files, one tensor at a time, and
-    nothing that a `.bin` file says is executed.
+    A `CausalLM`; M2-BERT is a `MaskedLM`, or a `SequenceClassifier` where the file holds a pooler instead of that head.
+    It ignores padding as it was trained to; see `EncoderConfig.mask_padding`.
+
+    Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
+    head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
+    time, and nothing that a `.bin` file says is executed.
 
     Args:
-      path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba or of
-        transformers; or else a name on the Hugging Face hub, "owner/name", from its cache or the network.
+      path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba, of
+        HazyResearch/m2 or of transformers; or else a name on the Hugging Face hub, "owner/name", from its cache or the
+        network.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
         norms and states are at least float32.
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
@@ -61,19 +68,20 @@ def from_pretrained(
     folder = find_folder(path_or_repo, revision=revision)
     raw, source = read_config_file(folder)
     stored_tensors = open_weights(folder)
-    tensors = {name.removeprefix("model."): tensor for name, tensor in stored_tensors.items()}
+    tensors = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in stored_tensors.items()}
     if len(tensors) < len(stored_tensors):
         raise ValueError(f"{folder}: tensors that differ in the prefix 'model.' alone")
     with _errors_name(source):
-        config = _fit_vocabulary(read_config(raw), tensors)
-        stored = next((tensors[name].dtype for name in _EMBEDDINGS if name in tensors), jnp.float32)
+        n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
+        config = _fit_vocabulary(_read_config(raw, tensors, n_labels), tensors)
+        stored = next((tensors[name].dtype for name in _TOKEN_VECTORS if name in tensors), jnp.float32)
         name = jnp.dtype(stored if dtype is None else dtype).name
         config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        model = nnx.eval_shape(lambda: CausalLM(config, rngs=nnx.Rngs(0)))
-    table = tensor_table(model, next((_EMBEDDINGS[name] for name in _EMBEDDINGS if name in tensors), "official"))
+        model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    table = _table(model, "transformers" if EMBEDDINGS["transformers"] in tensors else "official")
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    _require_a_fit(folder, table, tensors, params, tied=config.tie_embeddings)
-    for name, entry in table.items():
+    _require_a_fit(folder, table, tensors, params)
+    for name, entry in table.entries.items():
         for path, array in zip(entry.paths, entry.split(tensors[name].mapped), strict=True):
             rule = sharding(path, array.shape) if callable(sharding) else sharding
             params[path] = params[path].replace(_place(array, params[path].dtype, rule))
@@ -82,20 +90,21 @@ def from_pretrained(
 
 
 def save_pretrained(
-    model: CausalLM,
+    model: Model,
     folder: str | os.PathLike,
     layout: Layout = "official",
     *,
     extra: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a language model so that others can load it.
+    """Writes a model so that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers; others have no published layout.
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, or M2-BERT; others have no published
+        layout.
       folder: made if it does not exist.
-      layout: "official", what state-spaces/mamba loads (config.json, pytorch_model.bin), or "transformers"
-        (config.json, model.safetensors), which has no Mamba-3.
+      layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin), or
+        "transformers" (config.json, model.safetensors), which has neither Mamba-3 nor M2-BERT.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
       max_shard_bytes: largest file; more become numbered shards with an index.
 
@@ -104,19 +113,20 @@ def save_pretrained(
       FileExistsError: weights of another format lie there already and would be read instead.
     """
     folder = Path(folder)
-    raw = write_config(model.config, layout)
-    described = read_config(raw)
+    raw = _write_config(model.config, layout)
+    table = _table(model, layout)
+    said = (table.entries, getattr(model.config, "n_labels", 0))
+    described = _read_config(raw, *said)
     raw |= dict(extra or {})
-    if read_config(raw) != described:
+    if _read_config(raw, *said) != described:
         raise ValueError(f"extra={extra!r} describes another model")
     text = json.dumps(raw, indent=2) + "\n"
     params = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     tensors = {
-        name: entry.join([np.asarray(params[path]) for path in entry.paths])
-        for name, entry in tensor_table(model, layout).items()
+        name: entry.join([np.asarray(params[path]) for path in entry.paths]) for name, entry in table.entries.items()
     }
-    if layout == "official" and model.config.tie_embeddings:  # the official code stores the head all the same
-        tensors[_HEAD] = tensors["backbone.embedding.weight"]
+    if layout == "official":  # the official code stores copies and constants all the same
+        tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
     save_weights(
         folder, tensors, format="bin" if layout == "official" else "safetensors", max_shard_bytes=max_shard_bytes
     )
@@ -214,9 +224,23 @@ class _errors_name:
             raise ValueError(f"{self.path}: {said}") from error
 
 
-def _fit_vocabulary(config: CausalLMConfig, tensors: Mapping[str, LazyTensor]) -> CausalLMConfig:
+def _read_config(raw: Json, tensors: Collection[str], n_labels: int) -> ModelConfig:
+    return m2_layout.read_config(raw, tensors, n_labels) if m2_layout.is_m2_bert(raw) else layouts.read_config(raw)
+
+
+def _write_config(config: ModelConfig, layout: Layout) -> Json:
+    if isinstance(config, EncoderConfig):
+        return m2_layout.write_config(config, layout)
+    return layouts.write_config(config, layout)
+
+
+def _table(model: Model, layout: Layout) -> Table:
+    return layouts.tensor_table(model, layout) if isinstance(model, CausalLM) else m2_layout.tensor_table(model)
+
+
+def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
     """Takes the padding of the vocabulary from the embedding, where it is to a usual multiple that the config omits."""
-    shapes = [tensors[name].shape for name in _EMBEDDINGS if name in tensors]
+    shapes = [tensors[name].shape for name in _TOKEN_VECTORS if name in tensors]
     rows = next((shape[0] for shape in shapes if shape), config.padded_vocab_size)
     for multiple in (config.pad_vocab_multiple, 1, 8, 16, 32, 64, 128, 256):
         padded = dataclasses.replace(config, pad_vocab_multiple=multiple)
@@ -225,15 +249,15 @@ def _fit_vocabulary(config: CausalLMConfig, tensors: Mapping[str, LazyTensor]) -
     return config
 
 
-def _require_a_fit(
-    folder: Path, table: dict[str, Entry], tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any], *, tied: bool
-) -> None:
+def _require_a_fit(folder: Path, table: Table, tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any]) -> None:
     """Raises a ValueError unless tensors and parameters correspond one to one, in shape too."""
-    missing = sorted(table.keys() - tensors.keys())
-    left_over = sorted(tensors.keys() - table.keys() - ({_HEAD} if tied else set()))
+    entries = table.entries
+    missing = sorted(entries.keys() - tensors.keys())
+    known = entries.keys() | table.copies.keys() | table.constants.keys()
+    left_over = sorted(name for name in tensors.keys() - known if not table.ignored.match(name))
     differing = []
-    for name in sorted(table.keys() & tensors.keys()):
-        expected = table[name].shape([params[path].shape for path in table[name].paths])
+    for name in sorted(entries.keys() & tensors.keys()):
+        expected = entries[name].shape([params[path].shape for path in entries[name].paths])
         if tensors[name].shape != expected:
             differing.append(f"{name} is {tensors[name].shape}, expected {expected}")
     parts = [
@@ -247,10 +271,21 @@ def _require_a_fit(
     ]
     if parts:
         raise ValueError(f"{folder}: the tensors do not fit the config. " + "; ".join(parts))
-    if tied and _HEAD in tensors:
-        head, embedding = tensors[_HEAD].mapped, next(tensors[name] for name in _EMBEDDINGS if name in table).mapped
-        if head.shape != embedding.shape or not np.array_equal(head, embedding):
-            raise ValueError(f"{folder}: {_HEAD} differs from the embedding that the config says it is tied to")
+    for name in sorted(table.copies.keys() & tensors.keys()):
+        original = table.copies[name]
+        if not _equal(tensors[name].mapped, tensors[original].mapped):
+            raise ValueError(f"{folder}: {name} differs from {original}, which the config says it is tied to")
+    for name in sorted(table.constants.keys() & tensors.keys()):
+        stored, constant = tensors[name].mapped, table.constants[name]
+        # Rounding in the dtype that it was stored in, and in the library that computed it.
+        if stored.shape != constant.shape or not np.allclose(
+            stored.astype(np.float64), constant, rtol=2**-7, atol=1e-6
+        ):
+            raise ValueError(f"{folder}: {name} is not what follows from the config")
+
+
+def _equal(x: np.ndarray, y: np.ndarray) -> bool:
+    return x.shape == y.shape and np.array_equal(x, y)
 
 
 def _place(array: np.ndarray, dtype: Dtype, sharding: Sharding | None) -> jax.Array:

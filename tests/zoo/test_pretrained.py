@@ -23,7 +23,9 @@ from zoo.weight_files import open_weights, save_weights
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"  # how they were made: its README.md
-NAMES = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir())
+NAMES = sorted(
+    folder.name for folder in PUBLISHED.iterdir() if folder.is_dir() and not folder.name.startswith("m2_bert")
+)
 TIED = {"mamba1", "mamba3_siso", "mamba3_mimo", "mamba_hf"}
 OFFICIAL = {
     "d_model": 16,
@@ -394,7 +396,7 @@ def test_saved_names_are_the_published_ones(name):
     model = zoo.from_pretrained(PUBLISHED / name)
     layout = "official" if name in ("codestral", "mamba1", "mamba2", "mamba3_siso", "mamba3_mimo") else "transformers"
     names = {key.removeprefix("model.") for key in arrays(name)}
-    assert set(tensor_table(model, layout)) == names - ({"lm_head.weight"} if name in TIED else set())
+    assert set(tensor_table(model, layout).entries) == names - ({"lm_head.weight"} if name in TIED else set())
 
 
 def lm(pattern="mamba", **options):

@@ -1,0 +1,250 @@
+"""Encoders of text: BERT with any mixer, its masked-language-model head, its poolers and classifiers.
+
+Source: Devlin et al. 2018, arXiv:1810.04805; m2's bert/src/bert_layers.py for M2-BERT.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from m2.mlp import ACTIVATIONS
+from zoo.backbone import Backbone, make_norm
+from zoo.linear import linear
+from zoo.models import TokenConfig, make_embedding, project_to_vocabulary, token_embedding
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig(TokenConfig):
+    """Token, position and type embeddings, and a backbone that looks both ways. The defaults are BERT's."""
+
+    causal: bool = False
+    """Whether positions see only themselves and earlier ones."""
+    norm: Literal["rms", "layer"] = "layer"
+    """Normalisation of the embeddings and around each mixer."""
+    norm_place: Literal["pre", "post"] = "post"
+    """pre: x + mixer(norm(x)), and a last norm at the end. post: norm(x + mixer(x)), as in BERT."""
+    norm_eps: float = 1e-12
+    """Added to the variance in normalisation."""
+    max_len: int | None = 512
+    """Positions that have a learned embedding, and so the longest input. None: positions have none."""
+    type_vocab_size: int = 2
+    """Kinds of tokens, e.g. those of a first and a second sentence, each with an embedding. 0: none."""
+    embedding_dropout: float = 0.0
+    """Share of the embeddings that is dropped in training."""
+    mask_padding: bool = True
+    """Whether the mixers leave padding out. The published M2-BERT models take it for text: False reproduces them."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.max_len is not None and self.max_len < 1:
+            raise ValueError(f"max_len={self.max_len}, expected None or at least 1")
+        if self.type_vocab_size < 0:
+            raise ValueError(f"type_vocab_size={self.type_vocab_size}, expected at least 0")
+        if not 0 <= self.embedding_dropout < 1:
+            raise ValueError(f"embedding_dropout={self.embedding_dropout}, expected 0 <= embedding_dropout < 1")
+
+
+class Encoder(nnx.Module):
+    """Tokens to vectors that know their context: embed, normalise, backbone."""
+
+    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.word_embeddings = token_embedding(config, rngs)
+        self.position_embeddings = make_embedding(config, config.max_len, rngs) if config.max_len else None
+        kinds = config.type_vocab_size
+        self.token_type_embeddings = make_embedding(config, kinds, rngs) if kinds else None
+        self.norm = make_norm(config, rngs)
+        self.dropout = nnx.Dropout(config.embedding_dropout)
+        self.backbone = Backbone(config, rngs=rngs)
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l d"]:
+        """The vector of every position.
+
+        Args:
+          ids: token ids.
+          mask: False where a position is not there (padding, at the end). With mask_padding=False nothing heeds it.
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other. Learned positions
+            go on from one document to the next.
+          token_type_ids: the kind of each token, 0 to type_vocab_size - 1. None: all 0.
+          rngs: stream "dropout" switches dropout on; None leaves it off.
+
+        Raises:
+          ValueError: more positions than max_len, or kinds of tokens where there is one only.
+        """
+        length = ids.shape[1]
+        x = self.word_embeddings(ids)
+        if self.token_type_embeddings is not None:
+            kinds = jnp.zeros_like(ids) if token_type_ids is None else token_type_ids
+            x = x + self.token_type_embeddings(kinds)
+        elif token_type_ids is not None:
+            raise ValueError("token_type_ids given, but type_vocab_size=0: the model knows one kind of token")
+        if self.position_embeddings is not None:
+            if length > self.position_embeddings.num_embeddings:
+                raise ValueError(f"ids has {length} positions, expected at most max_len={self.config.max_len}")
+            x = x + self.position_embeddings.embedding[...][:length]
+        x = self.norm(x)
+        if rngs is not None:
+            x = self.dropout(x, deterministic=False, rngs=rngs)
+        return self.backbone(x, mask=mask if self.config.mask_padding else None, segment_ids=segment_ids, rngs=rngs)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLMConfig(EncoderConfig):
+    """A masked language model."""
+
+    head_activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
+    """Non-linearity of the head's hidden layer."""
+
+
+class MaskedLM(nnx.Module):
+    """An encoder that says which token belongs at each position: the output projection is the embedding itself.
+
+    Args:
+      config: shape and options; its vocab_size must be known.
+      rngs: source of keys, stream "params".
+    """
+
+    def __init__(self, config: MaskedLMConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.dense = _dense(config, config.d_model, rngs)
+        self.norm = make_norm(config, rngs)
+        self.bias = nnx.Param(jnp.zeros((config.padded_vocab_size,), jnp.dtype(config.param_dtype)), decay=False)
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l v"]:
+        """Logits of the token at every position, in at least float32. Arguments are those of `Encoder`."""
+        return self.head(self.hidden(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs))
+
+    def hidden(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l d"]:
+        """The encoder's output. Arguments are those of `Encoder`."""
+        return self.encoder(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
+
+    def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Logits from the encoder's output, at all positions or those that are asked for."""
+        x = self.norm(ACTIVATIONS[self.config.head_activation](self.dense(hidden)))
+        weight = self.encoder.word_embeddings.embedding[...].T
+        return project_to_vocabulary(x, weight, self.config.dtype) + self.bias[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceClassifierConfig(EncoderConfig):
+    """An encoder with one vector, and perhaps a class, for a whole row."""
+
+    n_labels: int = 2
+    """Classes, or 1 for a number. 0: no classifier, a row's vector is all."""
+    pool: Literal["first", "mean"] = "first"
+    """A row's vector: that of its first token, or the mean of those that are there."""
+    pooler: bool = True
+    """Whether that vector goes through a linear map and tanh."""
+    classifier_dropout: float = 0.0
+    """Share of the row's vector that is dropped in training, before the classifier."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_labels < 0:
+            raise ValueError(f"n_labels={self.n_labels}, expected at least 0")
+        if self.pool not in ("first", "mean"):
+            raise ValueError(f"pool={self.pool!r}, expected 'first' or 'mean'")
+        if not 0 <= self.classifier_dropout < 1:
+            raise ValueError(f"classifier_dropout={self.classifier_dropout}, expected 0 <= classifier_dropout < 1")
+
+
+class SequenceClassifier(nnx.Module):
+    """An encoder that sorts whole rows, or embeds them for retrieval.
+
+    Args:
+      config: shape and options; its vocab_size must be known.
+      rngs: source of keys, stream "params".
+    """
+
+    def __init__(self, config: SequenceClassifierConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.pooler = _dense(config, config.d_model, rngs) if config.pooler else None
+        self.dropout = nnx.Dropout(config.classifier_dropout)
+        self.classifier = _dense(config, config.n_labels, rngs) if config.n_labels else None
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b c"]:
+        """Logits of every row's c classes, in at least float32. Arguments are those of `Encoder`, without segments.
+
+        Raises:
+          ValueError: n_labels=0, there is no classifier; or segment_ids.
+        """
+        if segment_ids is not None:
+            raise ValueError("segment_ids given, expected one document a row: a row has one class")
+        if self.classifier is None:
+            raise ValueError("n_labels=0: the model has no classifier; `embed` gives each row's vector")
+        x = self.embed(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
+        if rngs is not None:
+            x = self.dropout(x, deterministic=False, rngs=rngs)
+        return self.classifier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+    def hidden(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l d"]:
+        """The encoder's output. Arguments are those of `Encoder`."""
+        return self.encoder(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
+
+    def embed(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b d"]:
+        """One vector a row, as `Encoder` takes rows. The mean leaves padding out, whatever mask_padding says."""
+        x = self.hidden(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
+        if self.config.pool == "first":
+            x = x[:, 0]
+        elif mask is None:
+            x = jnp.mean(x, axis=1)
+        else:
+            weight = mask[..., None].astype(x.dtype)
+            x = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
+        return x if self.pooler is None else jnp.tanh(self.pooler(x))
+
+
+def _dense(config: EncoderConfig, d_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+    options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    return linear(config.d_model, d_out, bias=True, rngs=rngs, **options)

@@ -1,0 +1,55 @@
+"""Which tensor of a published file is which parameter."""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+Json = dict[str, Any]
+Kind = Literal["same", "linear", "conv", "row", "block"]
+
+
+class Entry(NamedTuple):
+    """One tensor of a file, and the parameters that it holds."""
+
+    paths: tuple[tuple, ...]
+    """Our parameters, as paths of `nnx.to_flat_state`."""
+    kind: Kind
+    """same: as it is. linear: transposed, several one above the other. conv: with a middle axis of size 1. row: with a
+    first axis of size 1. block: without our first axis, of size 1."""
+
+    def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """The tensor's shape, given those of the parameters."""
+        first = shapes[0]
+        if self.kind == "linear":
+            return sum(shape[1] for shape in shapes), first[0]
+        return {"same": first, "conv": (first[0], 1, *first[1:]), "row": (1, *first), "block": first[1:]}[self.kind]
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """The parameters in a tensor, as views."""
+        if self.kind == "linear":
+            return [part.T for part in np.split(tensor, len(self.paths))]
+        index: Any = {"same": ..., "conv": np.s_[:, 0], "row": 0, "block": None}[self.kind]
+        return [tensor[index]]
+
+    def join(self, params: list[np.ndarray]) -> np.ndarray:
+        """The tensor of some parameters."""
+        if self.kind == "linear":
+            return np.concatenate([param.T for param in params])
+        index: Any = {"same": ..., "conv": np.s_[:, None], "row": None, "block": 0}[self.kind]
+        return params[0][index]
+
+
+class Table(NamedTuple):
+    """What a published file of a model holds."""
+
+    entries: dict[str, Entry]
+    """Name of each tensor to the parameters in it: every parameter is in exactly one."""
+    copies: Mapping[str, str] = MappingProxyType({})
+    """Names that a tensor is stored under besides its own, which they map to. A file may leave them out."""
+    constants: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Tensors that follow from the config. A file may leave them out."""
+    ignored: re.Pattern = re.compile(r"(?!)")
+    """Names of tensors that mean nothing."""
