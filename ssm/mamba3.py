@@ -265,12 +265,9 @@ def rotate(x: Float[Array, "*b n"], theta: Float[Array, "*#b s"], *, neighbours:
     """
     pairs = "... (i two) -> two ... i" if neighbours else "... (two i) -> two ... i"
     one, other = rearrange(x, pairs, two=2)
-    s = theta.shape[-1]
-    cos, sin = jnp.cos(theta), jnp.sin(theta)
-    turned = (
-        jnp.concatenate([one[..., :s] * cos - other[..., :s] * sin, one[..., s:]], axis=-1),
-        jnp.concatenate([one[..., :s] * sin + other[..., :s] * cos, other[..., s:]], axis=-1),
-    )
+    still = [(0, 0)] * (theta.ndim - 1) + [(0, one.shape[-1] - theta.shape[-1])]
+    cos, sin = jnp.pad(jnp.cos(theta), still, constant_values=1), jnp.pad(jnp.sin(theta), still)
+    turned = one * cos - other * sin, one * sin + other * cos
     left, right = pairs.split(" -> ")
     return rearrange(jnp.stack(turned), f"{right} -> {left}")
 
