@@ -180,8 +180,9 @@ def trapezoid_step(
     for weight, value, key in ends:
         for r in range(v.shape[1]):
             h = h + (weight[..., None] * value[:, r])[..., None] * key[:, r, :, None, :]
-    # A dot keeps what made q, sines and all, out of the loop over the state.
-    y = jnp.einsum("bhpn,brhn->brhp", h, q.astype(dtype), precision=lax.Precision.HIGHEST)
+    # A dot keeps what made q, sines and all, out of the loop over the state, which p before r lets it read as it is.
+    y = jnp.einsum("bhpn,brhn->bhpr", h, q.astype(dtype), precision=lax.Precision.HIGHEST)
+    y = rearrange(y, "b h p r -> b r h p")
     if D is not None:
         y = y + D.astype(dtype)[:, None] * v
     after = TrapezoidState(h, k, v)
