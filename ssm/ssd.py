@@ -162,6 +162,7 @@ def decayed_attention(
     B: Float[Array, "b l g n"],
     C: Float[Array, "b l g n"],
     *,
+    own: Float[Array, "b l h"] | None = None,
     initial_state: Float[Array, "b h p n"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
@@ -169,12 +170,13 @@ def decayed_attention(
 ) -> tuple[Float[Array, "b l h p"], Float[Array, "b h p n"]]:
     """The recurrence under the state-space dual, for any decay and any weight of the inputs.
 
-        h_t = exp(a_t) h_{t-1} + w_t x_t B_t^T        y_t = h_t C_t
+        h_t = exp(a_t) h_{t-1} + w_t x_t B_t^T        y_t = (exp(a_t) h_{t-1} + o_t x_t B_t^T) C_t
 
     Args:
       x, B, C: as in `ssd`.
       weight: w, of any sign. 0 where a position is not there.
       a: logarithm of the decay, <= 0. 0 where a position is not there.
+      own: o, what weighs a position's input where it reads itself, or None for w: y_t = h_t C_t.
       initial_state, segment_ids: as in `ssd`.
       chunk_size: positions a chunk, None for the default, divided by `rank`.
       rank: rows of a position. With rank r the rows t r to t r + r - 1 belong to position t: each of them reads what
@@ -198,21 +200,22 @@ def decayed_attention(
         return jnp.zeros(x.shape, dtype), state
     runs = None if segment_ids is None else segment_runs(segment_ids)
     rows = min(chunk_size * rank, length)
-    return _attend(x, weight.astype(dtype), a.astype(dtype), B, C, state, runs, rows, rank)
+    own = None if own is None else own.astype(dtype)
+    return _attend(x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs, rows, rank)
 
 
 # The recurrence with its gradient. Below, arrays are chunked and grouped: (b, c, q, g, r, ...).
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _attend(x, weight, a, B, C, initial_state, runs, chunk_size, rank):
-    return _attend_forward(x, weight, a, B, C, initial_state, runs, chunk_size, rank)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9))
+def _attend(x, weight, own, a, B, C, initial_state, runs, chunk_size, rank):
+    return _attend_forward(x, weight, own, a, B, C, initial_state, runs, chunk_size, rank)[0]
 
 
-def _attend_forward(x, weight, a, B, C, initial_state, runs, chunk_size, rank):
-    xw, B_, C_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
+def _attend_forward(x, weight, own, a, B, C, initial_state, runs, chunk_size, rank):
+    x_, B_, C_, weight_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
     inside, to_state, from_state, total = decay
-    added = _product("bcqgn,bcqgrp->bcgrpn", B_, _scale(xw, to_state))
+    added = _product("bcqgn,bcqgrp->bcgrpn", B_, _scale(x_, weight_ * to_state))
     group = initial_state.reshape(len(x), B.shape[2], -1, *initial_state.shape[2:])  # b g r p n
 
     def pass_on(h, chunk):
@@ -221,18 +224,19 @@ def _attend_forward(x, weight, a, B, C, initial_state, runs, chunk_size, rank):
 
     final, entering = lax.scan(pass_on, group, (jnp.moveaxis(added, 1, 0), jnp.moveaxis(total, 1, 0)))
     entering = jnp.moveaxis(entering, 0, 1)  # b c g r p n
-    scores = _product("bcqgn,bcsgn->bcgqs", C_, B_)[:, :, :, None] * inside
-    y = _product("bcgrqs,bcsgrp->bcqgrp", scores.astype(x.dtype), xw)
+    weighed = inside * _written(weight_, own, chunk_size, rank)
+    scores = _product("bcqgn,bcsgn->bcgqs", C_, B_)[:, :, :, None] * weighed
+    y = _product("bcgrqs,bcsgrp->bcqgrp", scores.astype(x.dtype), x_)
     y = y + _scale(_product("bcqgn,bcgrpn->bcqgrp", C_, entering.astype(x.dtype)), from_state)
     out = _unchunked(y, x), final.reshape(initial_state.shape)
-    return out, (x, weight, a, B, C, runs, entering)
+    return out, (x, weight, own, a, B, C, runs, entering)
 
 
 def _attend_backward(chunk_size, rank, residuals, cotangents):
-    x, weight, a, B, C, runs, entering = residuals
+    x, weight, own, a, B, C, runs, entering = residuals
     dy, dfinal = cotangents
     low = x.dtype
-    xw, B_, C_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
+    x_, B_, C_, weight_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
     inside, to_state, from_state, total = decay
     g = B.shape[2]
     dy = _chunked(dy, chunk_size, g)
@@ -251,34 +255,43 @@ def _attend_backward(chunk_size, rank, residuals, cotangents):
     )
     leaving = jnp.moveaxis(leaving, 0, 1)  # b c g r p n: adjoint of the state that leaves each chunk
 
-    # 2. Inside the chunks. `dinside` is the gradient in the exponents s_i - s_j.
-    scores = _product("bcqgn,bcsgn->bcgqs", C_, B_)[:, :, :, None] * inside
-    dscores = _product("bcqgrp,bcsgrp->bcgrqs", dy.astype(low), xw)
-    dinside = dscores * scores
-    dproducts = jnp.sum(dscores * inside, axis=3).astype(low)  # b c g q s
+    # 2. Inside the chunks. `dwritten` is the gradient in the weights, `dinside` that in the exponents s_i - s_j.
+    written = _written(weight_, own, chunk_size, rank)
+    decayed = _product("bcqgn,bcsgn->bcgqs", C_, B_)[:, :, :, None] * inside
+    dscores = _product("bcqgrp,bcsgrp->bcgrqs", dy.astype(low), x_)
+    dwritten = dscores * decayed
+    dinside = dwritten * written
+    dproducts = jnp.sum(dscores * (inside * written), axis=3).astype(low)  # b c g q s
 
     # 3. Inputs. What a position gave to the leaving state: read back by B, then by x.
     entering_low, leaving_low = entering.astype(low), leaving.astype(low)
     back = _scale(_product("bcqgn,bcgrpn->bcqgrp", B_, leaving_low), to_state)
-    dxw = _product("bcgrqs,bcqgrp->bcsgrp", scores.astype(low), dy.astype(low)) + back
+    dx = _product("bcgrqs,bcqgrp->bcsgrp", (decayed * written).astype(low), dy.astype(low)) + _scale(back, weight_)
     dC = _product("bcgqs,bcsgn->bcqgn", dproducts, B_)
     dC = dC + _product("bcqgrp,bcgrpn->bcqgn", dy_state.astype(low), entering_low)
     dB = _product("bcgqs,bcqgn->bcsgn", dproducts, C_)
-    dB = dB + _product("bcqgrp,bcgrpn->bcqgn", _scale(xw, to_state).astype(low), leaving_low)
+    dB = dB + _product("bcqgrp,bcgrpn->bcqgn", _scale(x_, weight_ * to_state).astype(low), leaving_low)
 
-    # 4. Exponents: s_i enters the rows, -s_j the columns; s_last the state's decay and what is added to it.
-    given = jnp.sum(back * xw, axis=-1)  # b c q g r
+    # 4. Weights.
+    given = jnp.sum(back * x_, axis=-1)  # b c q g r
+    down = None
+    if own is not None:
+        itself = _itself(chunk_size, rank)
+        down = jnp.moveaxis(jnp.sum(jnp.where(itself, dwritten, 0), axis=4), 4, 2)
+        dwritten = jnp.where(itself, 0, dwritten)
+        down = _unchunked(down, own)
+    dweight = given + jnp.moveaxis(dwritten.sum(4), 4, 2)
+
+    # 5. Exponents: s_i enters the rows, -s_j the columns; s_last the state's decay and what is added to it.
+    given = given * weight_
     read = _product("bcqgn,bcgrpn->bcqgrp", C_, entering_low)
     ds = jnp.moveaxis(dinside.sum(5) - dinside.sum(4), 4, 2) + jnp.sum(dy_state * read, axis=-1) - given
     dlast = total * jnp.sum(leaving * entering, axis=(-2, -1)) + given.sum(2)
     da = lax.cumsum(ds.at[:, :, -1].add(dlast), axis=2, reverse=True)
 
-    # 5. Through x w.
-    dxw = _unchunked(dxw, x)
-    dweight = jnp.sum(dxw * x, axis=-1)
-    dx = (dxw * weight[..., None]).astype(x.dtype)
-    dB, dC = _unchunked(dB, B).astype(B.dtype), _unchunked(dC, C).astype(C.dtype)
-    return dx, dweight, _unchunked(da, a), dB, dC, dinitial.reshape(dfinal.shape), None
+    dx, dB, dC = (_unchunked(d, m).astype(m.dtype) for d, m in ((dx, x), (dB, B), (dC, C)))
+    dinitial = dinitial.reshape(dfinal.shape)
+    return dx, _unchunked(dweight, weight), down, _unchunked(da, a), dB, dC, dinitial, None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
@@ -287,7 +300,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 def _prepare(x, weight, a, B, C, runs, chunk_size, rank):
     """Chunked operands, and the decays: (inside, to the leaving state, from the entering state, over the chunk)."""
     g = B.shape[2]
-    xw = _chunked((x * weight[..., None]).astype(x.dtype), chunk_size, g)
+    x, weight = _chunked(x, chunk_size, g), _chunked(weight, chunk_size, g)
     s, error = _exact_sums(_chunked(a, chunk_size, g))  # b c q g r
     B, C = (_chunked(m.astype(x.dtype), chunk_size) for m in (B, C))
     position = jnp.arange(chunk_size) // rank
@@ -307,12 +320,27 @@ def _prepare(x, weight, a, B, C, runs, chunk_size, rank):
     def difference(one, other):
         return one[0] - other[0] + (one[1] - other[1])
 
-    last, along = (s[:, :, -1:], error[:, :, -1:]), [jnp.moveaxis(x, 2, -1) for x in (s, error)]  # b c g r q
-    inside = difference([x[..., :, None] for x in along], [x[..., None, :] for x in along])
+    last, along = (s[:, :, -1:], error[:, :, -1:]), [jnp.moveaxis(m, 2, -1) for m in (s, error)]  # b c g r q
+    inside = difference([m[..., :, None] for m in along], [m[..., None, :] for m in along])
     inside = decay(see_inside[:, :, None, None], inside)
     to_state = decay(see_leaving[..., None, None], difference(last, (s, error)))
     from_state = decay(see_entering[..., None, None], s)
-    return xw, B, C, (inside, to_state, from_state, decay(passes[..., None, None], s[:, :, -1]))
+    return x, B, C, weight, (inside, to_state, from_state, decay(passes[..., None, None], s[:, :, -1]))
+
+
+def _itself(chunk_size, rank):
+    """Whether the row that reads (q) and the row that has written (s) are of one position."""
+    position = jnp.arange(chunk_size) // rank
+    return position[:, None] == position
+
+
+def _written(weight, own, chunk_size, rank):
+    """Weight of what row s has written, where row q of its chunk reads it: b c g r q s, or 1 for q."""
+    along = jnp.moveaxis(weight, 2, -1)[..., None, :]
+    if own is None:
+        return along
+    own = jnp.moveaxis(_chunked(own, chunk_size, weight.shape[3]), 2, -1)[..., None, :]
+    return jnp.where(_itself(chunk_size, rank), own, along)
 
 
 def _exact_sums(a):

@@ -11,8 +11,9 @@ has already taken the *next* step's left end, g_t = h_t + s_{t+1} v_t k_t^T, obe
 
     g_t = alpha_t g_{t-1} + (gamma_t + s_{t+1}) v_t k_t^T
 
-which is `ssm.ssd.decayed_attention`, and y_t = g_t q_t - s_{t+1} v_t (k_t . q_t) + D v_t. Nothing is divided by, and no
-exponent is positive. The last position has no next step: its s is 0, and v and k are carried for the step to come.
+which is `ssm.ssd.decayed_attention`. Position t itself reads h_t, its own v_t k_t^T by gamma_t alone:
+y_t = (alpha_t g_{t-1} + gamma_t v_t k_t^T) q_t + D v_t. Nothing is divided by, and no exponent is positive. The last
+position has no next step: its s is 0, and v and k are carried for the step to come.
 
 Axes: b batch, l position, r rank, h heads, p head width, n state size.
 
@@ -122,17 +123,18 @@ def trapezoid(
 
     # 2. The plain recurrence, the ranks of a position as rows of their own.
     rows = [rearrange(x, "b l r h w -> b (l r) h w") for x in (v, k, q)]
-    weight = jnp.repeat(right + following, rank, axis=1)
+    weight, own = (jnp.repeat(w, rank, axis=1) for w in (right + following, right))
     a = jnp.pad((dt * A)[:, :, None], ((0, 0), (0, 0), (0, rank - 1), (0, 0))).reshape(b, length * rank, -1)
     positions = None if segment_ids is None else jnp.repeat(segment_ids, rank, axis=1)
     y, h = decayed_attention(
-        rows[0], weight, a, *rows[1:], initial_state=h, segment_ids=positions, chunk_size=chunk_size, rank=rank
+        *(rows[0], weight, a, *rows[1:]),
+        own=own,
+        initial_state=h,
+        segment_ids=positions,
+        chunk_size=chunk_size,
+        rank=rank,
     )
     y = rearrange(y, "b (l r) h p -> b l r h p", r=rank)
-
-    # 3. Take the next step's end out again, and add the skip.
-    same = jnp.einsum("blrhn,blshn->blrsh", q, k, preferred_element_type=dtype) * following[:, :, None, None]
-    y = y - jnp.einsum("blrsh,blshp->blrhp", same, v.astype(dtype))
     if D is not None:
         y = y + D.astype(dtype)[:, None] * v
 
