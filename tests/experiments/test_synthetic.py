@@ -74,6 +74,12 @@ def test_mqar_asks_for_the_value_of_each_key():
     assert numbers == {1, 2, 3, 4, 5}
 
 
+def test_fewer_pairs_bring_no_more_filler():
+    for _, n, variant in MQAR().variants():
+        for tokens, answers in rows(variant, 20):
+            assert len(answers) == len(tokens) - 2 * n == MQAR().n_queries
+
+
 def test_parity_asks_for_the_ones_so_far():
     lengths = set()
     for tokens, answers in rows(SMALL[Parity]):
@@ -252,10 +258,10 @@ def test_the_run_folder_depends_on_what_the_run_is():
         (["selective-copying", "--data.n-tokens", 300], "length=64, expected at least 300"),
         (["selective-copying", "--data.vocab-size", 2], "vocab_size=2, expected at least 3"),
         (["induction", "--data.length", 8], "length=8, expected at least 16"),
-        (["mqar", "--data.n-pairs", 20], "length=64, expected at least 80"),
-        (["mqar", "--data.min-pairs", 9], "n_pairs=8, expected at least 9"),
-        (["mqar", "--data.n-queries", 7], "n_queries=7, expected at least 8"),
-        (["mqar", "--data.vocab-size", 16], "vocab_size=16, expected at least 18"),
+        (["mqar", "--data.n-pairs", 20], "length=64, expected at least 72"),
+        (["mqar", "--data.min-pairs", 17], "n_pairs=16, expected at least 17"),
+        (["mqar", "--data.n-queries", 15], "n_queries=15, expected at least 16"),
+        (["mqar", "--data.vocab-size", 32], "vocab_size=32, expected at least 34"),
         (["parity", "--data.min-length", 0], "min_length=0, expected at least 1"),
         (["parity", "--data.curriculum-steps", -1], "curriculum_steps=-1, expected at least 0"),
         (["parity", "--eval-sequences", 0], "eval_sequences=0, expected at least 1"),
