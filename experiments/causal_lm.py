@@ -2,6 +2,7 @@
 
     python -m experiments.causal_lm tiny                                   # Mamba on Python's standard library, bytes
     python -m experiments.causal_lm tiny --model.pattern attn/mlp          # the same with a Transformer
+    python -m experiments.causal_lm tiny --model.pattern m2/monarch        # with Monarch Mixer
     python -m experiments.causal_lm tiny --data.path my.txt --steps 2000   # your own text
     python -m experiments.causal_lm mamba-130m --data.path my.txt          # a published size, a BPE trained on the text
 
@@ -30,6 +31,7 @@ from experiments.metrics import read_metrics
 from experiments.optim import OptimConfig
 from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
 from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, split_model, train
+from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,9 @@ _PUBLISHED_RATES = {
     **dict.fromkeys(("mamba-790m", "mamba2-780m", "mamba3-siso-880m", "mamba3-mimo-880m"), 1.25e-3),
     **dict.fromkeys(("mamba-1.4b", "mamba2-1.3b", "mamba3-siso-1.5b", "mamba3-mimo-1.5b"), 1e-3),
     **dict.fromkeys(("mamba-2.8b", "mamba2-2.7b"), 8e-4),
+    # GPT-3's as they are: a choice of ours.
+    "m2-gpt-145m": 6e-4,
+    "m2-gpt-360m": 3e-4,
 }
 
 PRESETS: dict[str, tuple[str, Config]] = {
@@ -71,7 +76,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
                 n_layers=4,
                 pattern="mamba",
                 mamba=ssm.MambaConfig(d_state=8),
+                m2=M2Config(l_max=256, filter=HyenaFilterConfig(order=32)),
                 attn=zoo.AttentionConfig(n_heads=4),
+                monarch=MonarchMLPConfig(d_ff=360),
             ),
             data=DataConfig(tokenizer="bytes", seq_len=256),
             train=TrainConfig(steps=350, batch_size=8, eval_every=175, save_every=175),
@@ -121,11 +128,16 @@ def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
     return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_nat}
 
 
+# Modules whose weights do not meet every token in a matrix product.
+_NOT_A_PRODUCT = ("conv1d", "short_filter", "implicit_filter")
+
+
 def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
     """Floating-point operations that training needs for one token, forward and backward.
 
     6 for each weight of a matrix product (the embedding counts as the head), and for each attention layer 12 a position
-    that is seen and channel, half of the positions on average. Scans and convolutions are below 2 % of it.
+    that is seen and channel, half of the positions on average. Scans, convolutions and their filters are left out: some
+    per cent of it in models of a usual width.
     """
     model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
     params = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
@@ -144,9 +156,16 @@ def make_task(config: Config, corpus: Corpus) -> Task:
     """The task of a configuration whose model.vocab_size is known."""
     seq_len, batch_size = config.data.seq_len, config.train.batch_size
     held_out = corpus.validation
-    if config.train.carry_state and "attn" in config.model.pattern:
+    mixers = {mixer for mixer, _ in zoo.parse_pattern(config.model.pattern, config.model.n_layers)}
+    for mixer, name in (("attn", "attention"), ("m2", "a long convolution")):
+        if config.train.carry_state and mixer in mixers:
+            pattern = config.model.pattern
+            raise ValueError(
+                f"--train.carry-state with --model.pattern {pattern!r}: {name}'s state grows with the text"
+            )
+    if "m2" in mixers and seq_len > config.model.m2.l_max:
         raise ValueError(
-            f"--train.carry-state with --model.pattern {config.model.pattern!r}: attention's state grows with the text"
+            f"--data.seq-len {seq_len} with --model.m2.l-max {config.model.m2.l_max}: filters are at most l-max long"
         )
     make = make_lanes if config.train.carry_state else make_batches
 

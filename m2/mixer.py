@@ -26,6 +26,9 @@ class M2Config:
     """The longest sequence: the filters have parameters for each position up to it."""
     d_conv: int = 3
     """Taps of the short convolution, which is causal in every model."""
+    n_filters: int | None = None
+    """Different filters of a long convolution, each shared by d_model / n_filters neighbouring channels, as heads share
+    theirs in H3. None: one for each channel."""
     residual_long_conv: bool = False
     """Whether a second long convolution, of the mixer's input, is added behind the gates, as in M2-BERT."""
     training_additions: bool = False
@@ -39,6 +42,8 @@ class M2Config:
         for name in ("l_max", "d_conv"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.n_filters is not None and self.n_filters < 1:
+            raise ValueError(f"n_filters={self.n_filters}, expected None or at least 1")
 
 
 class M2State(NamedTuple):
@@ -88,6 +93,10 @@ class M2Mixer(nnx.Module):
         self.config = config
         self.causal = causal
         self.dtype = dtype
+        n_filters = config.n_filters or d_model
+        if d_model % n_filters:
+            raise ValueError(f"n_filters={n_filters} must divide d_model={d_model}")
+        self.sharing = d_model // n_filters
         no_decay = {"decay": False}
         linear = functools.partial(
             nnx.Linear,
@@ -98,7 +107,7 @@ class M2Mixer(nnx.Module):
         )
         make_filter = functools.partial(
             HyenaFilter,
-            d_model,
+            n_filters,
             config.filter,
             l_max=config.l_max,
             bidirectional=not causal,
@@ -143,8 +152,8 @@ class M2Mixer(nnx.Module):
         def convolve(filter_fn, u, **gates):
             return fft_conv(
                 u,
-                filter_fn(x.shape[1]),
-                bias=filter_fn.bias[...],
+                self._taps(filter_fn, x.shape[1]),
+                bias=self._bias(filter_fn),
                 causal=self.causal,
                 mask=mask,
                 segment_ids=segment_ids,
@@ -175,11 +184,9 @@ class M2Mixer(nnx.Module):
             raise ValueError(f"max_len={slots}, expected at most l_max={self.config.l_max}, the longest filter")
         dtype = self.dtype or self.in_linear.kernel.dtype
         width = self.in_linear.out_features
-        return M2State(
-            short=jnp.zeros((batch_size, self.config.d_conv - 1, width), dtype),
-            long=init_conv_state(self.filter_fn(slots), batch_size, dtype),
-            residual=None if self.filter_fn2 is None else init_conv_state(self.filter_fn2(slots), batch_size, dtype),
-        )
+        short = jnp.zeros((batch_size, self.config.d_conv - 1, width), dtype)
+        start = lambda filter_fn: init_conv_state(self._taps(filter_fn, slots), batch_size, dtype)  # noqa: E731
+        return M2State(short, start(self.filter_fn), None if self.filter_fn2 is None else start(self.filter_fn2))
 
     def extend(
         self,
@@ -195,12 +202,19 @@ class M2Mixer(nnx.Module):
         """
         positions = {"mask": mask, "segment_ids": segment_ids}
         x, x1, x2, v, short = self._enter(x, state.short, mask, segment_ids)
-        y, long = extend_conv(v, state.long, self.filter_fn.bias[...], input_gate=x1, output_gate=x2, **positions)
+        bias = self._bias(self.filter_fn)
+        y, long = extend_conv(v, state.long, bias, input_gate=x1, output_gate=x2, **positions)
         residual = None
         if self.filter_fn2 is not None and state.residual is not None:
-            more, residual = extend_conv(x, state.residual, self.filter_fn2.bias[...], **positions)
+            more, residual = extend_conv(x, state.residual, self._bias(self.filter_fn2), **positions)
             y = y + more
         return self.out_linear(y), M2State(short, long, residual)
+
+    def _taps(self, filter_fn, length):
+        return jnp.repeat(filter_fn(length), self.sharing, axis=0)
+
+    def _bias(self, filter_fn):
+        return jnp.repeat(filter_fn.bias[...], self.sharing)
 
     def _enter(self, x, short_state, mask, segment_ids):
         """The mixer's input and its three projections behind the short convolution, and that one's state."""

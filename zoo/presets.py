@@ -5,7 +5,7 @@ import dataclasses
 from flax import nnx
 
 import ssm
-from m2 import M2Config, MonarchMLPConfig
+from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig, MaskedLMConfig, SequenceClassifierConfig
 from zoo.layouts import official_mlp
@@ -36,6 +36,19 @@ def _mamba3(d_model: int, n_layers: int, d_intermediate: int, *, is_mimo: bool =
         pad_vocab_multiple=8,
         mamba3=ssm.Mamba3Config(is_mimo=is_mimo),
         mlp=official_mlp(d_intermediate),
+    )
+
+
+def _m2_gpt(d_model: int, n_layers: int) -> CausalLMConfig:
+    # Source: Fu et al. 2023, arXiv:2310.12109, section 5.3: Hyena's filters, shared as heads share them in H3, neither
+    # attention nor channel mixers, the tokens of GPT-2. Neither weights nor code were published: the totals, 145M and
+    # 360M, are the paper's; the width, the depth and the 8 channels to a filter are ours.
+    return CausalLMConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        pattern="m2",
+        vocab_size=50_257,
+        m2=M2Config(l_max=2048, n_filters=d_model // 8, filter=HyenaFilterConfig(order=64)),
     )
 
 
@@ -99,6 +112,8 @@ presets: dict[str, ModelConfig] = {
         tie_embeddings=False,
         mamba2=ssm.Mamba2Config(n_groups=8),
     ),
+    "m2-gpt-145m": _m2_gpt(1024, 22),
+    "m2-gpt-360m": _m2_gpt(1280, 45),
     "m2-bert-80m": _m2_bert(768, 128),
     "m2-bert-110m": _m2_bert(960, 128),
     "m2-bert-260m": _m2_bert(1536, 128),

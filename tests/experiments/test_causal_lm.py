@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import m2
 import ssm
 import zoo
 from experiments import bench, causal_lm, convert, flags, sample
@@ -143,6 +144,19 @@ def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, 
     status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "mamba attn", capsys=capsys)
     assert (status, err.count("\n")) == (1, 1)
     assert "--train.carry-state with --model.pattern 'mamba attn': attention's state grows" in err
+    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "m2/monarch", capsys=capsys)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "--model.pattern 'm2/monarch': a long convolution's state grows" in err
+
+
+def test_monarch_mixer_by_one_flag(text, capsys):
+    arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL, "--model.pattern", "m2/monarch")
+    status, _, err = command(causal_lm, *arguments, capsys=capsys)
+    assert status == 0, err
+    assert isinstance(causal_lm.load_run("run")[0].backbone.layers[0].mixer, m2.M2Mixer)
+    status, _, err = command(causal_lm, *arguments, "--model.m2.l-max", 4, "--run-dir", "no", capsys=capsys)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "with --model.m2.l-max 4: filters are at most l-max long" in err
 
 
 def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, capsys):

@@ -86,6 +86,7 @@ def test_a_bad_pattern_names_the_word(pattern, message):
         ({"dtype": "bf16"}, "dtype='bf16', expected one of bfloat16, float16, float32, float64"),
         ({"param_dtype": "int8"}, "param_dtype='int8', expected one of"),
         ({"norm": "batch"}, "norm='batch', expected 'rms' or 'layer'"),
+        ({"norm_place": "both"}, "norm_place='both', expected 'pre' or 'post'"),
     ],
 )
 def test_config_errors_name_the_option(unchecked, options, message):
@@ -103,6 +104,29 @@ def test_a_block_adds_each_mixer_to_the_stream(x64):
     expected = x + block.mixer(rms_norm(x, block.norm))
     expected = expected + block.mlp(rms_norm(expected, block.norm2))
     assert_close(jax.jit(backbone)(x), rms_norm(expected, backbone.norm_f))
+
+
+def test_post_norm_and_a_mixer_in_place_of_its_input(x64):
+    options = {
+        "pattern": "mamba/mlp",
+        "n_layers": 1,
+        "norm_place": "post",
+        "dtype": "float64",
+        "param_dtype": "float64",
+    }
+    x = make_input()
+
+    def rms_norm(x, norm):
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * norm.scale[...]
+
+    for mixer_residual in (True, False):
+        backbone = make_backbone(**options, mixer_residual=mixer_residual)
+        block = backbone.layers[0]
+        mixed = rms_norm(x + block.mixer(x), block.norm) if mixer_residual else block.mixer(x)
+        expected = rms_norm(mixed + block.mlp(mixed), block.norm2)
+        assert_close(jax.jit(backbone)(x), expected)
+        assert backbone.norm_f is None
+        assert (block.norm is None) == (not mixer_residual)
 
 
 def test_layer_norm_takes_the_mean_away(x64):

@@ -254,8 +254,14 @@ A_LOG = "backbone.layers.1.mixer.A_log"
         (with_tensor("backbone.extra", EXTRA), "1 in the file that the model does not have: backbone.extra"),
         (with_tensor(A_LOG, EXTRA), rf"1 of another shape: {A_LOG} is \(2, 3\), expected \(48, 8\)"),
         (with_tensor(f"model.{A_LOG}", EXTRA), "differ in the prefix 'model.' alone"),
-        (with_tensor("lm_head.weight", np.zeros((32, 16), np.float32)), "lm_head.weight differs from the embedding"),
-        (with_tensor("lm_head.weight", np.zeros((16, 32), np.float32)), "lm_head.weight differs from the embedding"),
+        (
+            with_tensor("lm_head.weight", np.zeros((32, 16), np.float32)),
+            "lm_head.weight differs from backbone.em",
+        ),
+        (
+            with_tensor("lm_head.weight", np.zeros((16, 32), np.float32)),
+            "lm_head.weight differs from backbone.em",
+        ),
         (
             with_tensor("backbone.embedding.weight", EXTRA[0, :1].reshape(())),
             r"backbone.embedding.weight is \(\), expected \(32, 16\)",
