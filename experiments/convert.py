@@ -1,4 +1,4 @@
-"""A language model from one published layout to another, or from a run to a published layout.
+"""A model from one published layout to another, or from a run to a published layout.
 
     python -m experiments.convert state-spaces/mamba-130m out --layout transformers
     python -m experiments.convert runs/causal_lm/tiny out --layout official        # what state-spaces/mamba loads
@@ -37,7 +37,8 @@ class Config:
     target: Annotated[Path, flags.Positional]
     """Folder to write."""
     layout: Literal["official", "transformers"] = "transformers"
-    """official: what state-spaces/mamba loads. transformers: what transformers loads; it has no Mamba-3."""
+    """official: what state-spaces/mamba loads, or HazyResearch/m2. transformers: what transformers loads, which has neither
+    Mamba-3 nor M2-BERT."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype to store weights in. None: that of the source."""
     checkpoint: Literal["latest", "best"] | int = "latest"
