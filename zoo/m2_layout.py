@@ -140,7 +140,7 @@ def read_config(
         **fields,
         n_labels=n_labels,
         pool="mean" if raw["pool_all"] else "first",
-        pooler=any(name.startswith("bert.pooler.") for name in tensors),
+        pooler=any(name.startswith("bert.pooler.") for name in tensors) and not raw["use_cls_token"],
         classifier_dropout=float(raw.get("classifier_dropout") or dropout),
     )
 
@@ -204,7 +204,7 @@ def write_config(config: EncoderConfig, layout: Layout) -> Json:
     names: tuple[str, ...] = ()
     if isinstance(config, SequenceClassifierConfig):
         names = ("bert.pooler.dense.weight",) if config.pooler else ("bert.encoder",)
-        raw |= {"num_labels": config.n_labels} if config.n_labels else {}
+        raw |= {"num_labels": config.n_labels, "use_cls_token": not config.pooler} if config.n_labels else {}
     back = read_config(raw, names)
     for prefix, ours, theirs in (
         ("", config, back),
@@ -277,4 +277,8 @@ def tensor_table(model: MaskedLM | SequenceClassifier) -> Table:
         constants["bert.embeddings.position_ids"] = np.arange(config.max_len)[None]
     if isinstance(model, MaskedLM):
         copies["cls.predictions.decoder.weight"] = WORD_EMBEDDINGS
-    return Table(entries, copies, constants, ignored=re.compile(r"bert\.encoder\.flashfft\."))
+    # The official classifier keeps a pooler that use_cls_token passes by.
+    unused = (
+        r"bert\.(encoder\.flashfft|pooler)\." if isinstance(model, SequenceClassifier) else r"bert\.encoder\.flashfft\."
+    )
+    return Table(entries, copies, constants, ignored=re.compile(unused))

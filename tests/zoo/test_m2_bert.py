@@ -164,6 +164,20 @@ def test_poolers_and_classifiers_go_out_and_come_in(n_labels, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(back), nnx.state(model))
 
 
+def test_a_classifier_of_the_first_token_passes_its_pooler_by(tmp_path):
+    model, tensors = random_model({"use_cls_token": True}, ("bert.pooler.dense.weight",), 3)
+    assert model.pooler is None
+    zoo.save_pretrained(model, tmp_path)
+    assert zoo.from_pretrained(tmp_path).config == model.config
+    unused = {f"bert.pooler.dense.{name}": np.zeros(8, "f4") for name in ("weight", "bias")}
+    save_weights(tmp_path, tensors | unused, format="bin")
+    back = zoo.from_pretrained(tmp_path)
+    ids, kinds = tokens(9)
+    first = back.hidden(ids, token_type_ids=kinds)[:, 0]
+    expected = np.asarray(first) @ tensors["classifier.weight"].T + tensors["classifier.bias"]
+    assert_close(back(ids, token_type_ids=kinds), jnp.asarray(expected))
+
+
 def test_prefixes_pruned_copies_and_flash_buffers(tmp_path):
     """Composer and DataParallel put prefixes in front; some files leave copies out; flash FFTs leave their own in."""
     model, tensors = random_model({})
