@@ -27,6 +27,9 @@ Implementation = Literal["xla", "monarch"]
 
 # Positions that a packed row is cut into before its halves are joined by FFTs: inside, taps are added one by one.
 DIRECT_POSITIONS = 16
+# On a CPU, channels are taken in blocks whose padded input has at most so many bytes, so that spectra stay in the
+# cache, but of at least so many channels, which lie side by side in memory.
+BLOCK_BYTES, LEAST_BLOCK = 1 << 21, 16
 # FFT sizes above this are three factors rather than two, in "monarch".
 ORDER_2_LIMIT = 8192
 
@@ -107,7 +110,9 @@ def fft_conv(
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
-    plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype))
+    padded_bytes = b * fft_size(l + max(later, earlier - 1)) * jnp.promote_types(u.dtype, jnp.float32).itemsize
+    block = _block(d, padded_bytes) if jax.default_backend() == "cpu" else d
+    plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype), block)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
@@ -127,22 +132,24 @@ class _Plan(NamedTuple):
     implementation: Implementation
     half: bool
     """Whether inputs are exact in 16 bits, so that "monarch" may multiply in 16."""
+    block: int
+    """Channels that are taken at a time."""
 
 
 def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).itemsize == 2
 
 
+def _block(d: int, channel_bytes: int) -> int:
+    """How many of d channels to take at a time, a divisor of d."""
+    divisors = [c for c in range(LEAST_BLOCK, d) if d % c == 0] + [d]
+    return max((c for c in divisors if c * channel_bytes <= BLOCK_BYTES), default=divisors[0])
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gated(plan, u, k, bias, input_gate, output_gate, runs):
-    wide = jnp.promote_types(u.dtype, jnp.float32)
-    s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
-    y = _convolve(plan, s, k.astype(wide), runs)
-    if bias is not None:
-        y = y + bias.astype(wide) * s
-    if output_gate is not None:
-        y = y * output_gate.astype(wide)
-    return y.astype(u.dtype)
+    run = lambda *inputs: _gated_block(plan, *inputs, runs)  # noqa: E731
+    return _by_channels(plan.block, run, (u, k, bias, input_gate, output_gate), u)
 
 
 def _gated_forward(plan, *inputs):
@@ -154,11 +161,40 @@ def _gated_backward(plan, inputs, dy):
     # spectra and products live no longer than this function. The barrier keeps the compiler from sharing the forward
     # pass's after all.
     *inputs, runs = lax.optimization_barrier(inputs)
-    _, pull = jax.vjp(lambda *inputs: _gated.fun(plan, *inputs, runs), *inputs)
-    return *pull(dy), None if runs is None else np.zeros(runs.shape, jax.dtypes.float0)
+
+    def pull(dy, *inputs):
+        return jax.vjp(lambda *inputs: _gated_block(plan, *inputs, runs), *inputs)[1](dy)
+
+    gradients = _by_channels(plan.block, pull, (dy, *inputs), tuple(inputs))
+    return *gradients, None if runs is None else np.zeros(runs.shape, jax.dtypes.float0)
 
 
 _gated.defvjp(_gated_forward, _gated_backward)
+
+
+def _by_channels(block, run, inputs, like):
+    """run(*inputs), a few channels at a time; its results have the shapes and dtypes of `like`."""
+    if block == inputs[0].shape[2]:
+        return run(*inputs)
+
+    def step(i, results):
+        place = lambda x: (i * block, 2 if x.ndim == 3 else 0)  # noqa: E731  b l d; d m and d
+        take = lambda x: lax.dynamic_slice_in_dim(x, place(x)[0], block, place(x)[1])  # noqa: E731
+        put = lambda x, part: lax.dynamic_update_slice_in_dim(x, part, *place(x))  # noqa: E731
+        return jax.tree.map(put, results, run(*jax.tree.map(take, inputs)))
+
+    return lax.fori_loop(0, inputs[0].shape[2] // block, step, jax.tree.map(jnp.zeros_like, like))
+
+
+def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
+    wide = jnp.promote_types(u.dtype, jnp.float32)
+    s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
+    y = _convolve(plan, s, k.astype(wide), runs)
+    if bias is not None:
+        y = y + bias.astype(wide) * s
+    if output_gate is not None:
+        y = y * output_gate.astype(wide)
+    return y.astype(u.dtype)
 
 
 def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
@@ -186,13 +222,13 @@ def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, n: int, out: int) -> j
 
     The first `plan.later` taps are at lags below 0.
     """
-    k = jnp.roll(jnp.pad(taps.T, ((0, n - taps.shape[1]), (0, 0))), -plan.later, axis=0)[None]  # lag j at j modulo n
+    k = jnp.roll(jnp.pad(taps, ((0, 0), (0, n - taps.shape[1]))), -plan.later, axis=1)  # lag j at j modulo n
     kept = int(plan.bandwidth * (n // 2))
     if plan.implementation == "monarch":
         transform = _MonarchDFT(n, kept, plan.half)
-        return transform.inverse(_complex_product(transform(s), transform(k)), out)
-    spectrum = jnp.fft.rfft(s, n, axis=1)[:, : kept + 1] * jnp.fft.rfft(k, n, axis=1)[:, : kept + 1]
-    return jnp.fft.irfft(spectrum, n, axis=1)[:, :out]
+        return transform.inverse(_complex_product(transform(s), transform(k.T[None])), out)
+    spectrum = jnp.fft.rfft(jnp.swapaxes(s, 1, 2), n)[..., : kept + 1] * jnp.fft.rfft(k)[:, : kept + 1]
+    return jnp.swapaxes(jnp.fft.irfft(spectrum, n)[..., :out], 1, 2)
 
 
 def fft_size(least: int) -> int:

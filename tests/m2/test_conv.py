@@ -71,6 +71,20 @@ def test_no_tap_reaches_into_another_document(length, causal, x64):
     )
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_channels_in_blocks(causal, x64, monkeypatch):
+    monkeypatch.setattr(m2.conv, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(m2.conv, "LEAST_BLOCK", 2)
+    assert m2.conv._block(6, 100) == 2
+    agree(inputs_for(33, 34, d=6), causal=causal, **make_positions(33, boundaries=0.1))
+
+
+def test_blocks_fill_the_cache_and_divide_the_channels():
+    row = m2.conv.BLOCK_BYTES // 100
+    assert [m2.conv._block(768, size) for size in (1, row, 3 * row, 100 * row)] == [768, 96, 32, 16]
+    assert [m2.conv._block(d, 100 * row) for d in (1, 8, 17, 46)] == [1, 8, 17, 23]
+
+
 def test_documents_and_short_filters_go_together(x64):
     agree(inputs_for(50, 6), causal=False, **make_positions(50, boundaries=0.05))
 
