@@ -21,7 +21,7 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments.bench_contenders import Call, Contender, Pass, Sizes, require
+from experiments.bench_contenders import Call, Contender, Pass, Sizes, jax_passes, require, torch_passes
 
 
 def make_ids(sizes: Sizes) -> np.ndarray:
@@ -38,21 +38,15 @@ def make_cotangent(sizes: Sizes, width: int) -> np.ndarray:
 # Ours and other JAX packages.
 
 
-def _jax_passes(model: nnx.Module, logits, sizes: Sizes, decode: Call) -> dict[Pass, Call]:
-    """`logits(model, ids)` forward and backward, compiled; `decode` runs a prompt's continuation."""
+def passes_of_model(model: nnx.Module, logits, sizes: Sizes) -> dict[Pass, Call]:
+    """`logits(model, ids)` forward, and on to the gradient in every parameter."""
     graphdef, params = nnx.split(model)
     ids, dy = jnp.asarray(make_ids(sizes)[:, : sizes.length]), jnp.asarray(make_cotangent(sizes, sizes.vocab_size))
 
     def run(params, ids):
         return logits(nnx.merge(graphdef, params), ids)[..., : sizes.vocab_size]
 
-    forward = jax.jit(run)
-    both = jax.jit(lambda params, ids, dy: jax.vjp(lambda params: run(params, ids), params)[1](dy)[0])
-    return {
-        "forward": lambda: jax.block_until_ready(forward(params, ids)),
-        "backward": lambda: jax.block_until_ready(both(params, ids, dy)),
-        "decode": decode,
-    }
+    return jax_passes(run, params, dy, ids)
 
 
 def _tokens(sizes: Sizes) -> tuple[jax.Array, list[jax.Array]]:
@@ -93,7 +87,7 @@ def _ours(pattern: Literal["mamba", "mamba2", "mamba3"], **options: Any) -> Cont
                 logits, state = extend(params, token, state)
             return jax.block_until_ready(logits)
 
-        return _jax_passes(model, lambda model, ids: model(ids), sizes, decode)
+        return {**passes_of_model(model, lambda model, ids: model(ids), sizes), "decode": decode}
 
     return build
 
@@ -124,7 +118,7 @@ def _their_jax(version: Literal[2, 3], **options: Any) -> Contender:
                 cache = out["cache"]
             return jax.block_until_ready(out["logits"])
 
-        return _jax_passes(model, lambda model, ids: model(ids)["logits"], sizes, decode)
+        return {**passes_of_model(model, lambda model, ids: model(ids)["logits"], sizes), "decode": decode}
 
     return build
 
@@ -132,17 +126,12 @@ def _their_jax(version: Literal[2, 3], **options: Any) -> Contender:
 # Packages in PyTorch.
 
 
-def _torch_passes(model, run, inputs, cotangent) -> dict[Pass, Call]:
+def passes_of_torch_model(model, run, inputs, cotangent) -> dict[Pass, Call]:
+    """`run(inputs)` forward, and on to the gradient in every parameter of the model."""
     import torch
 
     inputs, cotangent = torch.as_tensor(inputs), torch.as_tensor(cotangent)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-
-    def forward():
-        with torch.no_grad():
-            return run(inputs)
-
-    return {"forward": forward, "backward": lambda: torch.autograd.grad(run(inputs), parameters, cotangent)}
+    return torch_passes(lambda: run(inputs), [p for p in model.parameters() if p.requires_grad], cotangent)
 
 
 def _mambapy(sizes: Sizes) -> dict[Pass, Call]:
@@ -165,7 +154,7 @@ def _mambapy(sizes: Sizes) -> dict[Pass, Call]:
                 y, caches = model.step(x, caches)
         return y
 
-    return {**_torch_passes(model, model, inputs, make_cotangent(sizes, sizes.d_model)), "decode": decode}
+    return {**passes_of_torch_model(model, model, inputs, make_cotangent(sizes, sizes.d_model)), "decode": decode}
 
 
 def _transformers(version: Literal[1, 2], *, passes: tuple[Pass, ...], **options: Any) -> Contender:
@@ -212,7 +201,7 @@ def _transformers(version: Literal[1, 2], *, passes: tuple[Pass, ...], **options
 
         cotangent = make_cotangent(sizes, sizes.vocab_size)
         run = lambda ids: model(ids, use_cache=False).logits  # noqa: E731
-        calls = {**_torch_passes(model, run, ids[:, : sizes.length], cotangent), "decode": decode}
+        calls = {**passes_of_torch_model(model, run, ids[:, : sizes.length], cotangent), "decode": decode}
         return {which: calls[which] for which in passes}
 
     return build

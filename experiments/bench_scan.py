@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import ssm
-from experiments.bench_contenders import Call, Contender, Pass, Sizes, require
+from experiments.bench_contenders import Call, Contender, Pass, Sizes, jax_passes, require, torch_passes
 from ssm import reference
 
 
@@ -32,12 +32,7 @@ def _jax_contender(scan) -> Contender:
     def build(sizes: Sizes) -> dict[Pass, Call]:
         inputs = {name: jnp.asarray(x) for name, x in make_arrays(sizes).items()}
         dy = inputs.pop("dy")
-        forward = jax.jit(lambda inputs: scan(**inputs)[0])
-        both = jax.jit(lambda inputs, dy: jax.vjp(lambda inputs: scan(**inputs)[0], inputs)[1](dy))
-        return {
-            "forward": lambda: jax.block_until_ready(forward(inputs)),
-            "backward": lambda: jax.block_until_ready(both(inputs, dy)),
-        }
+        return jax_passes(lambda inputs: scan(**inputs)[0], inputs, dy)
 
     return build
 
@@ -58,22 +53,14 @@ def _pscan(sizes: Sizes) -> dict[Pass, Call]:
 
     arrays = make_arrays(sizes)
     dy = torch.tensor(arrays.pop("dy"))
-    inputs = {name: torch.tensor(x) for name, x in arrays.items()}
-    tracked = {name: torch.tensor(x, requires_grad=True) for name, x in arrays.items()}
+    inputs = {name: torch.tensor(x, requires_grad=True) for name, x in arrays.items()}
 
     def scan(u, delta, A, B, C, D):
         a = torch.exp(delta.unsqueeze(-1) * A)
         x = delta.unsqueeze(-1) * B.unsqueeze(2) * u.unsqueeze(-1)
         return (pscan(a, x) @ C.unsqueeze(-1)).squeeze(3) + D * u
 
-    def forward():
-        with torch.no_grad():
-            return scan(**inputs)
-
-    return {
-        "forward": forward,
-        "backward": lambda: torch.autograd.grad(scan(**tracked), tuple(tracked.values()), dy),
-    }
+    return torch_passes(lambda: scan(**inputs), tuple(inputs.values()), dy)
 
 
 CONTENDERS: Mapping[str, Contender] = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, bench_contenders, bench_models, flags
+from experiments import bench, bench_contenders, bench_models, bench_monarch, flags
 from experiments.bench_contenders import Missing, Sizes
 from tests.numerics import assert_close
 
@@ -40,7 +40,9 @@ def test_a_row_for_each_pass_and_a_record_of_every_time(tmp_path, capsys):
     assert record["hardware"] in out
     rows = [line for line in out.splitlines() if line.startswith("| mamba")]
     assert len(rows) == 3
-    assert {row.count("|") for row in rows} == {8}
+    assert {row.count("|") for row in rows} == {9}
+    assert [bool(row.split("|")[8].strip()) for row in rows] == [True, True, False]  # decoding is many calls
+    assert [bool(figure["memory_bytes"]) for figure in record["figures"]] == [True, True, False]
     assert all(row.split("|")[6].strip() == "1.00" for row in rows)
 
 
@@ -82,23 +84,58 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, 
     assert "transformers, chunk 64: pip install torch transformers\n" in out
 
 
-PEERS = [
-    (what, name)
-    for what, contenders in bench_models.CONTENDERS.items()
-    for name in contenders
-    if not name.startswith("zoo")
-]
+def test_monarch_mixer_and_what_it_replaces_over_lengths(tmp_path, capsys):
+    picture = tmp_path / "speed.png"
+    arguments = ("--only", "zoo", "Monarch", "--lengths", 8, 16, "--passes", "forward", "--plot", picture)
+    status, out, err = run("mlp", "bert", *TINY, *arguments, capsys=capsys)
+    assert status == 0, err
+    assert out.count("| mlp ") == 6
+    assert out.count("| bert ") == 4
+    assert out.count("\nbert, forward: zoo.MaskedLM m2/monarch is ") == 1
+    assert picture.stat().st_size > 0
+
+
+def test_each_convolution_is_the_same_one():
+    ours, monarch, naive, _ = bench_monarch.CONTENDERS["conv"].values()
+    expected = naive(SIZES)
+    for contender in (ours, monarch):
+        for which, call in contender(SIZES).items():
+            assert_close(call(), expected[which](), gradient=which == "backward")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "says"),
+    [
+        ((1, 1, 1), "faster than theirs from 8 on"),
+        ((1, 3, 1), "faster than theirs from 32 on"),
+        ((3, 1, 3), "slower than theirs at 32"),
+    ],
+)
+def test_crossover(theirs, says):
+    figures = [
+        {"what": "bert", "pass": "forward", "contender": name, "length": length, "tokens_per_second": speed}
+        for name, speeds in (("ours", (2, 2, 2)), ("theirs", theirs))
+        for length, speed in zip((8, 16, 32), speeds, strict=True)
+    ]
+    assert bench.crossovers(figures) == [f"bert, forward: ours is {says}"]
+    assert bench.crossovers(figures[:1] + figures[3:4]) == []
+
+
+GROUPS = {**bench_models.CONTENDERS, **bench_monarch.CONTENDERS}
+OURS = ("zoo", "m2", "jax.numpy")
+PEERS = [(what, name) for what, group in GROUPS.items() for name in group if not name.startswith(OURS)]
 
 
 @pytest.mark.slow  # imports PyTorch, and compiles as many models as there are peers
-@pytest.mark.parametrize(("what", "name"), PEERS, ids=[name for _, name in PEERS])
+@pytest.mark.parametrize(("what", "name"), PEERS, ids=[f"{what} {name}" for what, name in PEERS])
 def test_peers_run_where_they_are_installed(what, name):
     try:
-        calls = bench_models.CONTENDERS[what][name](SIZES)
+        calls = GROUPS[what][name](SIZES)
     except Missing as reason:
         pytest.skip(str(reason))
-    for call in calls.values():
+    for which, call in calls.items():
         assert all(np.all(np.isfinite(np.asarray(leaf))) for leaf in jax.tree.leaves(call()))
+        assert which == "decode" or call.memory() > 0
 
 
 def test_decoding_goes_on_from_the_prompt():
@@ -121,6 +158,7 @@ def test_a_result_that_is_not_finite_stops_the_run():
         (("mamba2", "--d-model", 24), "head_dim"),
         (("--only", "nothing"), "--only nothing matches none of: ssm.selective_scan sequential"),
         (("mamba4",), "invalid choice"),
+        (("conv", "--plot", "out.png"), "plot=out.png, expected more than one length"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):
