@@ -50,6 +50,8 @@ PEERS = ("jaxlib", "flax", "torch", "transformers", "mambapy", "mamba2-jax", "ma
 
 # A contender whose calls take longer than this many seconds has said enough after so many rounds.
 SLOW_CALL, ROUNDS_IF_SLOW = 2.0, 3
+# One whose calls take longer than this many is warm after the first.
+VERY_SLOW_CALL = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Config:
     tokens: int = 64
     """Tokens of the prompt, and tokens decoded in one timed call."""
     rounds: int = 5
-    """Timed calls of each contender, after two that are not counted; 3 at most for calls of 2 seconds and more."""
+    """Timed calls of each contender, after two that are not counted (one where it takes 10 seconds or more); 3 at most
+    for calls of 2 seconds and more."""
     only: tuple[str, ...] = ()
     """Contenders to time, by a part of their names. Empty times all that are installed."""
     json: Path | None = None
@@ -107,9 +110,11 @@ def time_in_turns(calls: dict[str, Call], rounds: int, *, label: str = "rounds")
     times: dict[str, list[float]] = {name: [] for name in calls}
     with tqdm(total=len(calls) * (rounds + 2), desc=label, leave=False, disable=None) as bar:
         for name, call in calls.items():
-            for _ in range(2):
+            start = time.perf_counter()
+            out = call()
+            if time.perf_counter() - start < VERY_SLOW_CALL:
                 out = call()
-                bar.update()
+            bar.update(2)
             if not all(np.all(np.isfinite(np.asarray(leaf))) for leaf in jax.tree.leaves(out)):
                 raise FloatingPointError(f"{name}, {label}: the result is not finite")
         for _ in range(rounds):
