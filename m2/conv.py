@@ -142,6 +142,8 @@ def _is_half(dtype) -> bool:
 
 def _block(d: int, channel_bytes: int) -> int:
     """How many of d channels to take at a time, a divisor of d."""
+    if d * channel_bytes <= 2 * BLOCK_BYTES:  # the loop would cost more than it saves
+        return d
     divisors = [c for c in range(LEAST_BLOCK, d) if d % c == 0] + [d]
     return max((c for c in divisors if c * channel_bytes <= BLOCK_BYTES), default=divisors[0])
 
