@@ -28,7 +28,8 @@ Implementation = Literal["xla", "monarch"]
 # Positions that a packed row is cut into before its halves are joined by FFTs: inside, taps are added one by one.
 DIRECT_POSITIONS = 16
 # On a CPU, channels are taken in blocks whose padded input has at most so many bytes, so that spectra stay in the
-# cache, but of at least so many channels, which lie side by side in memory.
+# cache, but of at least so many channels, which lie side by side in memory. (A compiler that counts FLOPs counts a loop
+# once: to count them, make one block of all.)
 BLOCK_BYTES, LEAST_BLOCK = 1 << 21, 16
 # FFT sizes above this are three factors rather than two, in "monarch".
 ORDER_2_LIMIT = 8192
