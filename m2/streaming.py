@@ -94,14 +94,11 @@ def _advance(s, state, mask, segment_ids):
         last = runs == runs[:, -1:]
         inputs = jnp.where((runs[:, -1] == 0)[:, None, None], state.inputs, 0)
         inputs = lax.dynamic_update_slice_in_dim(inputs, jnp.where(last[..., None], s, 0), state.position, axis=1)
-        future = None
-    index = state.position + length
+        future = _sum_up(inputs, state.kernel)
     if mask is not None:
         # Rows that end in padding move up, as a convolution knows distances alone: what follows sees no gap.
-        inputs = _roll_rows(inputs, trailing_absent(mask))
-        future = None
-    if future is None:
-        future = _sum_up(inputs, state.kernel)
+        inputs, future = (_roll_rows(x, trailing_absent(mask)) for x in (inputs, future))
+    index = state.position + length
     return y, ConvState(state.kernel, inputs, future, index, index)
 
 
@@ -141,7 +138,10 @@ def trailing_absent(mask: Bool[Array, "b l"]) -> Int[Array, "b"]:
 
 
 def _roll_rows(x, shift):
-    """Moves row b of x (b, s, d) up by shift[b] positions; what leaves at the end is padding's zeros."""
+    """Moves row b of x (b, s, d) up by shift[b] positions.
+
+    What leaves at the end comes in at the start: of inputs padding's zeros, of sums what no position to come reads.
+    """
     slots = x.shape[1]
     source = (jnp.arange(slots) - shift[:, None]) % slots
     return jnp.take_along_axis(x, source[..., None], axis=1)

@@ -273,7 +273,7 @@ def _require_a_fit(folder: Path, table: Table, tensors: Mapping[str, LazyTensor]
         raise ValueError(f"{folder}: the tensors do not fit the config. " + "; ".join(parts))
     for name in sorted(table.copies.keys() & tensors.keys()):
         original = table.copies[name]
-        if not _equal(tensors[name].mapped, tensors[original].mapped):
+        if not np.array_equal(tensors[name].mapped, tensors[original].mapped):
             raise ValueError(f"{folder}: {name} differs from {original}, which the config says it is tied to")
     for name in sorted(table.constants.keys() & tensors.keys()):
         stored, constant = tensors[name].mapped, table.constants[name]
@@ -282,10 +282,6 @@ def _require_a_fit(folder: Path, table: Table, tensors: Mapping[str, LazyTensor]
             stored.astype(np.float64), constant, rtol=2**-7, atol=1e-6
         ):
             raise ValueError(f"{folder}: {name} is not what follows from the config")
-
-
-def _equal(x: np.ndarray, y: np.ndarray) -> bool:
-    return x.shape == y.shape and np.array_equal(x, y)
 
 
 def _place(array: np.ndarray, dtype: Dtype, sharding: Sharding | None) -> jax.Array:
