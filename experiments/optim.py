@@ -1,6 +1,7 @@
-"""AdamW with warm-up and cosine decay, grouped by what each parameter says of itself."""
+"""AdamW with warm-up and decay of the learning rate, grouped by what each parameter says of itself."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import optax
@@ -15,8 +16,10 @@ class OptimConfig:
     """Peak learning rate."""
     warmup_steps: int = 100
     """Steps of linear warm-up from 0 to the peak."""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls from its peak."""
     final_fraction: float = 0.1
-    """Learning rate at the last step, as a share of the peak; a cosine leads there."""
+    """Learning rate at the last step, as a share of the peak."""
     weight_decay: float = 0.1
     """Decoupled weight decay, times the learning rate. Parameters marked decay=False are left out."""
     beta1: float = 0.9
@@ -29,6 +32,8 @@ class OptimConfig:
     """Largest norm of the whole gradient; longer ones are scaled down. 0 switches clipping off."""
 
     def __post_init__(self):
+        if self.schedule not in ("cosine", "linear"):
+            raise ValueError(f"schedule={self.schedule!r}, expected 'cosine' or 'linear'")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}, expected more than 0")
         if self.warmup_steps < 0:
@@ -40,8 +45,13 @@ class OptimConfig:
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear to the peak, then a cosine to its `final_fraction` at `steps`."""
+    """Learning rate by step: linear to the peak, then a cosine or a line to its `final_fraction` at `steps`."""
     warmup = min(config.warmup_steps, steps - 1)
+    if config.schedule == "linear":
+        last = config.learning_rate * config.final_fraction
+        down = optax.linear_schedule(config.learning_rate, last, max(1, steps - warmup))
+        up = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
+        return optax.join_schedules([up, down], [warmup]) if warmup else down
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.learning_rate,
         peak_value=config.learning_rate,

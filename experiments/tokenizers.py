@@ -1,4 +1,4 @@
-"""Text to token ids and back: raw bytes, a byte-level BPE trained here, or any published `tokenizer.json`.
+"""Text to token ids and back: raw bytes, a BPE or WordPiece trained here, or any published `tokenizer.json`.
 
 Every tokenizer has one separator, `eot`, which opens each document of a stream and closes the one before it.
 """
@@ -9,7 +9,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,8 @@ import tokenizers as hf
 EOT = "<|endoftext|>"
 # What published tokenizers call the end of a text, the likeliest meaning first.
 EOT_NAMES = (EOT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
+# Special tokens of a WordPiece that is trained here, in the order of their ids.
+BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE_NAME = "tokenizer.json"
 # Characters in a piece, about: the BPE keeps some 100 bytes per token while it works, and works on pieces in parallel.
 PIECE = 1 << 20
@@ -37,9 +40,13 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]: ...
+
     def pieces(self, text: str) -> Iterator[str]: ...  # of bounded length where possible; their ids joined are encode's
 
     def decode(self, ids: Iterable[int]) -> str: ...
+
+    def vocabulary(self) -> dict[str, int]: ...  # the tokens as the tokenizer writes them; empty where they are bytes
 
     def to_json(self) -> str: ...
 
@@ -59,6 +66,11 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, and where each token begins and ends in the text: (n,) and (n, 2) int32, in characters."""
+        owner = np.repeat(np.arange(len(text), dtype=np.int32), [len(utf8(character)) for character in text])
+        return self.encode(text), np.stack([owner, owner + 1], axis=1)
+
     def pieces(self, text: str) -> Iterator[str]:
         return (text[start : start + PIECE] for start in range(0, len(text), PIECE))
 
@@ -67,6 +79,9 @@ class ByteTokenizer:
         values = np.asarray(ids if hasattr(ids, "__len__") else list(ids), np.int64)
         kept = values[(values >= 0) & (values < self.eot)]
         return kept.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def vocabulary(self) -> dict[str, int]:
+        return {}
 
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind})
@@ -118,6 +133,14 @@ class SubwordTokenizer:
         kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.eot]
         return self._tokenizer.decode(kept, skip_special_tokens=True)
 
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, and where each token begins and ends in the text: (n,) and (n, 2) int32, in characters."""
+        encoding = self._tokenizer.encode(_clean(text), add_special_tokens=False)
+        return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
+
+    def vocabulary(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def to_json(self) -> str:
         return self._tokenizer.to_str()
 
@@ -161,6 +184,63 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     return SubwordTokenizer(tokenizer)
 
 
+def train_wordpiece(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
+    """Trains BERT's uncased WordPiece: lower case without accents, words and punctuation, pieces after "##".
+
+    Equal texts give equal tokenizers. The library numbers the letters inside words in an order of chance, and breaks
+    ties by these numbers; so they are numbered beforehand, as if they were special tokens.
+
+    Args:
+      texts: the documents to count pairs in.
+      vocab_size: at most this many ids, the special ones ([PAD] 0, [UNK], [CLS], [SEP], [MASK]) among them.
+
+    Raises:
+      ValueError: vocab_size cannot hold an alphabet.
+
+    Source: Devlin et al. 2018, arXiv:1810.04805; the special tokens' names are those of bert-base-uncased.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"vocab_size={vocab_size} must be at least 257: an alphabet and {', '.join(BERT_SPECIALS)}")
+    normalizer, characters, clean = hf.normalizers.BertNormalizer(), Counter[str](), [_clean(text) for text in texts]
+    for text in clean:
+        characters.update(normalizer.normalize_str(text))
+    ranked = sorted((c for c in characters if not c.isspace()), key=lambda c: (-characters[c], c))
+    letters = sorted(ranked[: vocab_size // 4])
+    trainer = hf.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        special_tokens=[*BERT_SPECIALS, *(f"##{letter}" for letter in letters)],
+        show_progress=sys.stderr.isatty(),
+    )
+    trained = _wordpiece({})
+    trained.train_from_iterator(clean, trainer)
+    return wordpiece(trained.get_vocab())
+
+
+def wordpiece(vocabulary: dict[str, int]) -> SubwordTokenizer:
+    """BERT's uncased WordPiece with a vocabulary, e.g. the lines of a published vocab.txt."""
+    tokenizer = _wordpiece(vocabulary)
+    tokenizer.add_special_tokens([name for name in BERT_SPECIALS if name in vocabulary])
+    return SubwordTokenizer(tokenizer)
+
+
+def _wordpiece(vocabulary: dict[str, int]) -> hf.Tokenizer:
+    tokenizer = hf.Tokenizer(hf.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = hf.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = hf.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = hf.decoders.WordPiece()
+    return tokenizer
+
+
+# Tokenizers that are trained on the text at hand, by name.
+TRAINERS: dict[str, Callable[[Iterable[str], int], SubwordTokenizer]] = {
+    "bpe": train_bpe,
+    "wordpiece": train_wordpiece,
+}
+
+
 def load_tokenizer(
     spec: str,
     texts: Iterable[str] | None = None,
@@ -170,20 +250,20 @@ def load_tokenizer(
     """Loads the tokenizer that `spec` names, or trains it.
 
     Args:
-      spec: "bytes"; "bpe" (the one in `folder` when it holds one, otherwise trained on `texts` to `vocab_size`); a
-        tokenizer.json or a folder with one; or the name of a repository on the Hugging Face hub.
+      spec: "bytes"; "bpe" or "wordpiece" (the one in `folder` when it holds one, otherwise trained on `texts` to
+        `vocab_size`); a tokenizer.json or a folder with one; or the name of a repository on the Hugging Face hub.
 
     Raises:
       ValueError: nothing usable under that name.
     """
     if spec == "bytes":
         return ByteTokenizer()
-    if spec == "bpe":
+    if spec in TRAINERS:
         if folder is not None and (Path(folder) / FILE_NAME).exists():
             return restore_tokenizer(folder)
         if texts is None or vocab_size is None:
-            raise ValueError("tokenizer 'bpe' is trained on texts to a vocab_size; neither may be None")
-        return train_bpe(texts, vocab_size)
+            raise ValueError(f"tokenizer {spec!r} is trained on texts to a vocab_size; neither may be None")
+        return TRAINERS[spec](texts, vocab_size)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
         return restore_tokenizer(path)
@@ -231,7 +311,10 @@ def _read(path: Path) -> Tokenizer:
 
 
 def _from_hub(spec: str) -> Tokenizer:
-    known = "expected 'bytes', 'bpe', a tokenizer.json, a folder that holds one, or a repository on the hub that does"
+    known = (
+        "expected 'bytes', 'bpe', 'wordpiece', a tokenizer.json, a folder that holds one, or a repository on the hub "
+        "that does"
+    )
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec) or spec.startswith(".") or spec.endswith(".json"):
         raise ValueError(f"tokenizer '{spec}' does not exist; {known}")
     import huggingface_hub.errors

@@ -217,15 +217,23 @@ def make_train_step(
 
 def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
     """The loss over all batches together, without dropout, in nats a token (or example)."""
+    sums = sum_over(model, loss, batches)
+    return sums.total / sums.weight
+
+
+def sum_over(model: nnx.Module, function: Callable[[Any, Batch, None], Any], batches: Iterable[Batch]) -> Any:
+    """What `function(model, batch, None)` gives, a tuple or a dict of sums, added up over all batches: floats.
+
+    Equal functions are compiled once: give the same object, not a new lambda, at each evaluation.
+    """
     graphdef, variables = nnx.split(model)
     mesh = make_mesh()
-    sums = [_loss_sums(graphdef, variables, _spread(batch, mesh), loss) for batch in batches]
-    total, weight = (sum(map(float, column)) for column in zip(*jax.device_get(sums), strict=True))
-    return total / weight
+    sums = [_applied(graphdef, variables, _spread(batch, mesh), function) for batch in batches]
+    return jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
 
 
-_loss_sums = jax.jit(
-    lambda graphdef, variables, batch, loss: tuple(loss(nnx.merge(graphdef, variables), batch, None)),
+_applied = jax.jit(
+    lambda graphdef, variables, batch, function: function(nnx.merge(graphdef, variables), batch, None),
     static_argnums=(0, 3),
 )
 

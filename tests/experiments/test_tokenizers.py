@@ -13,6 +13,7 @@ from experiments.tokenizers import (
     restore_tokenizer,
     save_tokenizer,
     train_bpe,
+    train_wordpiece,
 )
 
 TEXTS = [
@@ -196,7 +197,7 @@ def test_spec_is_a_kind_a_file_or_a_folder(bpe, tmp_path):
 
 @pytest.mark.parametrize("spec", ["no/such/path", "./x", "missing.json", "two words", ""])
 def test_spec_that_is_nothing_names_the_alternatives(spec):
-    with pytest.raises(ValueError, match=r"expected 'bytes', 'bpe', a tokenizer\.json, a folder") as failure:
+    with pytest.raises(ValueError, match=r"expected 'bytes', 'bpe', 'wordpiece', a tokenizer\.json, a folder") as failure:
         load_tokenizer(spec)
     assert f"'{spec}'" in str(failure.value)
 
@@ -230,3 +231,28 @@ def test_hub_name_reads_the_repositorys_tokenizer_json(bpe, tmp_path, monkeypatc
 def test_bytes_file_says_so_in_json(tmp_path):
     ByteTokenizer().save(tmp_path)
     assert json.loads((tmp_path / "tokenizer.json").read_text()) == {"kind": "bytes"}
+
+
+def test_a_trained_wordpiece_is_uncased_and_has_berts_special_tokens():
+    texts = ["The Foxes jumped, naïve foxes jumping. " * 20]
+    tokenizer = train_wordpiece(texts, 300)
+    vocabulary = tokenizer.vocabulary()
+    assert [vocabulary[name] for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]
+    assert (tokenizer.kind, tokenizer.eot) == ("wordpiece", 3)
+    np.testing.assert_array_equal(tokenizer.encode("NAIVE foxes"), tokenizer.encode("naïve Foxes"))
+    assert tokenizer.decode(tokenizer.encode("The foxes, jumped.")) == "the foxes, jumped."
+    assert train_wordpiece(texts, 300).to_json() == tokenizer.to_json()
+    assert any(token.startswith("##") for token in vocabulary)
+    assert 3 not in tokenizer.encode("[SEP]")  # text never turns into special tokens
+    with pytest.raises(ValueError, match="vocab_size=100 must be at least 257"):
+        train_wordpiece(texts, 100)
+
+
+def test_offsets_are_characters_of_the_text(bpe):
+    text = "aé 🙂 b\n"
+    ids, offsets = ByteTokenizer().encode_with_offsets(text)
+    assert offsets.shape == (len(ids), 2)
+    assert [text[a:b] for a, b in offsets[[0, 1, 2, 4, 7]]] == ["a", "é", "é", "🙂", "🙂"]
+    ids, offsets = bpe.encode_with_offsets("return a + b")
+    np.testing.assert_array_equal(ids, bpe.encode("return a + b"))
+    assert "".join("return a + b"[a:b] for a, b in offsets) == "return a + b"

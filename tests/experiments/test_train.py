@@ -158,6 +158,14 @@ def test_lr_scale_slows_a_parameter_down():
     np.testing.assert_allclose(updates["slow"], 0.1 * updates["fast"], rtol=1e-6)
 
 
+def test_a_linear_schedule_falls_in_a_line():
+    options = {"learning_rate": 1.0, "final_fraction": 0.1, "schedule": "linear"}
+    for warmup, expected in ((10, (0, 0.5, 1, 0.55, 0.1)), (0, (1, 1 - 4.5 / 110, 1 - 9 / 110, 1 - 54 / 110, 0.1))):
+        schedule = make_schedule(OptimConfig(warmup_steps=warmup, **options), 110)
+        rates = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
+        assert rates == pytest.approx(expected, abs=1e-6)
+
+
 def test_schedule_warms_up_and_ends_at_its_fraction():
     schedule = make_schedule(OptimConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1), 110)
     rates = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
