@@ -7,9 +7,14 @@ A pattern is words separated by blanks. A word is `mixer` or `mixer/channel` (a 
     "attn/mlp"           the Transformer
     "mamba2*3 attn/mlp"  three Mamba-2 blocks, then one Transformer block, and again
     "m2/monarch"         Monarch Mixer
+
+A mixer or channel mixer may carry options, which replace those of the config in its blocks:
+
+    "attn/mlp attn[window=65,rope_base=10000]/mlp*2"   one block that sees all, two that see near
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -24,6 +29,7 @@ from m2 import M2Config, M2Mixer, MonarchMLP, MonarchMLPConfig
 from zoo.attention import Attention, AttentionConfig
 from zoo.mlp import MLP, MLPConfig
 from zoo.names import unknown_name
+from zoo.options import read_options, write_options
 
 # Word -> constructor. Its options are the field of the same name in BackboneConfig.
 MIXERS: dict[str, Callable] = {
@@ -62,6 +68,10 @@ class BackboneConfig:
     """Whether the sequence mixer's output is added to its input. M2-BERT's replaces it, without a norm of its own."""
     norm_eps: float = 1e-5
     """Added to the variance in normalisation."""
+    norm_bias: bool = True
+    """Whether norm="layer" has a bias."""
+    first_norm: bool = True
+    """Whether the first block has a norm before its sequence mixer. ModernBERT's has the embedding's alone."""
     dtype: str = "float32"
     """Dtype of the heavy computation: float32, bfloat16, float16 or float64. Parameters stay in param_dtype."""
     param_dtype: str = "float32"
@@ -100,7 +110,10 @@ class BackboneConfig:
             raise ValueError(f"norm={self.norm!r}, expected 'rms' or 'layer'")
         if self.norm_place not in ("pre", "post"):
             raise ValueError(f"norm_place={self.norm_place!r}, expected 'pre' or 'post'")
-        parse_pattern(self.pattern, self.n_layers)
+        if not self.first_norm and self.norm_place == "post":
+            raise ValueError("first_norm=False, expected norm_place='pre': a block's norm comes behind its mixer")
+        for word in {word for words in parse_pattern(self.pattern, self.n_layers) for word in words if word}:
+            word_config(self, word)
 
 
 def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
@@ -108,22 +121,30 @@ def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
 
         parse_pattern("mamba*2 attn/mlp", 4)  ->  (("mamba", None), ("mamba", None), ("attn", "mlp"), ("mamba", None))
 
+    Options stay with their mixer, in one spelling whatever that of the pattern; `mixer_name` leaves them out:
+
+        parse_pattern("attn[window=0064,bias=True]", 1)  ->  (("attn[bias=true,window=64]", None),)
+
     Raises:
-      ValueError: an empty pattern, a word that is not understood, an unknown mixer (naming the nearest known one), or
-        more words than layers.
+      ValueError: an empty pattern, a word that is not understood, an unknown mixer or option (naming the nearest known
+        one), a value that an option does not take, or more words than layers.
     """
     words: list[Word] = []
     for text in pattern.split():
-        match = re.fullmatch(r"([^/*\s]+)(?:/([^/*\s]+))?(?:\*(\d+))?", text)
+        match = re.fullmatch(rf"({_MIXER})(?:/({_MIXER}))?(?:\*(\d+))?", text)
         if not match:
-            raise ValueError(f"pattern={pattern!r}: cannot read {text!r}, expected mixer, mixer/channel or mixer*count")
+            raise ValueError(
+                f"pattern={pattern!r}: cannot read {text!r}, expected mixer, mixer/channel or mixer*count, each mixer "
+                "perhaps with [option=value,...], without blanks"
+            )
         mixer, channel, count = match[1], match[2] or "-", int(match[3] or 1)
-        for word, known, kind in ((mixer, MIXERS, "mixer"), (channel, CHANNEL_MIXERS, "channel mixer")):
-            if word != "-" and word not in known:
-                raise ValueError(f"pattern={pattern!r}: {unknown_name(kind, word, known)}")
         if mixer == channel == "-" or count < 1:
             raise ValueError(f"pattern={pattern!r}: {text!r} is an empty block")
-        words += [(None if mixer == "-" else mixer, None if channel == "-" else channel)] * count
+        try:
+            block = (_read_word("mixer", mixer, MIXERS), _read_word("channel mixer", channel, CHANNEL_MIXERS))
+        except ValueError as error:
+            raise ValueError(f"pattern={pattern!r}: {error}") from error
+        words += [block] * count
     if not words:
         raise ValueError(f"pattern={pattern!r}, expected at least one word, e.g. 'mamba' or 'attn/mlp'")
     if len(words) > n_layers:
@@ -131,9 +152,52 @@ def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
     return tuple(words[i % len(words)] for i in range(n_layers))
 
 
+# A name, and options in brackets.
+_MIXER = r"[^/*\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
+
+
+def _read_word(kind: str, text: str, known: dict[str, Callable]) -> str | None:
+    """A word as `parse_pattern` gives it, out of a pattern."""
+    name = mixer_name(text)
+    if text == "-" or name is None:
+        return None
+    if name not in known:
+        raise ValueError(unknown_name(kind, name, known))
+    return name + write_options(word_options(text))
+
+
+def mixer_name(word: str | None) -> str | None:
+    """The mixer of a pattern's word, or its channel mixer, without options: "attn[window=64]" -> "attn"."""
+    return None if word is None else word.partition("[")[0]
+
+
+def word_options(word: str) -> dict[str, Any]:
+    """The options in a pattern's word: "attn[window=64]" -> {"window": 64}.
+
+    Raises:
+      ValueError: an option or value that the mixer does not have: names it.
+    """
+    name, _, text = word.partition("[")
+    default = next(field.default for field in dataclasses.fields(BackboneConfig) if field.name == name)
+    return read_options(name, type(default), text.removesuffix("]")) if text else {}
+
+
+def word_config(config: "BackboneConfig", word: str) -> Any:
+    """The options of a pattern's word in full: those of the config, and in place of them the word's own.
+
+    Raises:
+      ValueError: together they make no mixer.
+    """
+    options = getattr(config, mixer_name(word) or "")
+    try:
+        return dataclasses.replace(options, **word_options(word))
+    except ValueError as error:
+        raise ValueError(f"pattern={config.pattern!r}: {word}: {error}") from error
+
+
 def _period(words: tuple[Word, ...]) -> int:
-    """After how many blocks a pattern starts again."""
-    return next(p for p in range(1, len(words) + 1) if words[p:] == words[:-p])
+    """After how many blocks a pattern starts again; 0 where there is none."""
+    return next((p for p in range(1, len(words) + 1) if words[p:] == words[:-p]), 0)
 
 
 class Block(nnx.Module):
@@ -142,9 +206,16 @@ class Block(nnx.Module):
     pre   x + mixer(norm(x))
     post  norm(x + mixer(x))
     post, without the sequence mixer's residual: mixer(x)
+
+    Args:
+      config: shape and options.
+      word: its mixers, as `parse_pattern` gives them.
+      first: whether it is the backbone's first, which goes without the norm before its sequence mixer where
+        first_norm=False.
+      rngs: source of keys, stream "params".
     """
 
-    def __init__(self, config: BackboneConfig, word: Word, *, rngs: nnx.Rngs):
+    def __init__(self, config: BackboneConfig, word: Word, *, first: bool = False, rngs: nnx.Rngs):
         mixer, channel = word
         kwargs: dict[str, Any] = {
             # Keeps the variance of the residual stream from growing with depth: GPT-2's rule as Mamba applies it.
@@ -155,11 +226,11 @@ class Block(nnx.Module):
         }
         self.norm_first = config.norm_place == "pre"
         self.mixer_residual = config.mixer_residual
-        normed = mixer and (self.norm_first or self.mixer_residual)
+        normed = mixer and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
         self.norm = make_norm(config, rngs) if normed else None
         self.mixer = make_mixer(config, mixer, **kwargs) if mixer else None
         self.norm2 = make_norm(config, rngs) if channel else None
-        self.mlp = CHANNEL_MIXERS[channel](config.d_model, getattr(config, channel), **kwargs) if channel else None
+        self.mlp = make_channel_mixer(config, channel, **kwargs) if channel else None
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x, *, mask=None, segment_ids=None, key=None):
@@ -174,7 +245,7 @@ class Block(nnx.Module):
     def _run(self, x, mix, state, key):
         rngs = None if key is None else nnx.Rngs(dropout=key)
         if self.mixer is not None:
-            y, state = mix(self.norm(x) if self.norm_first else x)
+            y, state = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
             y = self._drop(y, rngs)
             x = x + y if self.mixer_residual else y.astype(x.dtype)
             if not self.norm_first and self.norm is not None:
@@ -192,13 +263,16 @@ class Block(nnx.Module):
 
 def make_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
     """A pattern's mixer; where the backbone looks both ways, a state space is one of each direction."""
-
-    def build(**options):
-        return MIXERS[word](config.d_model, getattr(config, word), **options, **kwargs)
-
-    if word in TWO_SIDED:
+    name, options = mixer_name(word) or "", word_config(config, word)
+    build = functools.partial(MIXERS[name], config.d_model, options, **kwargs)
+    if name in TWO_SIDED:
         return build(causal=config.causal)
     return build() if config.causal else ssm.Bidirectional(build(), build())
+
+
+def make_channel_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
+    """A pattern's channel mixer."""
+    return CHANNEL_MIXERS[mixer_name(word) or ""](config.d_model, word_config(config, word), **kwargs)
 
 
 def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -213,7 +287,7 @@ def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.Layer
     }
     if config.norm == "rms":
         return nnx.RMSNorm(config.d_model, **options)
-    return nnx.LayerNorm(config.d_model, bias_metadata=no_decay, **options)
+    return nnx.LayerNorm(config.d_model, use_bias=config.norm_bias, bias_metadata=no_decay, **options)
 
 
 class Backbone(nnx.Module):
@@ -222,7 +296,7 @@ class Backbone(nnx.Module):
     def __init__(self, config: BackboneConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.words = parse_pattern(config.pattern, config.n_layers)
-        self.layers = nnx.List([Block(config, word, rngs=rngs) for word in self.words])
+        self.layers = nnx.List([Block(config, word, first=i == 0, rngs=rngs) for i, word in enumerate(self.words)])
         self.norm_f = make_norm(config, rngs) if config.norm_place == "pre" else None
 
     def __call__(
@@ -250,24 +324,29 @@ class Backbone(nnx.Module):
             run = jax.checkpoint(run, static_argnums=0)
 
         blocks = [nnx.split(block) for block in self.layers]
-        period = _period(self.words)
-        repeats = len(blocks) // period if self.config.scan_layers else 0
+        done = 0
+        if not self.config.first_norm:  # the first block is not like those that its word comes back for
+            x, done = run(*blocks[0], x, None if keys is None else keys[0]), 1
+        period = _period(self.words[done:])
+        repeats = len(blocks[done:]) // period if self.config.scan_layers and period else 0
         if repeats > 1:
-            # One loop step runs one period of the pattern; layer r * period + j is slice r of stack j.
+            # One loop step runs one period of the pattern; layer r * period + j of these is slice r of stack j.
+            scanned = blocks[done : done + repeats * period]
             stacks = [
-                jax.tree.map(lambda *leaves: jnp.stack(leaves), *(blocks[r * period + j][1] for r in range(repeats)))
+                jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in scanned[j::period]))
                 for j in range(period)
             ]
-            stacked_keys = None if keys is None else keys[: repeats * period].reshape(repeats, period)
+            stacked_keys = None if keys is None else keys[done:][: len(scanned)].reshape(repeats, period)
 
             def run_period(x, inputs):
                 params, step_keys = inputs
                 for j in range(period):
-                    x = run(blocks[j][0], params[j], x, None if step_keys is None else step_keys[j])
+                    x = run(scanned[j][0], params[j], x, None if step_keys is None else step_keys[j])
                 return x, None
 
             x, _ = jax.lax.scan(run_period, x, (stacks, stacked_keys))
-        for i in range(repeats * period if repeats > 1 else 0, len(blocks)):
+            done += len(scanned)
+        for i in range(done, len(blocks)):
             x = run(*blocks[i], x, None if keys is None else keys[i])
         return self._leave(x)
 
@@ -301,8 +380,9 @@ class Backbone(nnx.Module):
         return x if self.norm_f is None else self.norm_f(x)
 
     def _dropout_keys(self, rngs):
-        rates = (self.config.dropout, self.config.mlp.dropout, self.config.monarch.dropout)
-        if rngs is None or not any(rates):
+        channels = {channel for _, channel in self.words if channel}
+        inside = any(word_config(self.config, channel).dropout for channel in channels)
+        if rngs is None or not (self.config.dropout or inside):
             return None
         return jax.random.split(rngs.dropout(), len(self.layers))
 

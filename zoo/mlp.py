@@ -25,6 +25,8 @@ class MLPConfig:
     """Non-linearity of the hidden layer, or of its gate."""
     bias: bool = False
     """Whether the projections have biases."""
+    out_bias: bool | None = None
+    """Whether the output projection has one. None: as `bias` says."""
     init: Literal["normal", "uniform"] = "normal"
     """Initial weights: GPT-2's normal(0.02), or PyTorch's uniform within 1 / sqrt(fan_in), as beside Mamba-3."""
     dropout: float = 0.0
@@ -70,7 +72,8 @@ class MLP(nnx.Module):
         options["init"] = config.init
         self.gate_proj = linear(d_model, self.d_ff, **options) if config.gated else None
         self.up_proj = linear(d_model, self.d_ff, **options)
-        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)
+        out_bias = config.bias if config.out_bias is None else config.out_bias
+        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options | {"bias": out_bias})
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:

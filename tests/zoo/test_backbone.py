@@ -45,6 +45,16 @@ MAMBA, ATTENTION, TRANSFORMER, MLP = ("mamba", None), ("attn", None), ("attn", "
         ("mamba -/mlp attn -/mlp", 5, [MAMBA, MLP, ATTENTION, MLP, MAMBA]),
         ("attn/-", 1, [ATTENTION]),
         ("attn/mlp*2  mamba/mlp*1", 3, [TRANSFORMER, TRANSFORMER, ("mamba", "mlp")]),
+        (
+            "attn[window=4]/mlp*2 -/mlp[d_ff=6]",
+            3,
+            [("attn[window=4]", "mlp"), ("attn[window=4]", "mlp"), (None, "mlp[d_ff=6]")],
+        ),
+        # One spelling of a value and one order of options.
+        ("attn[window=04,bias=True]", 1, [("attn[bias=true,window=4]", None)]),
+        ("attn[rope_base=1.6e5,n_heads=None]", 1, [("attn[n_heads=none,rope_base=160000]", None)]),
+        ("attn[position=none] attn[position=rope]", 2, [("attn[position=none]", None), ("attn[position=rope]", None)]),
+        ("mamba[expand=1.5,dt_rank=3]/mlp", 1, [("mamba[dt_rank=3,expand=1.5]", "mlp")]),
     ],
 )
 def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
@@ -70,6 +80,22 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
         ("/mlp", "cannot read '/mlp'"),
         ("attn/mlp/mlp", "cannot read"),
         ("mamba*4", r"pattern='mamba\*4' has 4 blocks, more than n_layers=3"),
+        ("attn[windw=3]", "unknown option of attn 'windw', did you mean 'window'\\? Known: bias, head_dim"),
+        ("attn/mlp[d_fff=3]", "unknown option of mlp 'd_fff', did you mean 'd_ff'"),
+        ("mamba attn[window=x]", "attn.window=x, expected an integer or none"),
+        ("attn[rope_base=none]", "attn.rope_base=none, expected a number"),
+        ("attn[bias=maybe]", "attn.bias=maybe, expected true or false"),
+        ("attn[position=learned]", "attn.position=learned, expected rope or alibi or none"),
+        ("attn[window=0]", r"pattern='attn\[window=0\]': attn\[window=0\]: window=0, expected None or at least 1"),
+        ("attn[window]", "option 'window' of attn, expected name=value"),
+        ("attn[window=3,]", "option '' of attn, expected name=value"),
+        ("attn[window=3,window=3]", "option window of attn is given twice"),
+        ("m2[filter=3]", "m2.filter cannot be set in a pattern, only in the config"),
+        ("attn[]", r"cannot read 'attn\[\]'"),
+        ("attn[window=3", "cannot read"),
+        ("attn[window=3, bias=true]", "cannot read"),
+        ("attn*2[window=3]", "cannot read"),
+        ("-[window=3]", "unknown mixer '-'"),
     ],
 )
 def test_a_bad_pattern_names_the_word(pattern, message):
@@ -87,6 +113,7 @@ def test_a_bad_pattern_names_the_word(pattern, message):
         ({"param_dtype": "int8"}, "param_dtype='int8', expected one of"),
         ({"norm": "batch"}, "norm='batch', expected 'rms' or 'layer'"),
         ({"norm_place": "both"}, "norm_place='both', expected 'pre' or 'post'"),
+        ({"norm_place": "post", "first_norm": False}, "first_norm=False, expected norm_place='pre'"),
     ],
 )
 def test_config_errors_name_the_option(unchecked, options, message):
@@ -143,6 +170,58 @@ def test_layer_norm_takes_the_mean_away(x64):
     assert_close(backbone(x), layer_norm(x + block.mlp(layer_norm(x, block.norm2)), backbone.norm_f))
 
 
+def test_a_words_options_are_those_of_its_blocks_alone(x64):
+    """Each block is that of a backbone whose config has these options."""
+    x, options = make_input(), {"n_layers": 2, "dtype": "float64", "param_dtype": "float64"}
+    mixed = make_backbone(pattern="attn[window=2,n_heads=1]/mlp attn/mlp[d_ff=6,gated=false]", **options)
+    near, wide = (
+        make_backbone(pattern="attn/mlp", **options, **changes)
+        for changes in (
+            {"attn": zoo.AttentionConfig(n_heads=1, window=2)},
+            {"mlp": zoo.MLPConfig(d_ff=6, gated=False)},
+        )
+    )
+    for i, plain in enumerate((near, wide)):
+        nnx.update(plain.layers[i], nnx.state(mixed.layers[i]))
+        assert_close(mixed.layers[i](x), plain.layers[i](x))
+    assert np.abs(mixed.layers[0](x) - wide.layers[0](x)).max() > 1e-3
+
+
+def test_a_words_name_goes_without_its_options():
+    words = zoo.parse_pattern("attn[window=2]/mlp[d_ff=6] mamba", 3)
+    assert [zoo.mixer_name(mixer) for mixer, _ in words] == ["attn", "mamba", "attn"]
+    assert [zoo.mixer_name(channel) for _, channel in words] == ["mlp", None, "mlp"]
+
+
+def test_the_first_block_may_go_without_a_norm(x64):
+    options = {"n_layers": 2, "pattern": "attn/mlp", "dtype": "float64", "param_dtype": "float64"}
+    backbone, x = make_backbone(first_norm=False, **options), make_input()
+    first, second = backbone.layers
+    assert first.norm is None
+
+    def rms_norm(x, norm):
+        return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-5) * norm.scale[...]
+
+    expected = x + first.mixer(x)
+    expected = expected + first.mlp(rms_norm(expected, first.norm2))
+    expected = expected + second.mixer(rms_norm(expected, second.norm))
+    expected = expected + second.mlp(rms_norm(expected, second.norm2))
+    assert_close(backbone(x), rms_norm(expected, backbone.norm_f))
+    y, _ = backbone.extend(x, backbone.init_state(2, 6))
+    assert_close(y, rms_norm(expected, backbone.norm_f), tolerance=1e-6)  # float32 softmax
+
+
+def test_layer_norm_may_have_no_bias(x64):
+    backbone = make_backbone(
+        pattern="-/mlp", n_layers=1, norm="layer", norm_bias=False, dtype="float64", param_dtype="float64"
+    )
+    x = make_input()
+    assert backbone.norm_f.bias is None
+    centred = x - jnp.mean(x, axis=-1, keepdims=True)
+    expected = centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-5)
+    assert_close(backbone.norm_f(x), expected * backbone.norm_f.scale[...])
+
+
 def value_and_gradients(backbone, x, key=None):
     """The output, weighted at random, and its gradient in the parameters and the input."""
     graphdef, params = nnx.split(backbone)
@@ -163,10 +242,14 @@ def value_and_gradients(backbone, x, key=None):
         ("mamba", 2, [{"remat": True, "scan_layers": True}]),
         ("attn/mlp", 2, [{"remat": True, "scan_layers": True}]),
         ("mamba*3 attn/mlp", 9, [{"remat": True, "scan_layers": True}]),  # two periods and a remainder of one layer
+        ("attn attn[window=2], first without norm", 6, [{"remat": True, "scan_layers": True}]),
+        ("attn, first without norm", 1, [{"scan_layers": True}]),
     ],
 )
 def test_remat_and_scan_layers_change_neither_values_nor_gradients(x64, pattern, n_layers, switches):
+    pattern, comma, _ = pattern.partition(",")
     options = {"pattern": pattern, "n_layers": n_layers, "dropout": 0.3, "dtype": "float64", "param_dtype": "float64"}
+    options["first_norm"] = not comma
     x, key = make_input(3, b=1), jax.random.key(3)
     expected = value_and_gradients(make_backbone(**options), x, key)
     assert all(np.any(g) for g in expected[1])
@@ -183,6 +266,16 @@ def test_scan_layers_compiles_a_period_once_whatever_the_depth():
 
     assert program_size(4, True) == program_size(8, True) == program_size(2, False)
     assert program_size(8, False) == 4 * program_size(2, False)
+
+
+def test_scan_layers_leaves_out_the_first_block_where_it_is_not_like_the_others():
+    def program_size(n_layers, pattern="attn[window=2]/mlp attn/mlp"):
+        backbone = make_backbone(pattern=pattern, n_layers=n_layers, scan_layers=True, first_norm=False)
+        graphdef, params = nnx.split(backbone)
+        lowered = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)).lower(params, make_input())
+        return sum("dot_general" in line for line in lowered.as_text().splitlines())
+
+    assert program_size(5) == program_size(9) == 3 * program_size(1, "attn/mlp")
 
 
 def test_remat_keeps_less_for_the_backward_pass():
@@ -207,6 +300,14 @@ def test_dropout_is_off_without_rngs_and_a_function_of_the_key_with_them():
     once, again, other = (run(x, jax.random.key(seed)) for seed in (0, 0, 1))
     assert np.array_equal(once, again)
     assert not np.allclose(once, off, atol=1e-3)
+    assert not np.allclose(once, other, atol=1e-3)
+
+
+def test_dropout_inside_a_words_channel_mixer_is_on_with_rngs():
+    backbone = make_backbone(pattern="-/mlp -/mlp[dropout=0.5]", n_layers=2)
+    x = make_input()
+    once, again, other = (backbone(x, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 0, 1))
+    assert np.array_equal(once, again)
     assert not np.allclose(once, other, atol=1e-3)
 
 

@@ -75,6 +75,20 @@ def test_biases_go_without_weight_decay():
 
 
 @pytest.mark.parametrize(
+    ("options", "biases"),
+    [
+        ({"bias": False}, set()),
+        ({"bias": False, "out_bias": True}, {"down_proj"}),
+        ({"bias": True, "out_bias": False}, {"gate_proj", "up_proj"}),
+        ({"bias": False, "out_bias": True, "gated": False}, {"down_proj"}),
+    ],
+)
+def test_the_output_may_have_a_bias_of_its_own(options, biases):
+    params = nnx.to_flat_state(nnx.state(make_mlp("float32", **options)))
+    assert {path[0] for path, _ in params if path[-1] == "bias"} == biases
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"activation": "sillu"}, "unknown activation 'sillu', did you mean 'silu'\\? Known: gelu, gelu_tanh, relu"),
