@@ -5,6 +5,7 @@ from zoo.attention import AttentionConfig as AttentionConfig
 from zoo.backbone import Backbone as Backbone
 from zoo.backbone import BackboneConfig as BackboneConfig
 from zoo.backbone import Block as Block
+from zoo.backbone import mixer_name as mixer_name
 from zoo.backbone import parse_pattern as parse_pattern
 from zoo.encoder import Encoder as Encoder
 from zoo.encoder import EncoderConfig as EncoderConfig
@@ -12,9 +13,13 @@ from zoo.encoder import MaskedLM as MaskedLM
 from zoo.encoder import MaskedLMConfig as MaskedLMConfig
 from zoo.encoder import SequenceClassifier as SequenceClassifier
 from zoo.encoder import SequenceClassifierConfig as SequenceClassifierConfig
+from zoo.encoder import TokenClassifier as TokenClassifier
+from zoo.encoder import TokenClassifierConfig as TokenClassifierConfig
 from zoo.generate import Sampling as Sampling
 from zoo.generate import generate as generate
 from zoo.generate import generate_stream as generate_stream
+from zoo.heads import extend_positions as extend_positions
+from zoo.heads import with_head as with_head
 from zoo.mlp import MLP as MLP
 from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM

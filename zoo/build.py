@@ -2,16 +2,24 @@
 
 from flax import nnx
 
-from zoo.encoder import MaskedLM, MaskedLMConfig, SequenceClassifier, SequenceClassifierConfig
+from zoo.encoder import (
+    MaskedLM,
+    MaskedLMConfig,
+    SequenceClassifier,
+    SequenceClassifierConfig,
+    TokenClassifier,
+    TokenClassifierConfig,
+)
 from zoo.models import CausalLM, CausalLMConfig
 
-Model = CausalLM | MaskedLM | SequenceClassifier
-ModelConfig = CausalLMConfig | MaskedLMConfig | SequenceClassifierConfig
+Model = CausalLM | MaskedLM | SequenceClassifier | TokenClassifier
+ModelConfig = CausalLMConfig | MaskedLMConfig | SequenceClassifierConfig | TokenClassifierConfig
 
 MODELS: dict[type, type] = {
     CausalLMConfig: CausalLM,
     MaskedLMConfig: MaskedLM,
     SequenceClassifierConfig: SequenceClassifier,
+    TokenClassifierConfig: TokenClassifier,
 }
 
 

@@ -1,19 +1,24 @@
 """Encoders of text: BERT with any mixer, its masked-language-model head, its poolers and classifiers.
 
+Packed rows, several documents in one, give each what it gives alone: positions are counted from the start of each.
+
 Source: Devlin et al. 2018, arXiv:1810.04805; m2's bert/src/bert_layers.py for M2-BERT.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
+from ssm import segment_starts
 from zoo.backbone import Backbone, make_norm
 from zoo.linear import linear
 from zoo.models import TokenConfig, make_embedding, project_to_vocabulary, token_embedding
+from zoo.pooling import AttentionPool, Pool, pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +34,7 @@ class EncoderConfig(TokenConfig):
     norm_eps: float = 1e-12
     """Added to the variance in normalisation."""
     max_len: int | None = 512
-    """Positions that have a learned embedding, and so the longest input. None: positions have none."""
+    """Positions that have a learned embedding, and so the longest document. None: positions have none."""
     type_vocab_size: int = 2
     """Kinds of tokens, e.g. those of a first and a second sentence, each with an embedding. 0: none."""
     embedding_dropout: float = 0.0
@@ -74,15 +79,16 @@ class Encoder(nnx.Module):
         Args:
           ids: token ids.
           mask: False where a position is not there (padding, at the end). With mask_padding=False nothing heeds it.
-          segment_ids: documents packed in a row, each a run of equal ids; they never see each other. Learned positions
-            go on from one document to the next.
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other, and each has its
+            own learned positions from 0. A row may then be longer than max_len, but no document: one that is longer
+            turns its whole row into NaN, since values cannot raise errors under `jax.jit`. Padding counts as a document
+            unless the mask says that it is not there.
           token_type_ids: the kind of each token, 0 to type_vocab_size - 1. None: all 0.
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Raises:
-          ValueError: more positions than max_len, or kinds of tokens where there is one only.
+          ValueError: more positions than max_len without segment_ids, or kinds of tokens where there is one only.
         """
-        length = ids.shape[1]
         x = self.word_embeddings(ids)
         if self.token_type_embeddings is not None:
             kinds = jnp.zeros_like(ids) if token_type_ids is None else token_type_ids
@@ -90,13 +96,48 @@ class Encoder(nnx.Module):
         elif token_type_ids is not None:
             raise ValueError("token_type_ids given, but type_vocab_size=0: the model knows one kind of token")
         if self.position_embeddings is not None:
-            if length > self.position_embeddings.num_embeddings:
-                raise ValueError(f"ids has {length} positions, expected at most max_len={self.config.max_len}")
-            x = x + self.position_embeddings.embedding[...][:length]
+            x = x + self._positions(self.position_embeddings.embedding[...], ids.shape[1], mask, segment_ids)
         x = self.norm(x)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return self.backbone(x, mask=mask if self.config.mask_padding else None, segment_ids=segment_ids, rngs=rngs)
+
+    @staticmethod
+    def _positions(table, length, mask, segment_ids):
+        """The learned vectors of every position, (l, d), or (b, l, d) with segments."""
+        rows = len(table)
+        if segment_ids is None:
+            if length > rows:
+                raise ValueError(f"ids has {length} positions, expected at most max_len={rows}, or segment_ids")
+            return table[:length]
+        index = document_positions(segment_ids)
+        if mask is not None:
+            index = jnp.where(mask, index, jnp.minimum(index, rows - 1))
+        return table.at[index].get(mode="fill", fill_value=jnp.nan)
+
+
+def document_positions(segment_ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
+    """The index of each position in its document, counted from the start of its run of equal ids."""
+    index = jnp.arange(segment_ids.shape[1])
+    return index - jax.lax.cummax(jnp.where(segment_starts(segment_ids), index, 0), axis=1)
+
+
+class EncoderModel(nnx.Module):
+    """What models with an `encoder` and a head of their own share: the encoder's output."""
+
+    encoder: Encoder
+
+    def hidden(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l d"]:
+        """The encoder's output. Arguments are those of `Encoder`."""
+        return self.encoder(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +146,11 @@ class MaskedLMConfig(EncoderConfig):
 
     head_activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
     """Non-linearity of the head's hidden layer."""
+    head_bias: bool = True
+    """Whether the head's hidden layer has a bias. The vocabulary always has one."""
 
 
-class MaskedLM(nnx.Module):
+class MaskedLM(EncoderModel):
     """An encoder that says which token belongs at each position: the output projection is the embedding itself.
 
     Args:
@@ -118,7 +161,7 @@ class MaskedLM(nnx.Module):
     def __init__(self, config: MaskedLMConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
-        self.dense = _dense(config, config.d_model, rngs)
+        self.dense = _dense(config, config.d_model, rngs, bias=config.head_bias)
         self.norm = make_norm(config, rngs)
         self.bias = nnx.Param(jnp.zeros((config.padded_vocab_size,), jnp.dtype(config.param_dtype)), decay=False)
 
@@ -134,18 +177,6 @@ class MaskedLM(nnx.Module):
         """Logits of the token at every position, in at least float32. Arguments are those of `Encoder`."""
         return self.head(self.hidden(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs))
 
-    def hidden(
-        self,
-        ids: Int[Array, "b l"],
-        mask: Bool[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        token_type_ids: Int[Array, "b l"] | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l d"]:
-        """The encoder's output. Arguments are those of `Encoder`."""
-        return self.encoder(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
-
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits from the encoder's output, at all positions or those that are asked for."""
         x = self.norm(ACTIVATIONS[self.config.head_activation](self.dense(hidden)))
@@ -159,8 +190,9 @@ class SequenceClassifierConfig(EncoderConfig):
 
     n_labels: int = 2
     """Classes, or 1 for a number. 0: no classifier, a row's vector is all."""
-    pool: Literal["first", "mean"] = "first"
-    """A row's vector: that of its first token, or the mean of those that are there."""
+    pool: Pool = "first"
+    """A row's vector: that of its first token, the mean of those that are there, the last that is there, or a mean
+    weighted by attention to one learned query."""
     pooler: bool = True
     """Whether that vector goes through a linear map and tanh."""
     classifier_dropout: float = 0.0
@@ -170,13 +202,12 @@ class SequenceClassifierConfig(EncoderConfig):
         super().__post_init__()
         if self.n_labels < 0:
             raise ValueError(f"n_labels={self.n_labels}, expected at least 0")
-        if self.pool not in ("first", "mean"):
-            raise ValueError(f"pool={self.pool!r}, expected 'first' or 'mean'")
-        if not 0 <= self.classifier_dropout < 1:
-            raise ValueError(f"classifier_dropout={self.classifier_dropout}, expected 0 <= classifier_dropout < 1")
+        if self.pool not in get_args(Pool):
+            raise ValueError(f"pool={self.pool!r}, expected one of {', '.join(get_args(Pool))}")
+        _check_classifier_dropout(self.classifier_dropout)
 
 
-class SequenceClassifier(nnx.Module):
+class SequenceClassifier(EncoderModel):
     """An encoder that sorts whole rows, or embeds them for retrieval.
 
     Args:
@@ -187,6 +218,9 @@ class SequenceClassifier(nnx.Module):
     def __init__(self, config: SequenceClassifierConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
+        dtype = jnp.dtype(config.param_dtype)
+        attention = config.pool == "attention"
+        self.attention_pool = AttentionPool(config.d_model, param_dtype=dtype, rngs=rngs) if attention else None
         self.pooler = _dense(config, config.d_model, rngs) if config.pooler else None
         self.dropout = nnx.Dropout(config.classifier_dropout)
         self.classifier = _dense(config, config.n_labels, rngs) if config.n_labels else None
@@ -205,46 +239,88 @@ class SequenceClassifier(nnx.Module):
         Raises:
           ValueError: n_labels=0, there is no classifier; or segment_ids.
         """
-        if segment_ids is not None:
-            raise ValueError("segment_ids given, expected one document a row: a row has one class")
         if self.classifier is None:
             raise ValueError("n_labels=0: the model has no classifier; `embed` gives each row's vector")
-        x = self.embed(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
+        x = self.embed(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return self.classifier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-
-    def hidden(
-        self,
-        ids: Int[Array, "b l"],
-        mask: Bool[Array, "b l"] | None = None,
-        *,
-        token_type_ids: Int[Array, "b l"] | None = None,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l d"]:
-        """The encoder's output. Arguments are those of `Encoder`."""
-        return self.encoder(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
 
     def embed(
         self,
         ids: Int[Array, "b l"],
         mask: Bool[Array, "b l"] | None = None,
+        segment_ids: None = None,
         *,
         token_type_ids: Int[Array, "b l"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b d"]:
-        """One vector a row, as `Encoder` takes rows. The mean leaves padding out, whatever mask_padding says."""
+        """One vector a row, as `Encoder` takes rows. Pooling leaves padding out, whatever mask_padding says.
+
+        Raises:
+          ValueError: segment_ids given.
+        """
+        if segment_ids is not None:
+            raise ValueError("segment_ids given, expected one document a row: a row has one vector")
         x = self.hidden(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
-        if self.config.pool == "first":
-            x = x[:, 0]
-        elif mask is None:
-            x = jnp.mean(x, axis=1)
-        else:
-            weight = mask[..., None].astype(x.dtype)
-            x = jnp.sum(x * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1)
+        if self.attention_pool is not None:
+            x = self.attention_pool(x, mask)
+        elif self.config.pool != "attention":
+            x = pool(x, mask, kind=self.config.pool)
         return x if self.pooler is None else jnp.tanh(self.pooler(x))
 
 
-def _dense(config: EncoderConfig, d_out: int, rngs: nnx.Rngs) -> nnx.Linear:
+@dataclasses.dataclass(frozen=True)
+class TokenClassifierConfig(EncoderConfig):
+    """An encoder with a class for every token. Spans (extractive answers) are n_labels=2: where one starts and ends."""
+
+    n_labels: int = 2
+    """Classes."""
+    classifier_dropout: float = 0.0
+    """Share of each token's vector that is dropped in training, before the classifier."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n_labels < 1:
+            raise ValueError(f"n_labels={self.n_labels}, expected at least 1")
+        _check_classifier_dropout(self.classifier_dropout)
+
+
+class TokenClassifier(EncoderModel):
+    """An encoder that sorts tokens: tags, or the ends of a span.
+
+    Args:
+      config: shape and options; its vocab_size must be known.
+      rngs: source of keys, stream "params".
+    """
+
+    def __init__(self, config: TokenClassifierConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs=rngs)
+        self.dropout = nnx.Dropout(config.classifier_dropout)
+        self.classifier = _dense(config, config.n_labels, rngs)
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l c"]:
+        """Logits of every token's c classes, in at least float32. Arguments are those of `Encoder`."""
+        x = self.hidden(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
+        if rngs is not None:
+            x = self.dropout(x, deterministic=False, rngs=rngs)
+        return self.classifier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_classifier_dropout(rate: float) -> None:
+    if not 0 <= rate < 1:
+        raise ValueError(f"classifier_dropout={rate}, expected 0 <= classifier_dropout < 1")
+
+
+def _dense(config: EncoderConfig, d_out: int, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-    return linear(config.d_model, d_out, bias=True, rngs=rngs, **options)
+    return linear(config.d_model, d_out, bias=bias, rngs=rngs, **options)

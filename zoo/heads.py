@@ -1,0 +1,121 @@
+"""A trained encoder under another head, or over longer inputs.
+
+tagger = zoo.with_head(masked_lm, zoo.TokenClassifierConfig, n_labels=9, rngs=nnx.Rngs(0))
+longer = zoo.extend_positions(masked_lm, 8192)
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from zoo.backbone import mixer_name, parse_pattern, word_options
+from zoo.build import MODELS, Model, build
+from zoo.encoder import EncoderConfig, EncoderModel, SequenceClassifierConfig
+from zoo.names import unknown_name
+
+
+def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs: nnx.Rngs, **fields: Any) -> Model:
+    """A model of another kind, or with another head of the same kind, around a trained encoder.
+
+    The encoder's parameters are the given model's own arrays, shared and not copied. The head is fresh, except that
+    what pools a row is kept from one `SequenceClassifier` to another with the same `pool`.
+
+        zoo.with_head(masked_lm, zoo.SequenceClassifierConfig, n_labels=3, pool="mean", rngs=nnx.Rngs(0))
+
+    Args:
+      model: a `MaskedLM`, `SequenceClassifier` or `TokenClassifier`.
+      config: the kind that is wanted, `MaskedLMConfig`, `SequenceClassifierConfig` or `TokenClassifierConfig`, its
+        encoder that of the model; or a whole config.
+      rngs: source of keys for the head, stream "params".
+      **fields: fields of that config to set: those of the head, and those of the encoder that leave the shapes of its
+        parameters alone (dropout, dtype, mask_padding, remat, ...).
+
+    Raises:
+      ValueError: a model without an encoder, an unknown field (naming the nearest), or a config whose encoder has other
+        parameters than the model's: names the first.
+    """
+    if not isinstance(model, EncoderModel):
+        raise ValueError(f"model is a {type(model).__name__}, expected one with an encoder")
+    kind = config if isinstance(config, type) else type(config)
+    encoders = {k.__name__: k for k in MODELS if issubclass(k, EncoderConfig)}
+    if kind not in encoders.values():
+        raise ValueError(unknown_name("config of a model with an encoder", kind.__name__, encoders))
+    known = {field.name for field in dataclasses.fields(kind)}
+    for name in fields.keys() - known:
+        raise ValueError(unknown_name(f"field of {kind.__name__}", name, known))
+    if isinstance(config, type):
+        shared: Iterable[Any] = dataclasses.fields(kind if isinstance(model.config, kind) else EncoderConfig)
+        config = kind(**{field.name: getattr(model.config, field.name) for field in shared} | fields)
+    else:
+        config = dataclasses.replace(config, **fields)
+
+    new: Any = MODELS[kind](config, rngs=rngs)
+    kept = ["encoder"]
+    if isinstance(config, SequenceClassifierConfig) and config.pool == getattr(model.config, "pool", None):
+        kept += [name for name in ("attention_pool", "pooler") if getattr(new, name) and getattr(model, name)]
+    for part in kept:
+        _take_over(getattr(new, part), getattr(model, part))
+    return new
+
+
+def _take_over(new: nnx.Module, old: nnx.Module) -> None:
+    """Gives a module the parameters of another, whose shapes must be the same, in its own dtypes."""
+    theirs = dict(nnx.to_flat_state(nnx.state(old)))
+    ours = dict(nnx.to_flat_state(nnx.state(new)))
+    for path in sorted({*theirs, *ours}, key=str):
+        a, b = (None if path not in state else state[path].shape for state in (ours, theirs))
+        if a != b:
+            name = ".".join(map(str, path))
+            longer = path[-1] == "z" or "position_embeddings" in path
+            hint = "; `extend_positions` makes inputs longer" if longer else ""
+            raise ValueError(
+                f"the config's encoder has other parameters than the model's: {name} is {a}, expected {b}{hint}"
+            )
+    cast = [(path, value.replace(theirs[path][...].astype(value.dtype))) for path, value in ours.items()]
+    nnx.update(new, nnx.from_flat_state(cast))
+
+
+def extend_positions(model: Model, max_len: int) -> Model:
+    """A model for longer inputs, to be trained on: what it knows of positions is repeated end to end, and cut.
+
+    That is how the M2-BERT of 32k positions was started from that of 8k: the table of positions and the features `z` of
+    each long filter are tiled. All else is shared with the model that is given. On inputs of the old length attention
+    computes what it did. A Monarch Mixer does not: its filters decay over `m2.l_max` positions, so they now decay more
+    slowly. Models whose positions are not learned (RoPE, ALiBi, state spaces) take inputs of any length as they are.
+
+    Args:
+      model: any model.
+      max_len: the longest input, at least the present one. It becomes `max_len` where there is a table of positions,
+        and `m2.l_max` where the pattern has an m2.
+
+    Raises:
+      ValueError: max_len is less than the model has, or the pattern itself says l_max.
+
+    Source: `expand_8k_model_to_32k` in bert/main.py of HazyResearch/m2.
+    """
+    config = model.config
+    changes: dict[str, Any] = {}
+    if getattr(config, "max_len", None) is not None:
+        changes["max_len"] = max_len
+    mixers = {word for word, _ in parse_pattern(config.pattern, config.n_layers) if word and mixer_name(word) == "m2"}
+    if mixers:
+        if any("l_max" in word_options(word) for word in mixers):
+            raise ValueError(f"pattern={config.pattern!r} says l_max itself, expected it in m2.l_max")
+        changes["m2"] = dataclasses.replace(config.m2, l_max=max_len)
+    for name, old in (("max_len", getattr(config, "max_len", None)), ("m2.l_max", mixers and config.m2.l_max)):
+        if old and max_len < old:
+            raise ValueError(f"max_len={max_len}, expected at least the model's {name}={old}")
+    new = nnx.eval_shape(lambda: build(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0)))
+    theirs = dict(nnx.to_flat_state(nnx.state(model)))
+
+    def fill(path, abstract):
+        old = theirs[path][...]
+        if old.shape == abstract.shape:
+            return abstract.replace(old)
+        return abstract.replace(jnp.tile(old, (-(-max_len // len(old)), 1))[:max_len])
+
+    nnx.update(new, nnx.from_flat_state([(p, fill(p, v)) for p, v in nnx.to_flat_state(nnx.state(new))]))
+    return new
