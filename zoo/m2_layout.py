@@ -16,7 +16,15 @@ from flax import nnx
 
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from m2.filters import decay_rates, times
-from zoo.encoder import EncoderConfig, MaskedLM, MaskedLMConfig, SequenceClassifier, SequenceClassifierConfig
+from zoo.encoder import (
+    EncoderConfig,
+    MaskedLM,
+    MaskedLMConfig,
+    SequenceClassifier,
+    SequenceClassifierConfig,
+    TokenClassifier,
+    TokenClassifierConfig,
+)
 from zoo.layouts import Layout
 from zoo.names import unknown_name
 from zoo.tensors import Entry, Json, Kind, Table
@@ -157,6 +165,8 @@ def write_config(config: EncoderConfig, layout: Layout) -> Json:
         raise ValueError(f"M2-BERT has no {layout} layout, only the official one")
     if config.pattern != "m2/monarch":
         raise ValueError(f"pattern={config.pattern!r} has no official layout for encoders, only 'm2/monarch'")
+    if isinstance(config, TokenClassifierConfig):
+        raise ValueError("M2-BERT has no layout for a TokenClassifier, only for MaskedLM and SequenceClassifier")
     m2, mlp = config.m2, config.monarch
     if isinstance(config, SequenceClassifierConfig):
         kind, mean = "BertForSequenceClassification" if config.n_labels else "BertModel", config.pool == "mean"
@@ -242,7 +252,7 @@ _RENAMED = tuple(
 )
 
 
-def tensor_table(model: MaskedLM | SequenceClassifier) -> Table:
+def tensor_table(model: MaskedLM | SequenceClassifier | TokenClassifier) -> Table:
     """The tensors of a model's file: every parameter is in exactly one, and what else the official code stores."""
     config = model.config
     entries: dict[str, Entry] = {}

@@ -6,9 +6,11 @@ from flax import nnx
 
 import ssm
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
+from zoo.attention import AttentionConfig
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig, MaskedLMConfig, SequenceClassifierConfig
 from zoo.layouts import official_mlp
+from zoo.mlp import MLPConfig
 from zoo.models import CausalLMConfig
 from zoo.names import unknown_name
 
@@ -75,6 +77,63 @@ def _m2_retrieval(length: int) -> SequenceClassifierConfig:
     return SequenceClassifierConfig(**fields | {"mask_padding": False}, n_labels=0)
 
 
+def _mosaicbert(d_model: int, n_layers: int) -> MaskedLMConfig:
+    # Source: Portes et al. 2023, arXiv:2312.17482, and mosaicml/examples, benchmarks/bert: BERT's block with ALiBi and
+    # no table of positions, a GeGLU of BERT's full width with a bias on the way out alone, 30,522 tokens in 30,528
+    # rows. Theirs drops the hidden layer of the channel mixer where this drops its output, as BERT does.
+    return MaskedLMConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        pattern="attn/mlp",
+        dropout=0.1,
+        vocab_size=30_522,
+        pad_vocab_multiple=64,
+        max_len=None,
+        embedding_dropout=0.1,
+        attn=AttentionConfig(position="alibi", bias=True),
+        mlp=MLPConfig(d_ff=4 * d_model, activation="gelu", out_bias=True),
+    )
+
+
+def _modernbert(d_model: int, n_layers: int, d_ff: int) -> MaskedLMConfig:
+    # Source: the config.json of answerdotai/ModernBERT-{base,large}; Warner et al. 2024, arXiv:2412.13663, table 4.
+    # Every third layer sees all, the others 64 positions to either side; `window` counts the position itself too.
+    return MaskedLMConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        pattern="attn/mlp attn[rope_base=10000,window=65]/mlp*2",
+        norm_place="pre",
+        norm_eps=1e-5,
+        norm_bias=False,
+        first_norm=False,
+        vocab_size=50_368,
+        pad_vocab_multiple=1,
+        max_len=None,
+        type_vocab_size=0,
+        head_bias=False,
+        attn=AttentionConfig(n_heads=d_model // 64, rope_base=160_000.0),
+        mlp=MLPConfig(d_ff=d_ff, activation="gelu"),
+    )
+
+
+def _bimamba(pattern: str) -> MaskedLMConfig:
+    # Ours, for comparison with BERT-base: Mamba's blocks both ways in as many parameters (110M, within 3%), between
+    # BERT's embeddings of tokens and kinds and its head, with BERT's dropout. Norms come first, and there is neither a
+    # channel mixer nor a table of positions, as in Mamba.
+    return MaskedLMConfig(
+        d_model=768,
+        n_layers=11,
+        pattern=pattern,
+        dropout=0.1,
+        norm="rms",
+        norm_place="pre",
+        norm_eps=1e-5,
+        vocab_size=30_522,
+        max_len=None,
+        embedding_dropout=0.1,
+    )
+
+
 presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
@@ -125,6 +184,25 @@ presets: dict[str, ModelConfig] = {
     "m2-bert-80m-2k-retrieval": _m2_retrieval(2048),
     "m2-bert-80m-8k-retrieval": _m2_retrieval(8192),
     "m2-bert-80m-32k-retrieval": _m2_retrieval(32_768),
+    # Source: the config.json of google-bert/bert-base-uncased; Devlin et al. 2018, arXiv:1810.04805, section 3.
+    "bert-base": MaskedLMConfig(
+        d_model=768,
+        n_layers=12,
+        pattern="attn/mlp",
+        dropout=0.1,
+        vocab_size=30_522,
+        pad_vocab_multiple=1,
+        max_len=512,
+        embedding_dropout=0.1,
+        attn=AttentionConfig(n_heads=12, position="none", bias=True),
+        mlp=MLPConfig(d_ff=3072, gated=False, activation="gelu", bias=True),
+    ),
+    "mosaicbert-base": _mosaicbert(768, 12),
+    "mosaicbert-large": _mosaicbert(1024, 24),
+    "modernbert-base": _modernbert(768, 22, 1152),
+    "modernbert-large": _modernbert(1024, 28, 2624),
+    "bimamba-base": _bimamba("mamba"),
+    "bimamba2-base": _bimamba("mamba2"),
 }
 
 

@@ -19,7 +19,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo import layouts, m2_layout
+from zoo import bert_layout, layouts, m2_layout
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig
 from zoo.layouts import EMBEDDINGS, Layout
@@ -31,7 +31,7 @@ ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
 """Gives each parameter, by its path and shape, its place."""
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
-_TOKEN_VECTORS = (*EMBEDDINGS.values(), m2_layout.WORD_EMBEDDINGS)
+_TOKEN_VECTORS = (*EMBEDDINGS.values(), m2_layout.WORD_EMBEDDINGS, *bert_layout.WORD_EMBEDDINGS)
 
 
 def from_pretrained(
@@ -41,10 +41,11 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
 ) -> Model:
-    """Loads a published model: Mamba-1, Falcon-Mamba, Mamba-2 (Codestral-Mamba too), Mamba-3 or M2-BERT.
+    """Loads a published model: one of the Mambas (1, Falcon, 2, Codestral, 3), M2-BERT, BERT or ModernBERT.
 
-    A `CausalLM`; M2-BERT is a `MaskedLM`, or a `SequenceClassifier` where the file holds a pooler instead of that head.
-    It ignores padding as it was trained to; see `EncoderConfig.mask_padding`.
+    A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
+    n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
+    `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row.
 
     Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
     head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
@@ -52,8 +53,8 @@ def from_pretrained(
 
     Args:
       path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba, of
-        HazyResearch/m2 or of transformers; or else a name on the Hugging Face hub, "owner/name", from its cache or the
-        network.
+        HazyResearch/m2, of transformers or of sentence-transformers; or else a name on the Hugging Face hub,
+        "owner/name", from its cache or the network.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
         norms and states are at least float32.
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
@@ -72,8 +73,12 @@ def from_pretrained(
     if len(tensors) < len(stored_tensors):
         raise ValueError(f"{folder}: tensors that differ in the prefix 'model.' alone")
     with _errors_name(source):
+        pooling = None
+        if _is_bert(raw):
+            tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
-        config = _fit_vocabulary(_read_config(raw, tensors, n_labels), tensors)
+        config = _read_config(raw, tensors, n_labels, pooling)
+        config = _fit_vocabulary(config, tensors)
         stored = next((tensors[name].dtype for name in _TOKEN_VECTORS if name in tensors), jnp.float32)
         name = jnp.dtype(stored if dtype is None else dtype).name
         config = dataclasses.replace(config, dtype=name, param_dtype=name)
@@ -100,11 +105,12 @@ def save_pretrained(
     """Writes a model so that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, or M2-BERT; others have no published
-        layout.
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, M2-BERT, BERT or ModernBERT; others have
+        no published layout.
       folder: made if it does not exist.
       layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin), or
-        "transformers" (config.json, model.safetensors), which has neither Mamba-3 nor M2-BERT.
+        "transformers" (config.json, model.safetensors), which has neither Mamba-3 nor M2-BERT, and alone has BERT and
+        ModernBERT; an encoder without a head is written for sentence-transformers too, with how its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
       max_shard_bytes: largest file; more become numbered shards with an index.
 
@@ -115,7 +121,9 @@ def save_pretrained(
     folder = Path(folder)
     raw = _write_config(model.config, layout)
     table = _table(model, layout)
-    said = (table.entries, getattr(model.config, "n_labels", 0))
+    encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
+    beside = {} if encoder is None else bert_layout.pooling_files(encoder)
+    said = (table.entries, getattr(model.config, "n_labels", 0), beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
     raw |= dict(extra or {})
     if _read_config(raw, *said) != described:
@@ -125,11 +133,16 @@ def save_pretrained(
     tensors = {
         name: entry.join([np.asarray(params[path]) for path in entry.paths]) for name, entry in table.entries.items()
     }
+    if encoder is not None:
+        tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
     if layout == "official":  # the official code stores copies and constants all the same
         tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
     save_weights(
         folder, tensors, format="bin" if layout == "official" else "safetensors", max_shard_bytes=max_shard_bytes
     )
+    for name, content in beside.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial = folder / "config.json.partial"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / "config.json")
@@ -224,18 +237,30 @@ class _errors_name:
             raise ValueError(f"{self.path}: {said}") from error
 
 
-def _read_config(raw: Json, tensors: Collection[str], n_labels: int) -> ModelConfig:
-    return m2_layout.read_config(raw, tensors, n_labels) if m2_layout.is_m2_bert(raw) else layouts.read_config(raw)
+def _is_bert(raw: Json) -> bool:
+    return bert_layout.is_bert(raw) and not m2_layout.is_m2_bert(raw)  # older M2-BERTs say that they are BERT
+
+
+def _read_config(raw: Json, tensors: Collection[str], n_labels: int, pooling: Json | None) -> ModelConfig:
+    if m2_layout.is_m2_bert(raw):
+        return m2_layout.read_config(raw, tensors, n_labels)
+    return bert_layout.read_config(raw, tensors, n_labels, pooling) if _is_bert(raw) else layouts.read_config(raw)
 
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
-    if isinstance(config, EncoderConfig):
-        return m2_layout.write_config(config, layout)
-    return layouts.write_config(config, layout)
+    if not isinstance(config, EncoderConfig):
+        return layouts.write_config(config, layout)
+    if layout == "transformers" and config.pattern != "m2/monarch":
+        return bert_layout.write_config(config)
+    return m2_layout.write_config(config, layout)
 
 
 def _table(model: Model, layout: Layout) -> Table:
-    return layouts.tensor_table(model, layout) if isinstance(model, CausalLM) else m2_layout.tensor_table(model)
+    if isinstance(model, CausalLM):
+        return layouts.tensor_table(model, layout)
+    if model.config.pattern == "m2/monarch":
+        return m2_layout.tensor_table(model)
+    return bert_layout.tensor_table(model)
 
 
 def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> ModelConfig:

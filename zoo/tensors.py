@@ -17,14 +17,14 @@ class Entry(NamedTuple):
     paths: tuple[tuple, ...]
     """Our parameters, as paths of `nnx.to_flat_state`."""
     kind: Kind
-    """same: as it is. linear: transposed, several one above the other. conv: with a middle axis of size 1. row: with a
-    first axis of size 1. block: without our first axis, of size 1."""
+    """same: as it is. linear: transposed, several one above the other, and biases one behind the other. conv: with a
+    middle axis of size 1. row: with a first axis of size 1. block: without our first axis, of size 1."""
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The tensor's shape, given those of the parameters."""
         first = shapes[0]
         if self.kind == "linear":
-            return sum(shape[1] for shape in shapes), first[0]
+            return sum(shape[-1] for shape in shapes), *first[:-1]
         return {"same": first, "conv": (first[0], 1, *first[1:]), "row": (1, *first), "block": first[1:]}[self.kind]
 
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:

@@ -248,6 +248,9 @@ def test_a_config_that_cannot_be_read_is_an_error(change, message):
         ({"m2": M2Config(d_conv=4)}, "m2.d_conv=4 cannot be written"),
         ({"m2": M2Config(filter=HyenaFilterConfig(shift=0.1))}, r"m2.filter.shift=0.1 cannot be written"),
         ({"monarch": MonarchMLPConfig(order=2)}, "monarch.order=2 cannot be written"),
+        ({"norm_bias": False}, "norm_bias=False cannot be written"),
+        ({"head_bias": False}, "head_bias=False cannot be written"),
+        ({"pattern": "m2[d_conv=4]/monarch"}, r"pattern='m2\[d_conv=4\]/monarch' has no official layout for encoders"),
     ],
 )
 def test_what_the_layout_has_no_word_for_is_an_error(change, message):
@@ -256,6 +259,15 @@ def test_what_the_layout_has_no_word_for_is_an_error(change, message):
         m2_layout.write_config(zoo.MaskedLMConfig(**fields), "official")
     with pytest.raises(ValueError, match="M2-BERT has no transformers layout, only the official one"):
         m2_layout.write_config(zoo.presets["m2-bert-80m"], "transformers")
+
+
+@pytest.mark.parametrize("pool", ["last", "attention"])
+def test_other_poolings_and_heads_are_errors(pool):
+    fields = {name: value for name, value in vars(zoo.presets["m2-bert-80m"]).items() if "head" not in name}
+    with pytest.raises(ValueError, match=f"pool='{pool}' cannot be written in the official layout, only 'first'"):
+        m2_layout.write_config(zoo.SequenceClassifierConfig(**fields, pool=pool), "official")
+    with pytest.raises(ValueError, match="M2-BERT has no layout for a TokenClassifier, only for MaskedLM and Sequence"):
+        m2_layout.write_config(zoo.TokenClassifierConfig(**fields), "official")
 
 
 def test_the_published_files_of_80m_have_720_tensors():

@@ -45,17 +45,75 @@ import zoo
         ("m2-bert-80m-2k-retrieval", 81_940_224),
         ("m2-bert-80m-8k-retrieval", 87_396_096),
         ("m2-bert-80m-32k-retrieval", 109_219_584),
+        ("bert-base", 109_514_298),
+        ("mosaicbert-base", 137_400_384),
+        ("mosaicbert-large", 435_221_312),
+        ("modernbert-base", 149_655_232),
+        ("modernbert-large", 395_881_664),
+        ("bimamba-base", 107_038_272),
+        ("bimamba2-base", 106_899_056),
     ],
 )
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
-    n_layers = zoo.presets[name].n_layers
-    one, two = (count_parameters(name, n_layers=n) for n in (1, 2))
-    assert one + (n_layers - 1) * (two - one) == parameters  # all layers are alike, and building them takes a while
+    # All layers are alike, or all periods of the pattern but for its first norm, and building them takes a while.
+    n_layers, pattern = zoo.presets[name].n_layers, zoo.presets[name].pattern
+    period = 3 if " " in pattern else 1
+    few = n_layers % period + period
+    less, more = (count_parameters(name, n_layers=n) for n in (few, few + period))
+    assert less + (n_layers - few) // period * (more - less) == parameters
 
 
 def count_parameters(name, **overrides):
     model = nnx.eval_shape(lambda: zoo.create(name, rngs=nnx.Rngs(0), **overrides))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
+
+
+# A line of weights and biases for each part, as the papers describe it: embeddings with their norm, a layer, the head.
+def bert(d, n_layers, *, vocab, d_ff, table):
+    embeddings = (vocab + table) * d + 2 * d
+    layer = 4 * (d * d + d) + (d * d_ff + d_ff) + (d_ff * d + d) + 2 * 2 * d
+    return embeddings, layer, n_layers, (d * d + d) + 2 * d + vocab
+
+
+def mosaicbert(d, n_layers):
+    _, layer, _, head = bert(d, n_layers, vocab=30_528, d_ff=0, table=0)
+    return (30_528 + 2) * d + 2 * d, layer + 3 * d * 4 * d, n_layers, head
+
+
+def modernbert(d, n_layers, d_ff):
+    return 50_368 * d + d, 4 * d * d + 3 * d * d_ff + 2 * d, n_layers, (d * d + d) + 50_368
+
+
+def total(embeddings, layer, n_layers, head):
+    return embeddings + n_layers * layer + head
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "published"),
+    [
+        # Devlin et al. 2018, section 3: 110M. The table has 512 positions and 2 kinds of tokens.
+        ("bert-base", bert(768, 12, vocab=30_522, d_ff=3072, table=514), 110e6),
+        # The model's card: 137M.
+        ("mosaicbert-base", mosaicbert(768, 12), 137e6),
+        ("mosaicbert-large", mosaicbert(1024, 24), None),
+        # Warner et al. 2024, section 2.1: 149M and 395M, which leave the head out.
+        ("modernbert-base", modernbert(768, 22, 1152), 149e6),
+        ("modernbert-large", modernbert(1024, 28, 2624), 395e6),
+    ],
+)
+def test_encoders_of_attention_have_the_parts_that_their_papers_describe(name, parts, published):
+    built = dict(test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1])[name]
+    pre_norm = name.startswith("modernbert")  # its last norm is the one that the first block goes without
+    assert total(*parts) == built
+    if published:
+        without_head = total(*parts[:3], 0)
+        assert (without_head if pre_norm else built) == pytest.approx(published, rel=0.005)
+
+
+def test_the_mambas_that_look_both_ways_are_of_bert_bases_size():
+    for name, parameters in test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1]:
+        if name.startswith("bimamba"):
+            assert parameters == pytest.approx(110e6, rel=0.03)
 
 
 def test_every_preset_is_tested():
@@ -74,8 +132,8 @@ def test_create_takes_overrides_and_leaves_the_preset_alone():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: codestral-mamba-7b"),
-        ("gpt", {}, "unknown preset 'gpt'. Known: codestral-mamba-7b, falcon-mamba-7b"),
+        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: bert-base, bimamba-base"),
+        ("gpt", {}, "unknown preset 'gpt'. Known: bert-base, bimamba-base"),
         ("mamba-130m", {"n_layer": 2}, "unknown config field 'n_layer', did you mean 'n_layers'"),
         ("mamba-130m", {"n_layers": 0}, "n_layers=0, expected at least 1"),
     ],

@@ -23,9 +23,7 @@ from zoo.weight_files import open_weights, save_weights
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"  # how they were made: its README.md
-NAMES = sorted(
-    folder.name for folder in PUBLISHED.iterdir() if folder.is_dir() and not folder.name.startswith("m2_bert")
-)
+NAMES = sorted(folder.name for folder in PUBLISHED.iterdir() if folder.is_dir() and "bert" not in folder.name)
 TIED = {"mamba1", "mamba3_siso", "mamba3_mimo", "mamba_hf"}
 OFFICIAL = {
     "d_model": 16,
@@ -478,6 +476,8 @@ def test_infinity_is_written_so_that_the_file_stays_json(tmp_path):
         (lm("mamba3"), "transformers", "pattern='mamba3' has no transformers layout; those that have one: mamba, mam"),
         (lm("attn/mlp"), "official", "pattern='attn/mlp' has no official layout"),
         (lm("mamba attn"), "official", "pattern='mamba attn' has no official layout"),
+        (lm("mamba[d_state=4]"), "official", "pattern='mamba[d_state=4]' has no official layout"),
+        (lm("mamba2/mlp[d_ff=128]*2", mlp=MLP), "official", "pattern='mamba2/mlp[d_ff=128]*2' has no official layout"),
         (lm("-/mlp"), "official", "pattern='-/mlp' has no official layout"),
         (lm("mamba mamba/mlp", mlp=MLP), "official", "pattern='mamba mamba/mlp' has no official layout"),
         (lm("mamba/mlp"), "transformers", "pattern='mamba/mlp' has no transformers layout"),
