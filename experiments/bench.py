@@ -9,9 +9,10 @@
 
 `scan` and `conv` time one operation, `mlp` one channel mixer; `mamba`, `mamba2` and `mamba3` (single-input, and mimo)
 whole language models at the width of the 130m ones and `bert` masked language models at the width of BERT-base, with
-few layers and a small vocabulary, so that the mixers are what counts. Passes: forward to the logits; forward +
-backward, to the gradient in every parameter (`scan`, `conv`: in every input; `mlp`: in both); decode, one token at a
-time after a prompt, in ms a token. All is float32, and contenders read the same tokens.
+few layers and a small vocabulary, so that the mixers are what counts; `mlm` small encoders of equal size on a batch of
+masked tokens (`--d-model 128 --layers 4 --vocab-size 8192` is `pretrain small`). Passes: forward to the logits (`mlm`:
+the loss); forward + backward, to the gradient in every parameter (`scan`, `conv`: in every input; `mlp`: in both);
+decode, one token at a time after a prompt, in ms a token. All is float32, and contenders read the same tokens.
 
 Memory, in MiB, is what a call takes beyond its inputs and parameters: for JAX the results and temporary buffers that
 the compiler plans (on CPU that is all but what libraries take inside a product or an FFT), for PyTorch the peak that
@@ -38,13 +39,15 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import bench_models, bench_monarch, bench_scan, flags
+from experiments import bench_masked_lm, bench_models, bench_monarch, bench_scan, flags
 from experiments.bench_contenders import PASSES, Call, Contender, Missing, Pass, Sizes
 
+Group = Literal["scan", "mamba", "mamba2", "mamba3", "mamba3-mimo", "conv", "mlp", "bert", "mlm"]
 GROUPS: dict[str, Mapping[str, Contender]] = {
     "scan": bench_scan.CONTENDERS,
     **bench_models.CONTENDERS,
     **bench_monarch.CONTENDERS,
+    **bench_masked_lm.CONTENDERS,
 }
 PEERS = ("jaxlib", "flax", "torch", "transformers", "mambapy", "mamba2-jax", "mamba3-jax")
 
@@ -58,9 +61,7 @@ VERY_SLOW_CALL = 10.0
 class Config:
     """What to time, at which sizes, and how often."""
 
-    what: Annotated[
-        tuple[Literal["scan", "mamba", "mamba2", "mamba3", "mamba3-mimo", "conv", "mlp", "bert"], ...], flags.Positional
-    ] = ()
+    what: Annotated[tuple[Group, ...], flags.Positional] = ()
     """Operations and models to time; mamba3 includes mamba3-mimo. None given: all."""
     passes: tuple[Literal["forward", "backward", "decode"], ...] = ("forward", "backward", "decode")
     """Passes to time; backward is forward + backward."""

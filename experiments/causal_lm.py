@@ -25,12 +25,12 @@ from flax import nnx
 import ssm
 import zoo
 from experiments import flags, runs
-from experiments.checkpoints import restore_params
 from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.metrics import read_metrics
+from experiments.model_size import count_params
 from experiments.optim import OptimConfig
 from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
-from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, split_model, train
+from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 
 
@@ -128,10 +128,6 @@ def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
     return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_nat}
 
 
-# Modules whose weights do not meet every token in a matrix product.
-_NOT_A_PRODUCT = ("conv1d", "short_filter", "implicit_filter")
-
-
 def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
     """Floating-point operations that training needs for one token, forward and backward.
 
@@ -148,25 +144,24 @@ def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
         or (path[-1].key == "embedding" and config.tie_embeddings)
     )
     attention = [layer.mixer for layer in model.backbone.layers if isinstance(layer.mixer, zoo.Attention)]
-    seen = min(config.attn.window or seq_len, seq_len) / 2
-    return 6 * weights + 12 * seen * sum(mixer.n_heads * mixer.head_dim for mixer in attention)
+    pairs = sum(
+        mixer.n_heads * mixer.head_dim * min(mixer.config.window or seq_len, seq_len) / 2 for mixer in attention
+    )
+    return 6 * weights + 12 * pairs
 
 
 def make_task(config: Config, corpus: Corpus) -> Task:
     """The task of a configuration whose model.vocab_size is known."""
     seq_len, batch_size = config.data.seq_len, config.train.batch_size
     held_out = corpus.validation
-    mixers = {mixer for mixer, _ in zoo.parse_pattern(config.model.pattern, config.model.n_layers)}
+    mixers = {zoo.mixer_name(mixer) for mixer, _ in zoo.parse_pattern(config.model.pattern, config.model.n_layers)}
     for mixer, name in (("attn", "attention"), ("m2", "a long convolution")):
         if config.train.carry_state and mixer in mixers:
             pattern = config.model.pattern
             raise ValueError(
                 f"--train.carry-state with --model.pattern {pattern!r}: {name}'s state grows with the text"
             )
-    if "m2" in mixers and seq_len > config.model.m2.l_max:
-        raise ValueError(
-            f"--data.seq-len {seq_len} with --model.m2.l-max {config.model.m2.l_max}: filters are at most l-max long"
-        )
+    runs.check_filters(config.model, seq_len)
     make = make_lanes if config.train.carry_state else make_batches
 
     def bits_per_nat(stream):
@@ -196,14 +191,9 @@ def fit_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
     Raises:
       ValueError: the tokenizer has ids that the model has no row for.
     """
-    if config.model.vocab_size == 0:
-        return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"--model.vocab-size {config.model.vocab_size} is smaller than the vocabulary of --data.tokenizer "
-            f"{config.data.tokenizer}, {tokenizer.vocab_size}; set it to 0 to take the tokenizer's"
-        )
-    return config
+    return dataclasses.replace(
+        config, model=runs.fit_vocabulary(config.model, tokenizer.vocab_size, config.data.tokenizer)
+    )
 
 
 def default_run_dir(config: Config) -> Path:
@@ -228,9 +218,7 @@ def load_run(folder: str | Path, *, step: Any = "latest") -> tuple[zoo.CausalLM,
     config = flags.load_config(Config, folder / "config.json")
     tokenizer = restore_tokenizer(folder)
     config = fit_vocabulary(config, tokenizer)
-    model = nnx.eval_shape(lambda: zoo.CausalLM(config.model, rngs=nnx.Rngs(0)))
-    graphdef, params, rest = split_model(model)
-    return nnx.merge(graphdef, restore_params(folder, params, step=step), rest), tokenizer, config
+    return runs.restore_model(folder, config.model, step=step), tokenizer, config
 
 
 def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
@@ -270,12 +258,6 @@ def main() -> int:
     print(f'more text:  python -m experiments.sample {folder} --prompt "class "')
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0
-
-
-def count_params(config: zoo.CausalLMConfig) -> int:
-    """Number of parameters of a model, without building it."""
-    model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
 def print_sample(model: zoo.CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 200) -> None:

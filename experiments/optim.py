@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -16,8 +17,9 @@ class OptimConfig:
     """Peak learning rate."""
     warmup_steps: int = 100
     """Steps of linear warm-up from 0 to the peak."""
-    schedule: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls from its peak."""
+    schedule: Literal["cosine", "linear", "trapezoid"] = "cosine"
+    """How the learning rate falls from its peak. trapezoid: not at all until the last tenth of the steps, and there by
+    one minus a square root, as ModernBERT's."""
     final_fraction: float = 0.1
     """Learning rate at the last step, as a share of the peak."""
     weight_decay: float = 0.1
@@ -32,8 +34,8 @@ class OptimConfig:
     """Largest norm of the whole gradient; longer ones are scaled down. 0 switches clipping off."""
 
     def __post_init__(self):
-        if self.schedule not in ("cosine", "linear"):
-            raise ValueError(f"schedule={self.schedule!r}, expected 'cosine' or 'linear'")
+        if self.schedule not in (known := ("cosine", "linear", "trapezoid")):
+            raise ValueError(f"schedule={self.schedule!r}, expected one of {', '.join(known)}")
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}, expected more than 0")
         if self.warmup_steps < 0:
@@ -45,12 +47,17 @@ class OptimConfig:
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear to the peak, then a cosine or a line to its `final_fraction` at `steps`."""
+    """Learning rate by step: linear to the peak, then as `schedule` says to its `final_fraction` at `steps`."""
     warmup = min(config.warmup_steps, steps - 1)
-    if config.schedule == "linear":
-        last = config.learning_rate * config.final_fraction
-        down = optax.linear_schedule(config.learning_rate, last, max(1, steps - warmup))
-        up = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
+    if config.schedule != "cosine":
+        peak, last = config.learning_rate, config.learning_rate * config.final_fraction
+        after = max(1, steps - warmup)
+        if config.schedule == "linear":
+            down = optax.linear_schedule(peak, last, after)
+        else:
+            decay = max(1, min(after, steps // 10))
+            down = lambda step: peak - (peak - last) * jnp.sqrt(jnp.clip((step - after + decay) / decay, 0, 1))  # noqa: E731
+        up = optax.linear_schedule(0.0, peak, max(1, warmup))
         return optax.join_schedules([up, down], [warmup]) if warmup else down
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else config.learning_rate,

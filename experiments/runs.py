@@ -1,4 +1,4 @@
-"""A run's folder: what it is called, and whether it holds this run already."""
+"""A run's folder: what it is called, whether it holds this run already, and the model in it."""
 
 import dataclasses
 import hashlib
@@ -7,8 +7,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments import flags
+from flax import nnx
 
+from experiments import flags
+from experiments.checkpoints import restore_params
+from experiments.train import split_model
+from zoo.backbone import BackboneConfig, mixer_name, parse_pattern, word_config
+from zoo.build import MODELS, ModelConfig, build
+from zoo.models import TokenConfig
+
+TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
+# The file of a run that says which model its checkpoints are of.
+MODEL_FILE = "model.json"
 Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, `model` and `train`
 
 # Fields that may change between two starts of one run.
@@ -59,6 +69,70 @@ def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{folder} holds a run with {flag} {before}, not {now}; choose another --run-dir for this one")
     return True
+
+
+def fit_vocabulary(model: TokenModelConfig, vocab_size: int, tokenizer: str) -> TokenModelConfig:
+    """A model's configuration with a vocabulary: the tokenizer's, where it has none yet.
+
+    Args:
+      vocab_size: ids that the tokenizer needs.
+      tokenizer: its name, for the error.
+
+    Raises:
+      ValueError: the tokenizer has ids that the model has no row for.
+    """
+    if model.vocab_size == 0:
+        return dataclasses.replace(model, vocab_size=vocab_size)
+    if vocab_size > model.vocab_size:
+        raise ValueError(
+            f"--model.vocab-size {model.vocab_size} is smaller than the vocabulary of --data.tokenizer "
+            f"{tokenizer}, {vocab_size}; set it to 0 to take the tokenizer's"
+        )
+    return model
+
+
+def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-len") -> None:
+    """Raises a ValueError where rows of this length are longer than a long convolution's filters."""
+    for word, _ in parse_pattern(model.pattern, model.n_layers):
+        if word is not None and mixer_name(word) == "m2" and length > (l_max := word_config(model, word).l_max):
+            raise ValueError(f"{flag} {length} with --model.m2.l-max {l_max}: filters are at most l-max long")
+
+
+def save_model_config(model: ModelConfig, folder: Path) -> None:
+    """Writes which model the checkpoints of a run are of, in one step."""
+    text = json.dumps({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, indent=2)
+    partial = folder / f"{MODEL_FILE}.partial"
+    partial.write_text(text + "\n")
+    partial.replace(folder / MODEL_FILE)
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """Reads what `save_model_config` wrote.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    path = folder / MODEL_FILE
+    kinds = {kind.__name__: kind for kind in MODELS}
+    try:
+        said = json.loads(path.read_text())
+        return flags.from_dict(kinds[said["kind"]], said["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} describes no model: {error}") from error
+
+
+def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") -> Any:
+    """The model of a run's checkpoint. Changes nothing in the folder.
+
+    Args:
+      folder: the run's.
+      config: the model's, its vocabulary known.
+      step: a checkpoint's step, "latest" or "best".
+    """
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split_model(model)
+    return nnx.merge(graphdef, restore_params(folder, params, step=step), rest)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, bench_contenders, bench_models, bench_monarch, flags
+from experiments import bench, bench_contenders, bench_masked_lm, bench_models, bench_monarch, flags
 from experiments.bench_contenders import Missing, Sizes
 from tests.numerics import assert_close
 
@@ -101,6 +101,13 @@ def test_each_convolution_is_the_same_one():
     for contender in (ours, monarch):
         for which, call in contender(SIZES).items():
             assert_close(call(), expected[which](), gradient=which == "backward")
+
+
+def test_the_head_at_every_position_costs_more_and_gives_the_same():
+    contenders = bench_masked_lm.CONTENDERS["mlm"]
+    gathered, everywhere = (contenders[name](SIZES) for name in ("attn/mlp", "attn/mlp, all logits"))
+    for which, call in gathered.items():
+        assert_close(call(), everywhere[which](), gradient=which == "backward")
 
 
 @pytest.mark.parametrize(

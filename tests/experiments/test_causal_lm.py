@@ -23,6 +23,7 @@ import zoo
 from experiments import bench, causal_lm, convert, flags, sample
 from experiments.checkpoints import Checkpoints
 from experiments.metrics import read_metrics
+from experiments.train import split_model
 from tests.numerics import assert_close, with_random_parameters
 
 REPOSITORY = Path(causal_lm.__file__).parents[1]
@@ -352,7 +353,7 @@ def start(*arguments):
 
 def final_parameters(folder):
     model, _, _ = causal_lm.load_run(folder)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.asarray, causal_lm.split_model(model)[1]))]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.asarray, split_model(model)[1]))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

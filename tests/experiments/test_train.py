@@ -166,6 +166,13 @@ def test_a_linear_schedule_falls_in_a_line():
         assert rates == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_trapezoid_stays_at_its_peak_until_the_last_tenth():
+    options = {"learning_rate": 1.0, "final_fraction": 0.2, "schedule": "trapezoid", "warmup_steps": 10}
+    schedule = make_schedule(OptimConfig(**options), 200)
+    rates = [float(schedule(step)) for step in (0, 5, 10, 100, 180, 185, 200)]
+    assert rates == pytest.approx([0, 0.5, 1, 1, 1, 1 - 0.8 * 0.5, 0.2], abs=1e-6)
+
+
 def test_schedule_warms_up_and_ends_at_its_fraction():
     schedule = make_schedule(OptimConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1), 110)
     rates = [float(schedule(step)) for step in (0, 5, 10, 60, 110)]
