@@ -13,7 +13,7 @@ from flax import nnx
 
 from zoo.backbone import mixer_name, parse_pattern, word_options
 from zoo.build import MODELS, Model, build
-from zoo.encoder import EncoderConfig, EncoderModel, SequenceClassifierConfig
+from zoo.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.names import unknown_name
 
 
@@ -21,7 +21,8 @@ def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs
     """A model of another kind, or with another head of the same kind, around a trained encoder.
 
     The encoder's parameters are the given model's own arrays, shared and not copied. The head is fresh, except that
-    what pools a row is kept from one `SequenceClassifier` to another with the same `pool`.
+    a `MaskedLM` keeps its own from one to another, and so does what pools a row from one `SequenceClassifier` to
+    another with the same `pool`.
 
         zoo.with_head(masked_lm, zoo.SequenceClassifierConfig, n_labels=3, pool="mean", rngs=nnx.Rngs(0))
 
@@ -53,6 +54,9 @@ def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs
         config = dataclasses.replace(config, **fields)
 
     new: Any = MODELS[kind](config, rngs=rngs)
+    if isinstance(new, MaskedLM) and isinstance(model, MaskedLM):
+        _take_over(new, model)
+        return new
     kept = ["encoder"]
     if isinstance(config, SequenceClassifierConfig) and config.pool == getattr(model.config, "pool", None):
         kept += [name for name in ("attention_pool", "pooler") if getattr(new, name) and getattr(model, name)]
@@ -94,7 +98,7 @@ def extend_positions(model: Model, max_len: int) -> Model:
     Raises:
       ValueError: max_len is less than the model has, or the pattern itself says l_max.
 
-    Source: `expand_8k_model_to_32k` in bert/main.py of HazyResearch/m2.
+    Source: `expand_8k_model_to_32k` in bert/ of HazyResearch/m2.
     """
     config = model.config
     changes: dict[str, Any] = {}

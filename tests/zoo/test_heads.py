@@ -48,6 +48,13 @@ def assert_shared(new, old):
         assert value is theirs[name], name
 
 
+def test_a_masked_language_models_head_is_kept_under_other_options():
+    model = make()
+    other = zoo.with_head(model, zoo.MaskedLMConfig, rngs=nnx.Rngs(3), dropout=0.1)
+    assert other.config.dropout == 0.1
+    assert_shared(other, model)
+
+
 @pytest.mark.parametrize("target", KINDS)
 @pytest.mark.parametrize("source", KINDS)
 def test_the_encoder_is_shared_and_computes_what_it_did(source, target):
