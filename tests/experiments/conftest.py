@@ -1,12 +1,35 @@
-"""A cache of their own for the tests of data, and the corpora that several of them read."""
+"""Commands run in this process, a cache of their own, and the corpora that several tests read."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import data
+from experiments import data, flags
 from experiments.data import Corpus, DataConfig, load_corpus
 from tests.experiments.texts import write_documents
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, tmp_path, with a cache of its own in it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run_command(empty_folder, monkeypatch, capsys):
+    """run(module, *arguments): a module's command in an empty folder, as (exit status, stdout, stderr)."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            flags.run(module.main)
+        out = capsys.readouterr()
+        return ended.value.code or 0, out.out, out.err
+
+    return run
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
 """The benchmark as a user runs it, at sizes that take a moment: each contender of ours, peers where installed."""
 
+import functools
 import importlib.util
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench, bench_contenders, bench_masked_lm, bench_models, bench_monarch, flags
+from experiments import bench, bench_contenders, bench_masked_lm, bench_models, bench_monarch
 from experiments.bench_contenders import Missing, Sizes
 from tests.numerics import assert_close
 
@@ -17,21 +17,15 @@ TINY = ("--lengths", "16", "--d-model", "32", "--d-state", "4", "--vocab-size", 
 SIZES = Sizes(batch=1, length=16, d_model=32, d_inner=64, d_state=4, layers=1, vocab_size=16, tokens=2)
 
 
-def run(*arguments, capsys):
+@pytest.fixture
+def run(run_command):
     """Runs the command in this process: (exit status, stdout, stderr)."""
-    before, sys.argv = sys.argv, ["bench", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            flags.run(bench.main)
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
+    return functools.partial(run_command, bench)
 
 
-def test_a_row_for_each_pass_and_a_record_of_every_time(tmp_path, capsys):
+def test_a_row_for_each_pass_and_a_record_of_every_time(tmp_path, run):
     path = tmp_path / "out.json"
-    status, out, err = run("mamba2", *TINY, "--only", "zoo", "--json", path, capsys=capsys)
+    status, out, err = run("mamba2", *TINY, "--only", "zoo", "--json", path)
     assert status == 0, err
     record = json.loads(path.read_text())
     assert [figure["pass"] for figure in record["figures"]] == list(bench_contenders.PASSES.values())
@@ -46,13 +40,13 @@ def test_a_row_for_each_pass_and_a_record_of_every_time(tmp_path, capsys):
     assert all(row.split("|")[6].strip() == "1.00" for row in rows)
 
 
-def test_each_of_our_models_runs(capsys):
-    status, out, err = run("mamba", "mamba3", *TINY, "--only", "zoo", "--passes", "forward", capsys=capsys)
+def test_each_of_our_models_runs(run):
+    status, out, err = run("mamba", "mamba3", *TINY, "--only", "zoo", "--passes", "forward")
     assert status == 0, err
     assert [out.count(f"| zoo.CausalLM {name} ") for name in ("mamba", "mamba3", "mamba3 mimo")] == [1, 2, 1]
 
 
-def test_decoding_is_timed_once_and_scans_have_none(capsys):
+def test_decoding_is_timed_once_and_scans_have_none(run):
     arguments = (
         "scan",
         "mamba",
@@ -67,27 +61,27 @@ def test_decoding_is_timed_once_and_scans_have_none(capsys):
         "decode",
         "forward",
     )
-    status, out, err = run(*arguments, capsys=capsys)
+    status, out, err = run(*arguments)
     assert status == 0, err
     assert out.count("decode, a token") == 1
     assert out.count("| forward") == 4
 
 
-def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, capsys):
+def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, run):
     find_spec = importlib.util.find_spec
     hidden = {"torch", "mambapy", "transformers", "mamba2_jax", "mamba3_jax"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name))
-    status, out, err = run("mamba2", *TINY, "--passes", "decode", capsys=capsys)
+    status, out, err = run("mamba2", *TINY, "--passes", "decode")
     assert status == 0, err
     assert out.count("| mamba2 ") == 1
     assert "not timed: mamba2-jax, chunk 64: pip install mamba2-jax\n" in out
     assert "transformers, chunk 64: pip install torch transformers\n" in out
 
 
-def test_monarch_mixer_and_what_it_replaces_over_lengths(tmp_path, capsys):
+def test_monarch_mixer_and_what_it_replaces_over_lengths(tmp_path, run):
     picture = tmp_path / "speed.png"
     arguments = ("--only", "zoo", "Monarch", "--lengths", 8, 16, "--passes", "forward", "--plot", picture)
-    status, out, err = run("mlp", "bert", *TINY, *arguments, capsys=capsys)
+    status, out, err = run("mlp", "bert", *TINY, *arguments)
     assert status == 0, err
     assert out.count("| mlp ") == 6
     assert out.count("| bert ") == 4
@@ -168,15 +162,15 @@ def test_a_result_that_is_not_finite_stops_the_run():
         (("conv", "--plot", "out.png"), "plot=out.png, expected more than one length"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message, capsys):
-    status, _, err = run(*arguments, capsys=capsys)
+def test_mistakes_are_one_line(arguments, message, run):
+    status, _, err = run(*arguments)
     assert status
     assert message in err
     assert "Traceback" not in err
 
 
-def test_the_help_shows_the_commands(capsys):
-    status, out, _ = run("--help", capsys=capsys)
+def test_the_help_shows_the_commands(run):
+    status, out, _ = run("--help")
     assert status == 0
     assert "python -m experiments.bench mamba2 mamba3" in out
     assert "--passes" in out

@@ -53,10 +53,7 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture
@@ -67,21 +64,15 @@ def text(tmp_path):
     return path
 
 
-def command(module, *arguments, capsys=None):
+@pytest.fixture
+def command(run_command):
     """Runs a command in this process: (exit status, stdout, stderr)."""
-    before, sys.argv = sys.argv, [module.__name__, *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            flags.run(module.main)
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
+    return run_command
 
 
-def test_trains_resumes_and_samples(text, tmp_path, capsys):
+def test_trains_resumes_and_samples(text, tmp_path, command):
     arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL)
-    status, out, err = command(causal_lm, *arguments, capsys=capsys)
+    status, out, err = command(causal_lm, *arguments)
     assert status == 0, err
     assert "bits/byte" in out
     assert "resumes from step 6" in out
@@ -89,16 +80,16 @@ def test_trains_resumes_and_samples(text, tmp_path, capsys):
     for name in ("config.json", "metrics.jsonl", "curves.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
-    status, out, _ = command(causal_lm, *arguments, "--steps", 8, capsys=capsys)
+    status, out, _ = command(causal_lm, *arguments, "--steps", 8)
     assert status == 0
     assert "resumed from step 6" in out
     assert [r["step"] for r in read_metrics(tmp_path / "run") if r["split"] == "train"] == [2, 4, 6, 8]
 
     greedy = ("run", "--prompt", "line ", "--max-new-tokens", 12, "--temperature", 0)
-    status, out, _ = command(sample, *greedy, capsys=capsys)
+    status, out, _ = command(sample, *greedy)
     assert status == 0
     assert out.startswith("line ")
-    assert command(sample, *greedy, capsys=capsys)[1] == out
+    assert command(sample, *greedy)[1] == out
 
 
 @pytest.mark.parametrize("pattern", ["mamba", "mamba2", "mamba3"])
@@ -124,16 +115,16 @@ def test_the_carried_loss_over_pieces_is_that_of_the_whole(pattern):
     assert_close(sum(totals), expected)
 
 
-def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, capsys):
+def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, command):
     small = ("tiny", "--data.path", text, *SMALL, "--train.carry-state")
     runs = {"whole": [], "cut": ["--train.accumulate", 2]}
     for name, options in runs.items():
-        status, _, err = command(causal_lm, *small, "--run-dir", name, *options, capsys=capsys)
+        status, _, err = command(causal_lm, *small, "--run-dir", name, *options)
         assert status == 0, err
     shutil.copytree("whole", "stopped")
     for step in Checkpoints(tmp_path / "stopped").steps()[1:]:
         shutil.rmtree(tmp_path / "stopped" / "checkpoints" / str(step))
-    status, out, err = command(causal_lm, *small, "--run-dir", "stopped", capsys=capsys)
+    status, out, err = command(causal_lm, *small, "--run-dir", "stopped")
     assert status == 0, err
     assert "resumed from step 4" in out
 
@@ -142,28 +133,28 @@ def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, 
 
     assert losses("stopped") == losses("whole")
     assert np.allclose(losses("cut"), losses("whole"), rtol=1e-4)
-    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "mamba attn", capsys=capsys)
+    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "mamba attn")
     assert (status, err.count("\n")) == (1, 1)
     assert "--train.carry-state with --model.pattern 'mamba attn': attention's state grows" in err
-    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "m2/monarch", capsys=capsys)
+    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "m2/monarch")
     assert (status, err.count("\n")) == (1, 1)
     assert "--model.pattern 'm2/monarch': a long convolution's state grows" in err
 
 
-def test_monarch_mixer_by_one_flag(text, capsys):
+def test_monarch_mixer_by_one_flag(text, command):
     arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL, "--model.pattern", "m2/monarch")
-    status, _, err = command(causal_lm, *arguments, capsys=capsys)
+    status, _, err = command(causal_lm, *arguments)
     assert status == 0, err
     assert isinstance(causal_lm.load_run("run")[0].backbone.layers[0].mixer, m2.M2Mixer)
-    status, _, err = command(causal_lm, *arguments, "--model.m2.l-max", 4, "--run-dir", "no", capsys=capsys)
+    status, _, err = command(causal_lm, *arguments, "--model.m2.l-max", 4, "--run-dir", "no")
     assert (status, err.count("\n")) == (1, 1)
     assert "with --model.m2.l-max 4: filters are at most l-max long" in err
 
 
-def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, capsys):
-    assert command(causal_lm, "tiny", "--data.path", text, "--run-dir", "run", *SMALL, capsys=capsys)[0] == 0
+def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, command):
+    assert command(causal_lm, "tiny", "--data.path", text, "--run-dir", "run", *SMALL)[0] == 0
     for source, target, layout in (("run", "theirs", "transformers"), ("theirs", "back", "official")):
-        status, out, err = command(convert, source, target, "--layout", layout, capsys=capsys)
+        status, out, err = command(convert, source, target, "--layout", layout)
         assert status == 0, err
         assert f"{source} -> {target}: " in out
         assert f"in the {layout} layout, read back and equal" in out
@@ -172,7 +163,7 @@ def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, ca
     run, back = causal_lm.load_run(tmp_path / "run")[0], zoo.from_pretrained(tmp_path / "back")
     assert np.array_equal(run(ids), back(ids))
     greedy = ("--prompt", "line ", "--max-new-tokens", 5, "--temperature", 0)
-    status, out, err = command(sample, "--model", "back", *greedy, capsys=capsys)
+    status, out, err = command(sample, "--model", "back", *greedy)
     assert status == 0, err
     assert out.startswith("line ")
 
@@ -189,8 +180,8 @@ def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, ca
         (convert, ["nowhere", "out", "--layout", "hf"], "invalid choice 'hf'"),
     ],
 )
-def test_mistakes_with_published_models_are_one_clear_line(text, module, arguments, message, capsys):
-    status, _, err = command(module, *arguments, capsys=capsys)
+def test_mistakes_with_published_models_are_one_clear_line(text, module, arguments, message, command):
+    status, _, err = command(module, *arguments)
     assert status != 0
     assert message in err
     assert err.count("\n") == 1
@@ -211,13 +202,13 @@ def test_a_config_comes_back_from_json(tmp_path):
         assert flags.load_config(causal_lm.Config, tmp_path / "config.json") == config
 
 
-def test_bpe_by_a_flag(text, tmp_path, capsys):
+def test_bpe_by_a_flag(text, tmp_path, command):
     bpe = ("--data.tokenizer", "bpe", "--data.bpe-vocab-size", 300)
-    status, _, err = command(causal_lm, "tiny", "--data.path", text, *bpe, "--run-dir", "run", *SMALL, capsys=capsys)
+    status, _, err = command(causal_lm, "tiny", "--data.path", text, *bpe, "--run-dir", "run", *SMALL)
     assert status == 0, err
     model, tokenizer, _ = causal_lm.load_run(tmp_path / "run")
     assert model.config.vocab_size == tokenizer.vocab_size <= 300
-    assert command(sample, "run", "--prompt", "line", "--max-new-tokens", 5, capsys=capsys)[0] == 0
+    assert command(sample, "run", "--prompt", "line", "--max-new-tokens", 5)[0] == 0
 
 
 def binary_junk(folder):
@@ -254,10 +245,10 @@ def short_documents(folder):
         (["--run-dir", "."], "--run-dir . is not empty and holds no run"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message, text, tmp_path, capsys):
+def test_bad_input_is_one_clear_line(arguments, message, text, tmp_path, command):
     arguments = arguments(tmp_path) if callable(arguments) else arguments
     base = ["tiny", "--data.path", text, "--run-dir", "run", *SMALL]
-    status, _, err = command(causal_lm, *base, *arguments, capsys=capsys)
+    status, _, err = command(causal_lm, *base, *arguments)
     assert status != 0
     assert message in err
     assert "Traceback" not in err
@@ -274,29 +265,29 @@ def test_bad_input_is_one_clear_line(arguments, message, text, tmp_path, capsys)
         ([], "expected one of"),
     ],
 )
-def test_a_wrong_flag_is_answered_with_the_right_one(arguments, message, capsys):
-    status, _, err = command(causal_lm, *arguments, capsys=capsys)
+def test_a_wrong_flag_is_answered_with_the_right_one(arguments, message, command):
+    status, _, err = command(causal_lm, *arguments)
     assert status in (1, 2)
     assert message.lower() in err.lower()
     assert len(err.splitlines()) == 1
 
 
-def test_another_run_in_the_folder_is_named_by_its_flag(text, capsys):
+def test_another_run_in_the_folder_is_named_by_its_flag(text, command):
     arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL)
-    assert command(causal_lm, *arguments, capsys=capsys)[0] == 0
-    status, _, err = command(causal_lm, *arguments, "--model.d-model", 32, capsys=capsys)
+    assert command(causal_lm, *arguments)[0] == 0
+    status, _, err = command(causal_lm, *arguments, "--model.d-model", 32)
     assert status == 1
     assert "run holds a run with --model.d-model 16, not 32" in err
 
 
-def test_a_checkpoint_of_another_model_is_refused_and_kept(text, tmp_path, capsys):
+def test_a_checkpoint_of_another_model_is_refused_and_kept(text, tmp_path, command):
     arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL)
-    assert command(causal_lm, *arguments, capsys=capsys)[0] == 0
+    assert command(causal_lm, *arguments)[0] == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["model"]["d_model"] = 24
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     for module, line in ((causal_lm, [*arguments, "--model.d-model", 24, "--steps", 9]), (sample, ["run"])):
-        status, _, err = command(module, *line, capsys=capsys)
+        status, _, err = command(module, *line)
         assert status == 1
         assert err.count("error: ") == 1
         assert "is of another model" in err
@@ -305,17 +296,17 @@ def test_a_checkpoint_of_another_model_is_refused_and_kept(text, tmp_path, capsy
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["."]])
-def test_sampling_from_what_is_no_run_is_one_clear_line(arguments, capsys):
-    status, _, err = command(sample, *arguments, capsys=capsys)
+def test_sampling_from_what_is_no_run_is_one_clear_line(arguments, command):
+    status, _, err = command(sample, *arguments)
     assert status == 1
     assert "holds no run" in err
     assert "Traceback" not in err
 
 
-def test_published_presets_take_their_own_text(text, capsys):
+def test_published_presets_take_their_own_text(text, command):
     smaller = ("--model.d-model", 16, "--model.n-layers", 1, "--data.seq-len", 64, "--train.batch-size", 2)
     arguments = ("mamba-130m", "--data.path", text, *smaller, "--steps", 1, "--eval-batches", 1, "--prompt=")
-    status, out, err = command(causal_lm, *arguments, "--train.no-tensorboard", capsys=capsys)
+    status, out, err = command(causal_lm, *arguments, "--train.no-tensorboard")
     assert status == 0, err
     assert int(out.split()[1].replace(",", "")) > 50_280 * 16
 
@@ -332,9 +323,9 @@ def test_flops_count_six_a_weight_and_the_attended_pairs():
     assert causal_lm.flops_per_token(config, 100) == 6 * weights + 2 * 12 * 64 * 50
 
 
-def test_bench_prints_a_row_for_each_contender(tmp_path, capsys):
+def test_bench_prints_a_row_for_each_contender(tmp_path, command):
     arguments = ("--lengths", 32, "--d-inner", 8, "--rounds", 1, "--only", "ssm", "--json", tmp_path / "out.json")
-    status, out, err = command(bench, *arguments, capsys=capsys)
+    status, out, err = command(bench, *arguments)
     assert status == 0, err
     assert out.count("ssm.selective_scan") == 4
     assert len(json.loads((tmp_path / "out.json").read_text())["figures"]) == 4
@@ -402,8 +393,8 @@ def test_killed_ten_times_at_random_a_run_ends_bitwise_where_it_would_have(text,
 
 
 @pytest.mark.slow
-def test_the_first_command_reaches_its_promised_result(tmp_path, capsys):
-    status, _, err = command(causal_lm, "tiny", "--run-dir", tmp_path / "run", capsys=capsys)
+def test_the_first_command_reaches_its_promised_result(tmp_path, command):
+    status, _, err = command(causal_lm, "tiny", "--run-dir", tmp_path / "run")
     assert status == 0, err
     promised = float(causal_lm.__doc__.split(" bits/byte")[0].split()[-1])
     held_out = [r["bits_per_byte"] for r in read_metrics(tmp_path / "run") if r["split"] == "validation"]

@@ -1,9 +1,9 @@
 """Fine-tuning as a user runs it: by its command line, on tables, with several seeds, interrupted, and in a notebook."""
 
 import dataclasses
+import functools
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -24,22 +24,13 @@ SMALL = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
-def command(*arguments, capsys, module=finetune):
+@pytest.fixture
+def command(run_command):
     """Runs the command in this process: (exit status, stdout, stderr)."""
-    before, sys.argv = sys.argv, ["finetune", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            flags.run(module.main)
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
+    return functools.partial(run_command, finetune)
 
 
 def write(path, rows):
@@ -71,10 +62,10 @@ def assert_same_bits(one, other):
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_learns_and_predicts_from_its_folder(words, tmp_path, capsys):
+def test_learns_and_predicts_from_its_folder(words, tmp_path, command):
     rate = ("--optim.learning-rate", 0.01, "--epochs", 20)
     arguments = ("tiny", "--data.path", words, "--run-dir", "run", *SMALL, *rate, "--baseline")
-    status, out, err = command(*arguments, capsys=capsys)
+    status, out, err = command(*arguments)
     assert status == 0, err
     assert "classification of 2 classes: 32 train, 8 validation, 8 test" in out
     table = out.split("after the last step:")[1].splitlines()
@@ -101,24 +92,24 @@ def test_learns_and_predicts_from_its_folder(words, tmp_path, capsys):
         finetune.predict(tmp_path / "run", "x 7")
     assert isinstance(load_encoder(tmp_path / "run").model, zoo.SequenceClassifier)
 
-    status, again, err = command(*arguments, capsys=capsys)
+    status, again, err = command(*arguments)
     assert status == 0, err
     assert "resumed from step 80" in again
     assert again.split("after the last step:")[1] == out.split("after the last step:")[1]
 
 
-def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, capsys):
+def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, command):
     rest = ("--data.path", words, *SMALL, "--epochs", 2, "--train.save-every", 3)
-    status, out, err = command("tiny", *rest, "--run-dir", "several", "--seeds", 3, 5, capsys=capsys)
+    status, out, err = command("tiny", *rest, "--run-dir", "several", "--seeds", 3, 5)
     assert status == 0, err
     assert "mean of 2 seeds ± their standard deviation" in out
-    assert command("tiny", *rest, "--run-dir", "one", "--train.seed", 5, capsys=capsys)[0] == 0
+    assert command("tiny", *rest, "--run-dir", "one", "--train.seed", 5)[0] == 0
     assert_same_bits("several/seed-5", "one")
 
     shutil.copytree("several", "stopped")
     for step in Checkpoints(tmp_path / "stopped/seed-5").steps()[1:]:
         shutil.rmtree(tmp_path / f"stopped/seed-5/checkpoints/{step}")
-    status, out, err = command("tiny", *rest, "--run-dir", "stopped", "--seeds", 3, 5, 6, capsys=capsys)
+    status, out, err = command("tiny", *rest, "--run-dir", "stopped", "--seeds", 3, 5, 6)
     assert status == 0, err
     assert "mean of 3 seeds" in out
     assert "resumed from step 8 in stopped/seed-3" in out
@@ -136,30 +127,30 @@ def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, capsy
 
     with pytest.raises(FileNotFoundError, match="choose one of its runs, seed-3, seed-5"):
         finetune.predict("several", ["x 1"])
-    status, _, err = command("tiny", *rest, "--run-dir", "one", "--seeds", 3, 5, capsys=capsys)
+    status, _, err = command("tiny", *rest, "--run-dir", "one", "--seeds", 3, 5)
     assert (status, err.count("\n")) == (1, 1)
     assert "one holds a run of one seed" in err
 
 
-def test_an_epoch_is_all_rows_and_ends_with_an_evaluation(words, capsys):
-    assert command("tiny", "--data.path", words, "--run-dir", "run", *SMALL, "--epochs", 3, capsys=capsys)[0] == 0
+def test_an_epoch_is_all_rows_and_ends_with_an_evaluation(words, command):
+    assert command("tiny", "--data.path", words, "--run-dir", "run", *SMALL, "--epochs", 3)[0] == 0
     held_out = [record["step"] for record in read_metrics(Path("run")) if record["split"] == "validation"]
     assert held_out == [4, 8, 12]
 
 
 @pytest.fixture
-def pretrained(tmp_path, capsys):
+def pretrained(tmp_path, run_command):
     """The folder of a masked language model that has seen a little text."""
     (tmp_path / "text.txt").write_text("".join(f"x says good {i}, y says bad.\n" for i in range(300)))
     small = [flag for flag in SMALL if flag not in ("--max-len", "32")]
     arguments = ("tiny", "--data.path", "text.txt", "--data.seq-len", 32, "--run-dir", "pretrained", *small)
     steps = ("--steps", 3, "--eval-batches", 1, "--examples", 0)
-    status, _, err = command(*arguments, *steps, capsys=capsys, module=masked_lm)
+    status, _, err = run_command(masked_lm, *arguments, *steps)
     assert status == 0, err
     return tmp_path / "pretrained"
 
 
-def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pretrained, capsys):
+def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pretrained, command):
     rest = ("--data.path", words, "--max-len", 32, "--train.batch-size", 8, "--train.no-tensorboard", "--steps", 1)
     frozen = ("--epochs", "None", "--optim.learning-rate", 1e-12, "--init", pretrained)
     for name, options in {
@@ -167,7 +158,7 @@ def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pr
         "scratch": ("--scratch",),
         "mlm": ("--head", "mlm", "--verbaliser", "l r"),
     }.items():
-        status, _, err = command("tiny", *rest, *frozen, *options, "--run-dir", name, capsys=capsys)
+        status, _, err = command("tiny", *rest, *frozen, *options, "--run-dir", name)
         assert status == 0, err
     before = parameters(pretrained)
     after = {name: parameters(name) for name in ("init", "scratch", "mlm")}
@@ -187,37 +178,37 @@ def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pr
     assert finetune.predict("mlm", ["x"]).labels[0] in ("left", "right")
 
 
-def test_numbers(words, tmp_path, capsys):
+def test_numbers(words, tmp_path, command):
     rest = ("--data.path", words, "--data.label-column", "score", *SMALL, "--optim.learning-rate", 0.01)
-    status, out, err = command("tiny", *rest, "--run-dir", "run", "--epochs", 20, "--metrics", "pearson", capsys=capsys)
+    status, out, err = command("tiny", *rest, "--run-dir", "run", "--epochs", 20, "--metrics", "pearson")
     assert status == 0, err
     assert "regression: 32 train" in out
     assert out.split("after the last step:")[1].splitlines()[1].split() == ["pearson"]
     said = finetune.predict("run", ["x 3", "y 4"]).labels
     assert said == pytest.approx([0, 1], abs=0.2)
-    status, _, err = command("tiny", *rest, "--run-dir", "run", "--epochs", 20, "--metrics", "f1", capsys=capsys)
+    status, _, err = command("tiny", *rest, "--run-dir", "run", "--epochs", 20, "--metrics", "f1")
     assert (status, err.count("\n")) == (1, 1)
     assert "--metrics f1, expected some of pearson, spearman, rmse" in err
 
 
-def test_tags(tmp_path, capsys):
+def test_tags(tmp_path, command):
     rows = [{"words": ["x" * (i % 3 + 1), "is", f"y{i}"], "tags": ["B-X", "O", "B-Y"]} for i in range(40)]
     path = write(tmp_path / "tags.jsonl", rows)
     rate = ("--optim.learning-rate", 0.01, "--epochs", 12)
-    status, out, err = command("tiny", "--data.path", path, "--run-dir", "run", *SMALL, *rate, capsys=capsys)
+    status, out, err = command("tiny", "--data.path", path, "--run-dir", "run", *SMALL, *rate)
     assert status == 0, err
     assert out.split("after the last step:")[1].splitlines()[1].split() == ["accuracy", "f1", "precision", "recall"]
     assert finetune.predict("run", [["xx", "is", "y3"]]).labels == [["B-X", "O", "B-Y"]]
 
 
-def test_answers_in_contexts_longer_than_a_row(tmp_path, capsys):
+def test_answers_in_contexts_longer_than_a_row(tmp_path, command):
     rows = []
     for i in range(40):
         context = "a " * (i % 20) + "ZZ" + " b" * 12
         rows.append({"question": "Z?", "context": context, "answers": {"text": ["ZZ"], "answer_start": [2 * (i % 20)]}})
     path = write(tmp_path / "squad.jsonl", [row | {"question": f"Z{i}?"} for i, row in enumerate(rows)])
     rate = ("--optim.learning-rate", 0.01, "--epochs", 10, "--stride", 10)
-    status, out, err = command("tiny", "--data.path", path, "--run-dir", "run", *SMALL, *rate, capsys=capsys)
+    status, out, err = command("tiny", "--data.path", path, "--run-dir", "run", *SMALL, *rate)
     assert status == 0, err
     table = out.split("after the last step:")[1].splitlines()
     assert table[1].split() == ["exact_match", "f1"]
@@ -227,7 +218,7 @@ def test_answers_in_contexts_longer_than_a_row(tmp_path, capsys):
         finetune.predict("run", ["Z1?"])
 
 
-def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, capsys):
+def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, command):
     small = zoo.presets["m2-bert-80m"]
     config = dataclasses.replace(
         small, d_model=16, n_layers=1, vocab_size=300, max_len=32, m2=dataclasses.replace(small.m2, l_max=32)
@@ -239,7 +230,7 @@ def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, capsys):
     zoo.save_pretrained(zoo.MaskedLM(config, rngs=nnx.Rngs(0)), tmp_path / "published")
     save_tokenizer(train_wordpiece(["x y 1 2 3"] * 3, 300), tmp_path / "published")
     rest = ("--data.path", words, "--max-len", 32, "--train.batch-size", 8, "--train.no-tensorboard", "--epochs", 1)
-    status, _, err = command("tiny", *rest, "--init", tmp_path / "published", "--run-dir", "run", capsys=capsys)
+    status, _, err = command("tiny", *rest, "--init", tmp_path / "published", "--run-dir", "run")
     assert status == 0, err
     one, many = (finetune.predict("run", texts).scores[0] for texts in (["x 1"], ["x 1", "y 2 3 1 2 3 1 2 3"]))
     assert one == pytest.approx(many, abs=1e-5)
@@ -263,18 +254,18 @@ def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, capsys):
         (["--data.fetched", "r8"], "--data.path and --data.fetched exclude each other"),
     ],
 )
-def test_mistakes_are_one_clear_line(arguments, message, words, tmp_path, capsys):
-    status, _, err = command("tiny", "--data.path", words, "--run-dir", "run", *SMALL, *arguments, capsys=capsys)
+def test_mistakes_are_one_clear_line(arguments, message, words, tmp_path, command):
+    status, _, err = command("tiny", "--data.path", words, "--run-dir", "run", *SMALL, *arguments)
     assert status != 0
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_another_run_in_the_folder_is_named_by_its_flag(words, capsys):
+def test_another_run_in_the_folder_is_named_by_its_flag(words, command):
     arguments = ("tiny", "--data.path", words, "--run-dir", "run", *SMALL, "--epochs", 1)
-    assert command(*arguments, capsys=capsys)[0] == 0
-    status, _, err = command(*arguments, "--pool", "last", capsys=capsys)
+    assert command(*arguments)[0] == 0
+    status, _, err = command(*arguments, "--pool", "last")
     assert (status, err.count("\n")) == (1, 1)
     assert "run holds a run with --pool mean, not last" in err
 

@@ -1,9 +1,9 @@
 """Masked language modelling as a user runs it: by its command line, on files, with mistakes."""
 
 import dataclasses
+import functools
 import shlex
 import shutil
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -32,10 +32,7 @@ SMALL = shlex.split(
 )
 
 
-@pytest.fixture(autouse=True)
-def _cache_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture
@@ -47,17 +44,9 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(run_command):
     """Runs `python -m experiments.bert ...` in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bert", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            flags.run(bert.main)
-        out = capsys.readouterr()
-        return ended.value.code or 0, out.out, out.err
-
-    return run
+    return functools.partial(run_command, bert)
 
 
 def parameters(folder):

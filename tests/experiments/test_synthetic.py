@@ -1,8 +1,8 @@
 """Synthetic tasks: their answers by brute force, batches by seed and step, long rows in chunks, and the command."""
 
 import dataclasses
+import functools
 import json
-import sys
 from pathlib import Path
 
 import jax
@@ -187,18 +187,9 @@ def test_accuracy_counts_answers_and_whole_rows(monkeypatch):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
+def command(run_command):
     """Runs the command in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["synthetic", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            flags.run(synthetic.main)
-        out = capsys.readouterr()
-        return ended.value.code or 0, out.out, out.err
-
-    return run
+    return functools.partial(run_command, synthetic)
 
 
 TINY = (
