@@ -1,15 +1,15 @@
 """Where in a long document a bi-encoder still finds a passage: nDCG@10 by its depth and the document's length.
 
-    python -m experiments.needles tiny                                         # two minutes, 128 to 512 tokens
-    python -m experiments.needles small --data.path headlines                  # 256 to 4096 tokens
-    python -m experiments.needles small --data.path headlines --model.pattern attn/mlp --beside runs/needles/small-1234
-    python -m experiments.needles small --data.path headlines --loss orthogonal --train.batch-size 1
-    python -m experiments.needles small --data.path headlines --init runs/retrieve/small       # from a trained encoder
+    python -m experiments.needles tiny --init runs/retrieve/tiny         # 128 to 512 tokens, CPU minutes
+    python -m experiments.needles small --data.path headlines --init runs/retrieve/small   # 256 to 4096 tokens
+    python -m experiments.needles tiny                                   # a new encoder: harder
+    python -m experiments.needles tiny --model.pattern attn/mlp --beside runs/needles/tiny
+    python -m experiments.needles tiny --loss orthogonal --train.batch-size 1
 
 A document is filler, passages of other documents end to end, with one relevant passage, the needle, somewhere inside:
 anywhere in training, at fixed depths in evaluation. Its query is what asks for the needle. Filler comes from documents
 that are nobody's needle, and at all depths a needle lies in the same filler. needles.json and needles.png in the run's
-folder hold the curves; --beside draws those of other runs below them.
+folder hold the curves; --beside draws those of other runs into the same plot.
 """
 
 import dataclasses
@@ -65,7 +65,8 @@ class Config:
     lengths: tuple[int, ...] = (256, 1024, 4096)
     """Tokens of the documents in evaluation."""
     train_lengths: tuple[int, ...] = ()
-    """Tokens of the documents in training: each batch has one of these at random. Empty: the same."""
+    """Tokens of the documents in training: each batch has one of these at random. Empty: the same. Documents that are
+    little but their needle teach a new encoder what answers what; from long ones alone it learns nothing at first."""
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     """Where the needle begins in evaluation: 0 first thing, 1 last."""
     needle_len: int = 64
@@ -118,9 +119,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
             model=encoder_config(small_encoder(96, 3, 512)),
             vocab_size=4096,
             lengths=(128, 256, 512),
-            train_lengths=(128, 256),
+            train_lengths=(34, 64, 128, 256),
             needle_len=32,
-            train=TrainConfig(steps=300, batch_size=16, eval_every=150, save_every=150),
+            train=TrainConfig(steps=400, batch_size=16, eval_every=200, save_every=200),
             optim=OptimConfig(learning_rate=2e-3, warmup_steps=30),
         ),
     ),
@@ -129,6 +130,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         Config(
             model=encoder_config(small_encoder(160, 4, 4096)),
             objective=Objective(mini_batch=8),
+            train_lengths=(66, 256, 1024, 4096),
             train=TrainConfig(steps=600, batch_size=16, eval_every=200, save_every=200),
             optim=OptimConfig(learning_rate=1e-3, warmup_steps=60),
         ),
@@ -350,9 +352,11 @@ def plot(folders: Sequence[Path]) -> Path:
     figure = Figure(figsize=(3.2 * len(lengths) + 0.8, 3.4), layout="constrained")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
     for panel, length in zip(panels, lengths, strict=True):
-        for one in said:
+        for folder, one in zip(folders, said, strict=True):
             points = [(p["depth"], p["ndcg@10"]) for p in one["curves"] if p["length"] == length]
-            panel.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3.5, label=one["label"])
+            panel.plot(
+                *zip(*sorted(points), strict=True), marker="o", markersize=3.5, label=f"{folder.name}: {one['label']}"
+            )
         panel.set(title=f"{length:,} tokens", xlabel="depth of the needle", ylim=(0, 1.02))
         panel.grid(color="0.9")
         panel.set_axisbelow(True)
