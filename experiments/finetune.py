@@ -127,7 +127,7 @@ def _small(data: LabelledConfig, *, max_len: int, epochs: float, rate: float = 5
         epochs=epochs,
         warmup_fraction=0.06,
         pool="mean",
-        model=small_encoder(160, 4, 512),
+        model=small_encoder(128, 4, 512),
         train=TrainConfig(batch_size=32, log_every=50),
         optim=OptimConfig(learning_rate=rate, schedule="linear", final_fraction=0.0, weight_decay=0.05, beta2=0.98),
     )
@@ -142,7 +142,7 @@ def _glue(task: str, recipe: glue.Recipe) -> Config:
         pool=recipe.pool,
         epochs=recipe.epochs,
         warmup_fraction=0.06,
-        model=small_encoder(160, 4, 512),
+        model=small_encoder(128, 4, 512),
         train=TrainConfig(batch_size=recipe.batch_size, save_every=1000),
         optim=OptimConfig(
             learning_rate=recipe.learning_rate,

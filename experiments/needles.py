@@ -126,9 +126,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "small": (
-        "An encoder of about 2.5 M parameters, documents of 256 to 4096 tokens: for --data.path headlines.",
+        "An encoder of about 2 M parameters, documents of 256 to 4096 tokens: for --data.path headlines.",
         Config(
-            model=encoder_config(small_encoder(160, 4, 4096)),
+            model=encoder_config(small_encoder(128, 4, 4096)),
             objective=Objective(mini_batch=8),
             train_lengths=(66, 256, 1024, 4096),
             train=TrainConfig(steps=600, batch_size=16, eval_every=200, save_every=200),

@@ -119,9 +119,9 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "small": (
-        "An encoder of about 2.5 M parameters, documents of 256 tokens: for --data.path headlines.",
+        "An encoder of about 2 M parameters, documents of 256 tokens: for --data.path headlines.",
         Config(
-            model=encoder_config(small_encoder(160, 4, 512)),
+            model=encoder_config(small_encoder(128, 4, 512)),
             train=TrainConfig(steps=1500, batch_size=32, eval_every=250, save_every=250),
             optim=OptimConfig(learning_rate=1e-3, warmup_steps=100),
         ),

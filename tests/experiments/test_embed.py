@@ -1,7 +1,7 @@
 """Vectors of texts: their order, their batches, what a file of them becomes, and mistakes."""
 
+import functools
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import zoo
-from experiments import bert, embed, flags, runs
+from experiments import bert, embed, runs
 from experiments.checkpoints import Checkpoints
 from experiments.encoder_inputs import encode
 from experiments.special_tokens import special_tokens
@@ -122,16 +122,10 @@ def run(tmp_path, monkeypatch, model):
     return save_run(model, tmp_path / "run")
 
 
-def command(*arguments, capsys):
+@pytest.fixture
+def command(run_command):
     """Runs `python -m experiments.bert embed`: (exit status, stdout, stderr)."""
-    before, sys.argv = sys.argv, ["bert", "embed", *map(str, arguments)]
-    try:
-        with pytest.raises(SystemExit) as ended:
-            flags.run(bert.main)
-    finally:
-        sys.argv = before
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
+    return functools.partial(run_command, bert, "embed")
 
 
 def write_texts(folder):
@@ -144,15 +138,15 @@ def write_texts(folder):
     pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), folder / "t.parquet")
 
 
-def test_every_format_gives_the_same_vectors_in_both(run, model, capsys):
+def test_every_format_gives_the_same_vectors_in_both(run, model, command):
     write_texts(run.parent)
     expected = embed.embed_texts(model, TOKENIZER, TEXTS)
     for name, flag in (("t.txt", ()), ("t.jsonl", ()), ("t.csv", ("--text-column", "body")), ("t.parquet", ())):
-        status, out, err = command("run", name, f"{name}.npy", *flag, capsys=capsys)
+        status, out, err = command("run", name, f"{name}.npy", *flag)
         assert status == 0, err
         assert "9 vectors of 16 numbers" in out
         assert_close(np.load(f"{name}.npy"), expected)
-    status, _, err = command("run", "t.jsonl", "out.parquet", "--normalize", capsys=capsys)
+    status, _, err = command("run", "t.jsonl", "out.parquet", "--normalize")
     assert status == 0, err
     table = pyarrow.parquet.read_table("out.parquet").to_pydict()
     assert table["id"] == [f"n{i}" for i in range(9)]
@@ -161,10 +155,10 @@ def test_every_format_gives_the_same_vectors_in_both(run, model, capsys):
     assert not [path for path in run.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_nothing_is_overwritten_unasked_and_a_failure_leaves_what_was_there(run, monkeypatch, capsys):
+def test_nothing_is_overwritten_unasked_and_a_failure_leaves_what_was_there(run, monkeypatch, command):
     write_texts(run.parent)
     (run.parent / "out.npy").write_text("precious")
-    status, _, err = command("run", "t.txt", "out.npy", capsys=capsys)
+    status, _, err = command("run", "t.txt", "out.npy")
     assert (status, err.count("\n")) == (1, 1)
     assert "out.npy is there already; --overwrite replaces it" in err
     with monkeypatch.context() as patched:
@@ -173,11 +167,11 @@ def test_nothing_is_overwritten_unasked_and_a_failure_leaves_what_was_there(run,
             raise OSError("no space left")
 
         patched.setattr(embed.np, "save", fail)
-        status, _, err = command("run", "t.txt", "out.npy", "--overwrite", capsys=capsys)
+        status, _, err = command("run", "t.txt", "out.npy", "--overwrite")
     assert status == 1
     assert (run.parent / "out.npy").read_text() == "precious"
     assert not [path for path in run.parent.iterdir() if path.name.startswith(".")]
-    assert command("run", "t.txt", "out.npy", "--overwrite", capsys=capsys)[0] == 0
+    assert command("run", "t.txt", "out.npy", "--overwrite")[0] == 0
     assert np.load(run.parent / "out.npy").shape == (9, 16)
 
 
@@ -199,13 +193,13 @@ def test_nothing_is_overwritten_unasked_and_a_failure_leaves_what_was_there(run,
         (["run", "t.txt", "o.npy", "--pool", "max"], "invalid choice 'max'"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message, run, capsys):
+def test_a_mistake_is_one_line(arguments, message, run, command):
     write_texts(run.parent)
     (run.parent / "t.doc").touch()
     (run.parent / "empty.txt").touch()
     (run.parent / "junk.parquet").write_text("junk")
     (run.parent / "numbers.jsonl").write_text('{"text": "a"}\n{"text": 5}\n')
-    status, _, err = command(*arguments, capsys=capsys)
+    status, _, err = command(*arguments)
     assert status != 0
     assert message in err
     assert err.count("\n") == 1

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import finetune, glue
 from experiments.labelled import load_labelled
-from tests.experiments.test_finetune import SMALL, command
+from tests.experiments.test_finetune import SMALL
 
 COLUMNS = {"label": datasets.Value("int32"), "idx": datasets.Value("int32")}
 
@@ -68,13 +68,12 @@ def test_stsb_is_a_number(tmp_path):
     assert data.splits["validation"].labels == [i / 2 for i in range(8)]
 
 
-def test_cola_by_name_ends_with_its_metric_and_predictions_for_the_secret_test(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_cola_by_name_ends_with_its_metric_and_predictions_for_the_secret_test(tmp_path, run_command):
     examples = [(f"sentence {i}", i % 2) for i in range(12)]
     splits = {"train": examples, "validation": examples[:5], "test": [("one", -1), ("two", -1)]}
     hub = write_glue(tmp_path / "glue", "cola", splits, ["unacceptable", "acceptable"])
     arguments = ("cola", "--data.hub", hub, "--run-dir", "run", *SMALL, "--epochs", 1)
-    status, out, err = command(*arguments, capsys=capsys)
+    status, out, err = run_command(finetune, *arguments)
     assert status == 0, err
     table = out.split("after the last step:")[1].splitlines()
     assert table[1].split() == ["matthews"]

@@ -1,10 +1,10 @@
 """Needles are where they should be, in filler that answers nothing; and the experiment as a user runs it."""
 
+import functools
 import itertools
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import zoo
-from experiments import flags, needles
+from experiments import needles
 from experiments.beir import read_beir
 from experiments.embed import make_rows
 from experiments.encoders import load_encoder
@@ -36,10 +36,7 @@ SMALL = shlex.split(
 )
 
 
-@pytest.fixture(autouse=True)
-def _folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture
@@ -48,17 +45,9 @@ def collection(tmp_path):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(run_command):
     """Runs `python -m experiments.needles ...` in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["needles", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            flags.run(needles.main)
-        out = capsys.readouterr()
-        return ended.value.code or 0, out.out, out.err
-
-    return run
+    return functools.partial(run_command, needles)
 
 
 @pytest.mark.parametrize("depth", [0, 0.25, 0.5, 0.75, 1])

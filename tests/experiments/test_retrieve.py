@@ -1,10 +1,10 @@
 """Retrieval as a user runs it: by its command line, on folders, with mistakes."""
 
 import dataclasses
+import functools
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -32,10 +32,7 @@ SMALL = shlex.split(
 )
 
 
-@pytest.fixture(autouse=True)
-def _folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("empty_folder")
 
 
 @pytest.fixture
@@ -45,17 +42,9 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(run_command):
     """Runs `python -m experiments.bert ...` in this process: (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["bert", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            flags.run(bert.main)
-        out = capsys.readouterr()
-        return ended.value.code or 0, out.out, out.err
-
-    return run
+    return functools.partial(run_command, bert)
 
 
 def parameters(folder):
