@@ -190,16 +190,22 @@ def masked_batch(rows: Rows, masking: Masking, indices: np.ndarray, random: np.r
     return batch | masked._asdict()
 
 
-def make_task(config: Config, corpus: Corpus, init: Any = None) -> Task:
+def make_rows(config: Config, corpus: Corpus) -> tuple[Rows, Rows]:
+    """The training text and the held-out text as rows. Packing a large text takes a while: once is enough."""
+    make = functools.partial(
+        Rows, special=special_tokens(corpus.tokenizer), seq_len=config.data.seq_len, layout=config.rows
+    )
+    return make(corpus.train), make(corpus.validation)
+
+
+def make_task(config: Config, corpus: Corpus, rows: Rows, held_out: Rows, init: Any = None) -> Task:
     """The task of a configuration whose vocabulary is known.
 
     Args:
+      rows, held_out: from `make_rows`.
       init: a model to go on from, or None.
     """
-    check_lengths(config.model, config.data.seq_len)
-    special, masking = special_tokens(corpus.tokenizer), Masking(config.masking, corpus.tokenizer)
-    make_rows = functools.partial(Rows, special=special, seq_len=config.data.seq_len, layout=config.rows)
-    rows, held_out = make_rows(corpus.train), make_rows(corpus.validation)
+    masking = Masking(config.masking, corpus.tokenizer)
     seed, batch_size = config.train.seed, config.train.batch_size
     multiple = jax.device_count() * config.train.accumulate
     plan = Epochs(rows.bucket, rows.rows_per_batch(batch_size, multiple), seed=seed)
@@ -286,14 +292,15 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
         needed = special_tokens(corpus.tokenizer).vocab_size
         model = runs.fit_vocabulary(started.model, needed, started.data.tokenizer)
         fitted = dataclasses.replace(started, model=model)
-        task = make_task(fitted, corpus, init)
+        check_lengths(fitted.model, fitted.data.seq_len)
+        rows, held_out = make_rows(fitted, corpus)
+        task = make_task(fitted, corpus, rows, held_out, init)
         folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(corpus.tokenizer, folder)
         runs.save_model_config(fitted.model, folder)
         flags.save_config(config, folder / "config.json")
     print(f"{fitted.model.pattern}: {count_params(fitted.model):,} parameters; {folder}", flush=True)
-    fill = Rows(corpus.train, special_tokens(corpus.tokenizer), seq_len=fitted.data.seq_len, layout=fitted.rows).fill
-    print(f"{corpus.train.n_tokens:,} tokens; {fitted.rows} rows, {fill:.1%} of them text", flush=True)
+    print(f"{corpus.train.n_tokens:,} tokens; {fitted.rows} rows, {rows.fill:.1%} of them text", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 
 
