@@ -512,7 +512,6 @@ def main() -> int:
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     tuned = fit_seeds(config, folder)
     if tuned[-1].stopped:
-        print(f"stopped, saved in {folder}; the same command resumes")
         return 0
     rows: dict[str, Mapping[str, Summary]] = dict(summarise([run.scores for run in tuned]))
     with flags.usage_errors():

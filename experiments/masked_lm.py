@@ -309,10 +309,9 @@ def main() -> int:
     config = flags.parse(PRESETS, prog="python -m experiments.bert pretrain", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     finished, corpus = fit(config, folder)
-    step = int(finished.state.step)
     if finished.stopped:
-        print(f"stopped at step {step} of {config.train.steps}, saved in {folder}; the same command resumes")
         return 0
+    step = int(finished.state.step)
     held_out = [record for record in read_metrics(folder) if record["split"] == "validation"]
     if held_out:
         last = held_out[-1]

@@ -450,8 +450,6 @@ def main() -> int:
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     finished, needles, special = fit(config, folder)
     if finished.stopped:
-        step = int(finished.state.step)
-        print(f"stopped at step {step} of {config.train.steps}, saved in {folder}; the same command resumes")
         return 0
     points = curves(load_encoder(folder, step="best").model, needles, special, config)
     label = f"{finished.model.config.pattern}, {config.objective.loss}, batch {config.train.batch_size}"

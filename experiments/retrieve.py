@@ -456,8 +456,6 @@ def main() -> int:
     fitted = fit(config, folder)
     finished = fitted.finished
     if finished is not None and finished.stopped:
-        step = int(finished.state.step)
-        print(f"stopped at step {step} of {config.train.steps}, saved in {folder}; the same command resumes")
         return 0
     results = evaluate(fitted.model, fitted.prepared, fitted.special, config, folder)
     print(f"{results['queries']:,} {results['split']} queries, {results['documents']:,} documents searched:")

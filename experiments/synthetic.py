@@ -547,10 +547,9 @@ def main() -> int:
     config = flags.parse(PRESETS, prog="python -m experiments.synthetic", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     finished = fit(config, folder)
-    step = int(finished.state.step)
     if finished.stopped:
-        print(f"stopped at step {step} of {config.train.steps}, saved in {folder}; the same command resumes")
         return 0
+    step = int(finished.state.step)
     lines = measure(config, finished.model)
     results = {"step": step, "pattern": config.model.pattern, "table": lines}
     partial = folder / "results.json.partial"

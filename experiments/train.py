@@ -344,7 +344,12 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                 if last:
                     break
     plot_metrics(folder)
-    return Finished(state, current_model(), stopped=int(state.step) < config.steps)
+    finished = Finished(state, current_model(), stopped=int(state.step) < config.steps)
+    if finished.stopped:
+        print(
+            f"stopped at step {state.step} of {config.steps}, saved in {folder}; the same command resumes", flush=True
+        )
+    return finished
 
 
 def _spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:

@@ -1,9 +1,19 @@
-"""Strictness for every test: shape annotations are checked, and NNX stays in the mode the library is written for."""
+"""Strictness for every test: shape annotations are checked, and NNX stays in the mode the library is written for.
+
+A program that was compiled once, by any worker or command of this run, is not compiled again: that is most of the time
+that tests take. JAX_COMPILATION_CACHE_DIR=FOLDER keeps the programs for the next run too.
+"""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inherit it
+    OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 
 import jax
 import jaxtyping
@@ -12,6 +22,11 @@ from flax import nnx
 
 jaxtyping.install_import_hook(["ssm", "m2", "zoo"], "beartype.beartype")
 nnx.set_graph_mode(False)
+
+
+def pytest_unconfigure():
+    if OWN_CACHE is not None:
+        shutil.rmtree(OWN_CACHE, ignore_errors=True)
 
 
 @pytest.fixture

@@ -132,10 +132,14 @@ def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, comma
     assert "one holds a run of one seed" in err
 
 
-def test_an_epoch_is_all_rows_and_ends_with_an_evaluation(words, command):
-    assert command("tiny", "--data.path", words, "--run-dir", "run", *SMALL, "--epochs", 3)[0] == 0
+def test_an_epoch_is_all_rows_and_another_run_in_the_folder_is_refused(words, command):
+    arguments = ("tiny", "--data.path", words, "--run-dir", "run", *SMALL, "--epochs", 3)
+    assert command(*arguments)[0] == 0
     held_out = [record["step"] for record in read_metrics(Path("run")) if record["split"] == "validation"]
     assert held_out == [4, 8, 12]
+    status, _, err = command(*arguments, "--pool", "last")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "run holds a run with --pool mean, not last" in err
 
 
 @pytest.fixture
@@ -218,6 +222,7 @@ def test_answers_in_contexts_longer_than_a_row(tmp_path, command):
         finetune.predict("run", ["Z1?"])
 
 
+@pytest.mark.slow
 def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, command):
     small = zoo.presets["m2-bert-80m"]
     config = dataclasses.replace(
@@ -260,14 +265,6 @@ def test_mistakes_are_one_clear_line(arguments, message, words, tmp_path, comman
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_another_run_in_the_folder_is_named_by_its_flag(words, command):
-    arguments = ("tiny", "--data.path", words, "--run-dir", "run", *SMALL, "--epochs", 1)
-    assert command(*arguments)[0] == 0
-    status, _, err = command(*arguments, "--pool", "last")
-    assert (status, err.count("\n")) == (1, 1)
-    assert "run holds a run with --pool mean, not last" in err
 
 
 def test_the_run_folder_depends_on_what_the_run_is():
