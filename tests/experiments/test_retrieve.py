@@ -146,6 +146,22 @@ def test_starts_from_a_pretrained_encoder_and_reaches_longer_documents(tmp_path)
         assert retrieve.start_from(again, [], None, length=32).model.pool == expected
 
 
+@pytest.mark.slow
+def test_goes_on_from_a_pretrained_encoder_and_reaches_longer_documents(data, command, tmp_path):
+    save_run(make_model(zoo.MaskedLMConfig, max_len=16), tmp_path / "mlm")
+    status, _, err = command(*SMALL, "--init", "mlm", "--steps", 1, "--optim.learning-rate", 1e-30, "--run-dir", "run")
+    assert status == 0, err
+    before, after = load_encoder("mlm").model, load_encoder("run").model
+    assert isinstance(before, zoo.MaskedLM)
+    assert (after.config.pool, after.config.n_labels, after.pooler) == ("mean", 0, None)
+    table = np.asarray(before.encoder.position_embeddings.embedding[...])
+    assert np.allclose(after.encoder.position_embeddings.embedding[...], np.concatenate([table, table]), atol=1e-6)
+    # Tuned on: what pools its rows stays, whatever --pool there was none.
+    status, _, err = command(*SMALL, "--init", "run", "--steps", 1, "--run-dir", "again", "--pool", "last")
+    assert status == 0, err
+    assert load_encoder("again").model.config.pool == "last"
+
+
 def test_locos_tasks_are_averaged(command, tmp_path):
     documents, queries = loco_rows()
     write_rows(tmp_path / "d.jsonl", documents)
