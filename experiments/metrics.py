@@ -128,11 +128,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def plot_metrics(folder: Path) -> Path:
+def plot_metrics(folder: Path) -> Path | None:
     """Draws the loss (or bits per byte) of a run over its steps, above its learning rate, into curves.png.
 
-    Raises:
-      ValueError: there is nothing to draw yet.
+    Returns:
+      The picture's path; None of a run that was stopped before it had a loss to draw.
     """
     from matplotlib.figure import Figure  # a third of a second; a Figure made like this opens no window
 
@@ -146,7 +146,7 @@ def plot_metrics(folder: Path) -> Path:
     # What both splits have, bits per byte first; else what one has.
     name = max(names, key=lambda name: sum(bool(curve(name, split)[0]) for split in ("train", "validation")))
     if not any(name in record for record in records):
-        raise ValueError(f"{_path(folder)} has no loss to draw")
+        return None
     below = {"learning_rate": "learning rate", "tokens_per_second": "tokens / s"}
     below_name = next((name for name in below if any(name in record for record in records)), None)
 

@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 import zoo
-from experiments import finetune, flags, masked_lm
+from experiments import finetune, flags, masked_lm, train
 from experiments.checkpoints import Checkpoints
 from experiments.encoders import load_encoder
 from experiments.metrics import read_metrics
@@ -130,6 +132,17 @@ def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, comma
     status, _, err = command("tiny", *rest, "--run-dir", "one", "--seeds", 3, 5)
     assert (status, err.count("\n")) == (1, 1)
     assert "one holds a run of one seed" in err
+
+
+def test_a_stop_ends_all_seeds_and_says_where_it_goes_on(words, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(train, "_stop_signals", lambda: nullcontext(SimpleNamespace(requested=True)))
+    arguments = ("tiny", "--data.path", words, *SMALL, "--epochs", 2, "--run-dir", "run", "--seeds", 3, 5)
+    status, out, err = command(*arguments)
+    assert status == 0, err
+    assert out.endswith("stopped at step 1 of 8, saved in run/seed-3; the same command resumes\n")
+    assert not (tmp_path / "run/results.json").exists()
+    assert not (tmp_path / "run/seed-5").exists()
+    assert "resumed from step 1 in run/seed-3" in command(*arguments)[1]
 
 
 def test_an_epoch_is_all_rows_and_another_run_in_the_folder_is_refused(words, command):
