@@ -1,11 +1,14 @@
 """The documents run: every notebook from its first cell to its last, and the Python in the README."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+
+from experiments import causal_lm, finetune, masked_lm, retrieve, train
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,6 +20,20 @@ def _elsewhere(tmp_path, monkeypatch):
     plt.close("all")
 
 
+@pytest.fixture(params=[3, pytest.param(None, marks=pytest.mark.slow)], ids=["3 steps", "all steps"])
+def _training_is_short(request, monkeypatch):
+    """At most so many steps a training: the code is the same, and what it plots is not."""
+
+    def short(task, config, *args, **kw):
+        few = {name: min(request.param, getattr(config, name)) for name in ("steps", "eval_every", "save_every")}
+        return train.train(task, dataclasses.replace(config, **few), *args, **kw)
+
+    if request.param is not None:
+        for module in (causal_lm, finetune, masked_lm, retrieve):
+            monkeypatch.setattr(module, "train", short)
+
+
+@pytest.mark.usefixtures("_training_is_short")
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_runs_from_a_clean_start(path):
     notebook = json.loads(path.read_text())

@@ -82,6 +82,7 @@ def read_jsonl(path: Path) -> list[dict]:
         ("a.tar.gz", tarred({"x/y": b"content"}, "gz")),
         ("a.deb", deb({"x/y": b"content"})),
     ],
+    ids=["whl", "tar.gz", "deb"],  # not the bytes, which hold the time: workers must agree on names
 )
 def test_archives_of_every_kind_are_read_alike_and_say_what_they_lack(name, raw):
     assert Archive(name, raw).read("x/y") == b"content"

@@ -13,7 +13,7 @@ import ssm
 from ssm import reference
 from tests.numerics import assert_close, make_positions, normal, value_and_gradients
 
-LENGTHS = (1, 2, 63, 64, 65, 100, 1000)
+LENGTHS = (1, *(pytest.param(length, marks=pytest.mark.slow) for length in (2, 63, 100)), 64, 65, 1000)
 IMPLEMENTATIONS = ("sequential", "associative")
 
 

@@ -31,7 +31,7 @@ def make_inputs(length, *, b=2, h=4, p=3, g=2, n=5, seed=0):
     }
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 100, 300])
+@pytest.mark.parametrize("length", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 63, 100)), 64, 65, 300])
 @pytest.mark.parametrize("packed", [False, True])
 def test_equals_the_selective_scan_in_value_and_every_gradient_in_float64(x64, length, packed):
     inputs, positions = make_inputs(length), make_positions(length) if packed else {}

@@ -54,7 +54,10 @@ def value_and_gradients(op, inputs, positions):
 
 
 # Chunks hold 64 positions at rank 1, 21 at rank 3.
-@pytest.mark.parametrize(("length", "rank"), [(1, 1), (2, 3), (63, 3), (64, 1), (65, 1), (100, 3)])
+SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in ((2, 3), (63, 3), (64, 1))]
+
+
+@pytest.mark.parametrize(("length", "rank"), [(1, 1), (65, 1), (100, 3), *SLOW])
 def test_equals_the_recurrence_in_value_and_every_gradient_in_float64(x64, length, rank):
     inputs, positions = make_inputs(length, rank, b=4), every_kind_of_row(length)
     out, gradients = value_and_gradients(ssm.trapezoid, inputs, positions)

@@ -53,14 +53,6 @@ def jitted(model, method="__call__"):
     return jax.jit(lambda params, *args, **kw: getattr(nnx.merge(graphdef, params), method)(*args, **kw)), params
 
 
-@pytest.fixture(autouse=True)
-def quick_compiler():
-    """Less time on code that runs once; the numbers are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_positions_are_counted_from_the_start_of_each_run():
     segment_ids = jnp.asarray([[5, 5, 5, 0, 5, 5], [1, 2, 2, 2, 2, 1]])  # an id that comes again is another run
     np.testing.assert_array_equal(document_positions(segment_ids), [[0, 1, 2, 0, 0, 1], [0, 0, 1, 2, 3, 0]])

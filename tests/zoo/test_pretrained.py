@@ -76,15 +76,6 @@ def assert_same_models(model, other):
 # What they compute
 
 
-@pytest.fixture
-def quick_compiler():
-    """Less time on code that runs once; the numbers are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_its_publisher(name):
     model = zoo.from_pretrained(PUBLISHED / name, dtype="float32")
