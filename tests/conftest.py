@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
-    # Not level 0: there exponentials of float64 are right to seven digits alone.
+    # Not level 0: there attention in float64 is off from the seventh digit on.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1")
 
 import jax

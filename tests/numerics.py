@@ -54,6 +54,12 @@ def with_random_parameters(build, seed: int = 0):
     return nnx.merge(graphdef, jax.tree.map(draw, params))
 
 
+def jitted(model, method="__call__"):
+    """A method of a module as one compiled function of its parameters and the arguments, and the parameters."""
+    graphdef, params = nnx.split(model)
+    return jax.jit(lambda params, *args, **kw: getattr(nnx.merge(graphdef, params), method)(*args, **kw)), params
+
+
 def make_positions(length, *, b=2, boundaries=0.1):
     """A mask with holes and packed segments, both irregular and different in each row."""
     rng = np.random.default_rng(length)

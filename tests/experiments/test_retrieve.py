@@ -156,7 +156,7 @@ def test_goes_on_from_a_pretrained_encoder_and_reaches_longer_documents(data, co
     assert (after.config.pool, after.config.n_labels, after.pooler) == ("mean", 0, None)
     table = np.asarray(before.encoder.position_embeddings.embedding[...])
     assert np.allclose(after.encoder.position_embeddings.embedding[...], np.concatenate([table, table]), atol=1e-6)
-    # Tuned on: what pools its rows stays, whatever --pool there was none.
+    # Tuned on, with another pool by its flag.
     status, _, err = command(*SMALL, "--init", "run", "--steps", 1, "--run-dir", "again", "--pool", "last")
     assert status == 0, err
     assert load_encoder("again").model.config.pool == "last"

@@ -11,7 +11,7 @@ from flax import nnx
 import ssm
 import zoo
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
-from tests.numerics import assert_close, normal, with_random_parameters
+from tests.numerics import assert_close, jitted, normal, with_random_parameters
 from zoo.build import build
 from zoo.encoder import document_positions
 
@@ -46,11 +46,6 @@ KINDS = jnp.asarray(np.random.default_rng(1).integers(0, 2, (2, 20)))
 def make(kind=zoo.MaskedLMConfig, **options):
     config = kind(**TINY | options)
     return with_random_parameters(lambda: build(config, rngs=nnx.Rngs(0)))
-
-
-def jitted(model, method="__call__"):
-    graphdef, params = nnx.split(model)
-    return jax.jit(lambda params, *args, **kw: getattr(nnx.merge(graphdef, params), method)(*args, **kw)), params
 
 
 def test_positions_are_counted_from_the_start_of_each_run():
