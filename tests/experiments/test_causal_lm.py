@@ -92,7 +92,7 @@ def test_trains_resumes_and_samples(text, tmp_path, command):
     assert command(sample, *greedy)[1] == out
 
 
-@pytest.mark.parametrize("pattern", ["mamba", "mamba2", "mamba3"])
+@pytest.mark.parametrize("pattern", ["mamba3", *(pytest.param(p, marks=pytest.mark.slow) for p in ("mamba", "mamba2"))])
 def test_the_carried_loss_over_pieces_is_that_of_the_whole(pattern):
     config = zoo.CausalLMConfig(
         **{"d_model": 8, "n_layers": 2, "vocab_size": 17, "pattern": pattern},
@@ -347,7 +347,7 @@ def final_parameters(folder):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.asarray, split_model(model)[1]))]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_cleanly(number, text, tmp_path):
     process = start("tiny", "--data.path", text, "--run-dir", tmp_path / "run", *SMALL, "--steps", 100_000)
     for line in process.stdout:

@@ -18,7 +18,7 @@ from experiments.encoder_inputs import encode
 from experiments.special_tokens import special_tokens
 from experiments.tokenizers import ByteTokenizer
 from experiments.train import TrainState, split_model
-from tests.numerics import assert_close, with_random_parameters
+from tests.numerics import assert_close, jitted, with_random_parameters
 
 TOKENIZER = ByteTokenizer()
 # Lengths on both sides of every bucket's edge (32, 64, 100), not in order.
@@ -40,7 +40,8 @@ def model():
 def alone(model, text, max_len=100):
     """The vector of a text by itself, without padding."""
     tokens = encode(TOKENIZER, [text], max_len=max_len)[0].tokens
-    return model.embed(jnp.asarray(tokens)[None])[0]
+    embed, params = jitted(model, "embed")
+    return embed(params, jnp.asarray(tokens)[None])[0]
 
 
 def test_vectors_come_in_the_order_of_the_texts_whatever_the_batches(model):

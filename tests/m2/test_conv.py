@@ -12,7 +12,7 @@ from tests.numerics import assert_close, make_positions, normal
 
 # Compiling is most of the time that these tests take.
 QUICK = {"xla_backend_optimization_level": 0}
-LENGTHS = (1, 2, 63, 64, 65, 100)
+LENGTHS = (1, 63, 100, *(pytest.param(length, marks=pytest.mark.slow) for length in (2, 64, 65)))
 
 
 def inputs_for(length, taps, *, d=2, b=2, gated=True, dtype=None):
@@ -58,13 +58,13 @@ def test_fft_conv_is_the_sum_over_pairs(length, causal, x64):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("taps", [2, 6, 14, 400])
+@pytest.mark.parametrize("taps", [6, 400, *(pytest.param(taps, marks=pytest.mark.slow) for taps in (2, 14))])
 def test_filters_may_be_shorter_or_longer_than_the_sequence(taps, causal, x64):
     agree(inputs_for(101, taps), causal=causal)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("length", [1, 31, 64, 100])
+@pytest.mark.parametrize("length", [31, *(pytest.param(length, marks=pytest.mark.slow) for length in (1, 64, 100))])
 def test_no_tap_reaches_into_another_document(length, causal, x64):
     agree(
         inputs_for(length, length if causal else 2 * length), causal=causal, **make_positions(length, boundaries=0.05)

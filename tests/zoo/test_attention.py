@@ -12,12 +12,10 @@ import pytest
 from flax import nnx
 
 import zoo
-from tests.numerics import assert_close, normal, with_random_parameters
+from tests.numerics import FLOAT32_SOFTMAX, assert_close, normal, with_random_parameters
 from zoo.attention import alibi_slopes, rotate
 
 D_MODEL = 10
-# jax.nn.dot_product_attention computes its softmax in float32, whatever its inputs: 6e-8 measured.
-FLOAT32_SOFTMAX = 1e-6
 BASE = zoo.AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=6, bias=True)
 
 

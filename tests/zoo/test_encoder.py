@@ -36,6 +36,7 @@ MIXERS = {
     "Mamba both ways": {"pattern": "mamba", "norm_place": "pre", "norm_eps": 1e-5},
     "Mamba-2 both ways": {"pattern": "mamba2", "norm_place": "pre", "norm_eps": 1e-5},
 }
+ALIKE = ("attention, learned positions", "attention, ALiBi", "Mamba both ways")  # what they do, another does too
 # Documents of rows of 20, which are longer than the 12 positions there are: of 8 and 12 tokens, and of 12 and 8.
 SEGMENTS = jnp.asarray([[5] * 8 + [0] * 12, [1] * 12 + [2] * 8])
 SHORT, LONG = ((0, np.s_[:8]), (1, np.s_[12:])), ((0, np.s_[8:]), (1, np.s_[:12]))
@@ -53,7 +54,9 @@ def test_positions_are_counted_from_the_start_of_each_run():
     np.testing.assert_array_equal(document_positions(segment_ids), [[0, 1, 2, 0, 0, 1], [0, 0, 1, 2, 3, 0]])
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize(
+    "mixer", [pytest.param(mixer, marks=pytest.mark.slow) if mixer in ALIKE else mixer for mixer in MIXERS]
+)
 def test_packed_documents_give_what_each_gives_in_a_row_of_its_own(mixer):
     """In value and gradient, though the row is longer than there are positions."""
     graphdef, params = nnx.split(make(**MIXERS[mixer]))

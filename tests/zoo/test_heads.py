@@ -10,7 +10,7 @@ from flax import nnx
 
 import zoo
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
-from tests.numerics import assert_close, with_random_parameters
+from tests.numerics import assert_close, jitted, with_random_parameters
 from zoo.build import build
 
 TINY = {
@@ -163,7 +163,7 @@ def test_the_table_of_positions_is_repeated_and_cut(max_len):
     assert parameters(longer).keys() == parameters(model).keys() == parameters(make(max_len=max_len)).keys()
 
 
-@pytest.mark.parametrize("pattern", ["m2/monarch", "m2/monarch attn/mlp"])
+@pytest.mark.parametrize("pattern", [pytest.param("m2/monarch", marks=pytest.mark.slow), "m2/monarch attn/mlp"])
 def test_features_of_long_filters_are_repeated_and_their_time_follows_from_the_length(pattern):
     model = make(pattern=pattern)
     longer = zoo.extend_positions(model, 30)
@@ -182,9 +182,11 @@ def test_features_of_long_filters_are_repeated_and_their_time_follows_from_the_l
     fresh = build(longer.config, rngs=nnx.Rngs(0))
     nnx.update(fresh, nnx.state(longer))
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 24, (2, 30)))
-    assert_close(longer(ids), fresh(ids))
-    assert np.isfinite(longer(ids)).all()
-    assert np.abs(longer(IDS) - model(IDS)).max() > 1e-4  # filters decay more slowly
+    call, params = jitted(longer)
+    assert_close(call(params, ids), call(nnx.state(fresh), ids))
+    assert np.isfinite(call(params, ids)).all()
+    before, its = jitted(model)
+    assert np.abs(call(params, IDS) - before(its, IDS)).max() > 1e-4  # filters decay more slowly
 
 
 def test_a_causal_monarch_mixer_grows_too():
