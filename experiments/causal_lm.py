@@ -89,13 +89,14 @@ PRESETS: dict[str, tuple[str, Config]] = {
     name: (
         f"The published shape of {name}, on your text in a BPE trained on it; for accelerators.",
         Config(
-            model=cast(zoo.CausalLMConfig, zoo.presets[name]),
-            data=DataConfig(tokenizer="bpe", bpe_vocab_size=zoo.presets[name].vocab_size, seq_len=2048),
+            model=model,
+            data=DataConfig(tokenizer="bpe", bpe_vocab_size=model.vocab_size, seq_len=2048),
             train=TrainConfig(steps=4800, batch_size=256, eval_every=500, save_every=500),
             optim=OptimConfig(learning_rate=rate, warmup_steps=480, final_fraction=1e-5 / rate),
         ),
     )
     for name, rate in _PUBLISHED_RATES.items()
+    for model in [cast(zoo.CausalLMConfig, zoo.presets[name])]
 }
 
 # Fields that may change between two starts of one run, besides those of every experiment.

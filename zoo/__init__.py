@@ -30,3 +30,5 @@ from zoo.presets import presets as presets
 from zoo.pretrained import from_pretrained as from_pretrained
 from zoo.pretrained import save_pretrained as save_pretrained
 from zoo.pretrained import shard_largest as shard_largest
+from zoo.vision import ImageClassifier as ImageClassifier
+from zoo.vision import ImageClassifierConfig as ImageClassifierConfig

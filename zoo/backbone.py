@@ -60,6 +60,10 @@ class BackboneConfig:
     """Whether positions see only themselves and earlier ones. Otherwise state spaces run both ways, averaged."""
     dropout: float = 0.0
     """Share of each mixer's output that is dropped in training."""
+    drop_path: float = 0.0
+    """Share of the rows that skip the last block's mixers in training, less in earlier blocks in a line from 0."""
+    layer_scale: float | None = None
+    """Initial value of a learned factor for each channel of each mixer's output. None: no such factors."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalisation around each mixer, and at the end where it comes before them."""
     norm_place: Literal["pre", "post"] = "pre"
@@ -103,9 +107,13 @@ class BackboneConfig:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout}, expected 0 <= dropout < 1")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path={self.drop_path}, expected 0 <= drop_path < 1")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in (known := ("bfloat16", "float16", "float32", "float64")):
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.drop_path and not self.mixer_residual:
+            raise ValueError(f"drop_path={self.drop_path} with mixer_residual=False: nothing is left of what skips")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"norm={self.norm!r}, expected 'rms' or 'layer'")
         if self.norm_place not in ("pre", "post"):
@@ -231,34 +239,49 @@ class Block(nnx.Module):
         self.mixer = make_mixer(config, mixer, **kwargs) if mixer else None
         self.norm2 = make_norm(config, rngs) if channel else None
         self.mlp = make_channel_mixer(config, channel, **kwargs) if channel else None
+        self.scale = _layer_scale(config) if mixer else None
+        self.scale2 = _layer_scale(config) if channel else None
         self.dropout = nnx.Dropout(config.dropout)
+        self.drop_path = config.drop_path > 0
 
-    def __call__(self, x, *, mask=None, segment_ids=None, key=None):
-        """One block over whole sequences. `key` switches dropout on."""
-        return self._run(x, lambda x: (self.mixer(x, mask=mask, segment_ids=segment_ids), ()), (), key)[0]
+    def __call__(self, x, *, mask=None, segment_ids=None, noise=None):
+        """One block over whole sequences. `noise`, a key and the share of rows that skip, switches dropout on."""
+        return self._run(x, lambda x: (self.mixer(x, mask=mask, segment_ids=segment_ids), ()), (), noise)[0]
 
-    def extend(self, x, state, *, mask=None, segment_ids=None, key=None):
-        """One block from the mixer's state. `key` switches dropout on."""
+    def extend(self, x, state, *, mask=None, segment_ids=None, noise=None):
+        """One block from the mixer's state. `noise` is as in `__call__`."""
         mix = lambda x: self.mixer.extend(x, state, mask=mask, segment_ids=segment_ids)  # noqa: E731
-        return self._run(x, mix, state, key)
+        return self._run(x, mix, state, noise)
 
-    def _run(self, x, mix, state, key):
-        rngs = None if key is None else nnx.Rngs(dropout=key)
+    def _run(self, x, mix, state, noise):
+        rngs, skip = (None, None) if noise is None else (nnx.Rngs(dropout=noise[0]), noise[1])
         if self.mixer is not None:
             y, state = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
-            y = self._drop(y, rngs)
+            y = self._drop(y if self.scale is None else y * self.scale[...], rngs, skip)
             x = x + y if self.mixer_residual else y.astype(x.dtype)
             if not self.norm_first and self.norm is not None:
                 x = self.norm(x)
         if self.mlp is not None:
             y = self.mlp(self.norm2(x) if self.norm_first else x, rngs=rngs)
-            x = x + self._drop(y, rngs)
+            x = x + self._drop(y if self.scale2 is None else y * self.scale2[...], rngs, skip)
             if not self.norm_first:
                 x = self.norm2(x)
         return x, state
 
-    def _drop(self, x, rngs):
-        return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+    def _drop(self, x, rngs, skip):
+        if rngs is None:
+            return x
+        x = self.dropout(x, deterministic=False, rngs=rngs)
+        if not self.drop_path:
+            return x
+        stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (len(x), 1, 1))
+        return jnp.where(stays, x / (1 - skip).astype(x.dtype), 0)
+
+
+def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
+    if config.layer_scale is None:
+        return None
+    return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False)
 
 
 def make_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
@@ -315,10 +338,10 @@ class Backbone(nnx.Module):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           rngs: stream "dropout" switches dropout on; None leaves it off.
         """
-        x, keys = self._enter(x), self._dropout_keys(rngs)
+        x, noise = self._enter(x), self._noise(rngs)
 
-        def run(graphdef, params, x, key):
-            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, key=key)
+        def run(graphdef, params, x, noise):
+            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, noise=noise)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
@@ -326,7 +349,7 @@ class Backbone(nnx.Module):
         blocks = [nnx.split(block) for block in self.layers]
         done = 0
         if not self.config.first_norm:  # the first block is not like those that its word comes back for
-            x, done = run(*blocks[0], x, None if keys is None else keys[0]), 1
+            x, done = run(*blocks[0], x, jax.tree.map(lambda a: a[0], noise)), 1
         period = _period(self.words[done:])
         repeats = len(blocks[done:]) // period if self.config.scan_layers and period else 0
         if repeats > 1:
@@ -336,18 +359,18 @@ class Backbone(nnx.Module):
                 jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in scanned[j::period]))
                 for j in range(period)
             ]
-            stacked_keys = None if keys is None else keys[done:][: len(scanned)].reshape(repeats, period)
+            stacked_noise = jax.tree.map(lambda a: a[done:][: len(scanned)].reshape(repeats, period), noise)
 
             def run_period(x, inputs):
-                params, step_keys = inputs
+                params, noise = inputs
                 for j in range(period):
-                    x = run(scanned[j][0], params[j], x, None if step_keys is None else step_keys[j])
+                    x = run(scanned[j][0], params[j], x, jax.tree.map(lambda a: a[j], noise))  # noqa: B023
                 return x, None
 
-            x, _ = jax.lax.scan(run_period, x, (stacks, stacked_keys))
+            x, _ = jax.lax.scan(run_period, x, (stacks, stacked_noise))
             done += len(scanned)
         for i in range(done, len(blocks)):
-            x = run(*blocks[i], x, None if keys is None else keys[i])
+            x = run(*blocks[i], x, jax.tree.map(lambda a: a[i], noise))  # noqa: B023
         return self._leave(x)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
@@ -364,27 +387,29 @@ class Backbone(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions; any split gives the same as the whole. `rngs` is as in `__call__`."""
-        x, keys, after = self._enter(x), self._dropout_keys(rngs), []
+        x, noise, after = self._enter(x), self._noise(rngs), []
 
-        def run(graphdef, params, x, state, key):
-            return nnx.merge(graphdef, params).extend(x, state, mask=mask, segment_ids=segment_ids, key=key)
+        def run(graphdef, params, x, state, noise):
+            return nnx.merge(graphdef, params).extend(x, state, mask=mask, segment_ids=segment_ids, noise=noise)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
         for i, (block, block_state) in enumerate(zip(self.layers, state, strict=True)):
-            x, block_state = run(*nnx.split(block), x, block_state, None if keys is None else keys[i])
+            x, block_state = run(*nnx.split(block), x, block_state, jax.tree.map(lambda a: a[i], noise))  # noqa: B023
             after.append(block_state)
         return self._leave(x), tuple(after)
 
     def _leave(self, x):
         return x if self.norm_f is None else self.norm_f(x)
 
-    def _dropout_keys(self, rngs):
+    def _noise(self, rngs):
+        """(key, share of rows that skip it) of every block, or None."""
         channels = {channel for _, channel in self.words if channel}
         inside = any(word_config(self.config, channel).dropout for channel in channels)
-        if rngs is None or not (self.config.dropout or inside):
+        if rngs is None or not (self.config.dropout or self.config.drop_path or inside):
             return None
-        return jax.random.split(rngs.dropout(), len(self.layers))
+        n = len(self.layers)
+        return jax.random.split(rngs.dropout(), n), self.config.drop_path * jnp.arange(n) / max(1, n - 1)
 
     def _enter(self, x):
         dtype = jnp.dtype(self.config.dtype)

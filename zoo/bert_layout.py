@@ -104,6 +104,7 @@ _FREE = frozenset(
         "scan_layers",
         "pattern",
         "dropout",
+        "drop_path",
         "embedding_dropout",
         "classifier_dropout",
         "n_labels",

@@ -11,15 +11,17 @@ from zoo.encoder import (
     TokenClassifierConfig,
 )
 from zoo.models import CausalLM, CausalLMConfig
+from zoo.vision import ImageClassifier, ImageClassifierConfig
 
-Model = CausalLM | MaskedLM | SequenceClassifier | TokenClassifier
-ModelConfig = CausalLMConfig | MaskedLMConfig | SequenceClassifierConfig | TokenClassifierConfig
+Model = CausalLM | MaskedLM | SequenceClassifier | TokenClassifier | ImageClassifier
+ModelConfig = CausalLMConfig | MaskedLMConfig | SequenceClassifierConfig | TokenClassifierConfig | ImageClassifierConfig
 
 MODELS: dict[type, type] = {
     CausalLMConfig: CausalLM,
     MaskedLMConfig: MaskedLM,
     SequenceClassifierConfig: SequenceClassifier,
     TokenClassifierConfig: TokenClassifier,
+    ImageClassifierConfig: ImageClassifier,
 }
 
 

@@ -64,6 +64,7 @@ _FREE = frozenset(
         "remat",
         "scan_layers",
         "dropout",
+        "drop_path",
         "embedding_dropout",
         "classifier_dropout",
         "mask_padding",

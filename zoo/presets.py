@@ -13,6 +13,7 @@ from zoo.layouts import official_mlp
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLMConfig
 from zoo.names import unknown_name
+from zoo.vision import ImageClassifierConfig
 
 
 def _mamba(d_model: int, n_layers: int) -> CausalLMConfig:
@@ -134,6 +135,30 @@ def _bimamba(pattern: str) -> MaskedLMConfig:
     )
 
 
+def _vit(d_model: int, **fields) -> ImageClassifierConfig:
+    # Source: `deit_{tiny,small,base}_patch16_224` in facebookresearch/deit, models.py; Touvron et al. 2020,
+    # arXiv:2012.12877, table 1. Stochastic depth of the last block is their recipe's, 0.1.
+    options = {"d_model": d_model, "n_layers": 12, "drop_path": 0.1, "n_classes": 1000, "image_size": 224}
+    return ImageClassifierConfig(
+        **options | {"attn": AttentionConfig(n_heads=d_model // 64, position="none", bias=True)} | fields
+    )
+
+
+def _m2_vit(d_model: int, n_layers: int) -> ImageClassifierConfig:
+    # Source: Fu et al. 2023, arXiv:2310.12109, section 5.2: ViT-b, its attention replaced by the gated long convolution
+    # both ways, its channel mixer by block-diagonal matrices (4 blocks), in 45M. Neither code nor weights were
+    # published; the mean instead of a class token and filters of order 64 are ours.
+    return _vit(
+        d_model,
+        n_layers=n_layers,
+        pattern="m2/monarch",
+        class_token="none",
+        pool="mean",
+        m2=M2Config(l_max=196, filter=HyenaFilterConfig(order=64)),
+        monarch=MonarchMLPConfig(gated=False),
+    )
+
+
 presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
@@ -203,6 +228,13 @@ presets: dict[str, ModelConfig] = {
     "modernbert-large": _modernbert(1024, 28, 2624),
     "bimamba-base": _bimamba("mamba"),
     "bimamba2-base": _bimamba("mamba2"),
+    "vit-tiny": _vit(192),
+    "vit-small": _vit(384),
+    "vit-base": _vit(768),
+    "deit-tiny": _vit(192, distillation="classifier"),
+    "deit-small": _vit(384, distillation="classifier"),
+    "deit-base": _vit(768, distillation="classifier"),
+    "m2-vit-base": _m2_vit(768, 12),
 }
 
 

@@ -19,12 +19,13 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo import bert_layout, layouts, m2_layout
+from zoo import bert_layout, layouts, m2_layout, vit_layout
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig
 from zoo.layouts import EMBEDDINGS, Layout
 from zoo.models import CausalLM
 from zoo.tensors import Json, Table
+from zoo.vision import ImageClassifier, ImageClassifierConfig
 from zoo.weight_files import LazyTensor, open_weights, save_weights
 
 ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
@@ -32,6 +33,7 @@ ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
 _TOKEN_VECTORS = (*EMBEDDINGS.values(), m2_layout.WORD_EMBEDDINGS, *bert_layout.WORD_EMBEDDINGS)
+_INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES)
 
 
 def from_pretrained(
@@ -41,11 +43,12 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
 ) -> Model:
-    """Loads a published model: one of the Mambas (1, Falcon, 2, Codestral, 3), M2-BERT, BERT or ModernBERT.
+    """Loads a published model: one of the Mambas (1, Falcon, 2, Codestral, 3), M2-BERT, BERT, ModernBERT, ViT or DeiT.
 
     A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
     n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
-    `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row.
+    `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row. Images
+    have an `ImageClassifier`, with n_classes=0 where there is no classifier.
 
     Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
     head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
@@ -76,10 +79,12 @@ def from_pretrained(
         pooling = None
         if _is_bert(raw):
             tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
+        if vit_layout.is_vit(raw):
+            tensors = vit_layout.short_names(tensors)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
         config = _read_config(raw, tensors, n_labels, pooling)
         config = _fit_vocabulary(config, tensors)
-        stored = next((tensors[name].dtype for name in _TOKEN_VECTORS if name in tensors), jnp.float32)
+        stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
         name = jnp.dtype(stored if dtype is None else dtype).name
         config = dataclasses.replace(config, dtype=name, param_dtype=name)
         model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
@@ -105,12 +110,13 @@ def save_pretrained(
     """Writes a model so that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, M2-BERT, BERT or ModernBERT; others have
-        no published layout.
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, M2-BERT, BERT, ModernBERT, ViT or DeiT;
+        others have no published layout.
       folder: made if it does not exist.
       layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin), or
-        "transformers" (config.json, model.safetensors), which has neither Mamba-3 nor M2-BERT, and alone has BERT and
-        ModernBERT; an encoder without a head is written for sentence-transformers too, with how its rows are pooled.
+        "transformers" (config.json, model.safetensors), which has neither Mamba-3 nor M2-BERT, and alone has BERT,
+        ModernBERT, ViT and DeiT; an encoder of text without a head is written for sentence-transformers too, with how
+        its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
       max_shard_bytes: largest file; more become numbered shards with an index.
 
@@ -123,7 +129,8 @@ def save_pretrained(
     table = _table(model, layout)
     encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
     beside = {} if encoder is None else bert_layout.pooling_files(encoder)
-    said = (table.entries, getattr(model.config, "n_labels", 0), beside.get(bert_layout.POOLING_FILE))
+    classes = getattr(model.config, "n_classes" if isinstance(model, ImageClassifier) else "n_labels", 0)
+    said = (table.entries, classes, beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
     raw |= dict(extra or {})
     if _read_config(raw, *said) != described:
@@ -135,6 +142,8 @@ def save_pretrained(
     }
     if encoder is not None:
         tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
+    if isinstance(model, ImageClassifier):
+        tensors = {vit_layout.full_name(name, model.config): tensor for name, tensor in tensors.items()}
     if layout == "official":  # the official code stores copies and constants all the same
         tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
     save_weights(
@@ -242,12 +251,18 @@ def _is_bert(raw: Json) -> bool:
 
 
 def _read_config(raw: Json, tensors: Collection[str], n_labels: int, pooling: Json | None) -> ModelConfig:
+    if vit_layout.is_vit(raw):
+        return vit_layout.read_config(raw, tensors, n_labels)
     if m2_layout.is_m2_bert(raw):
         return m2_layout.read_config(raw, tensors, n_labels)
     return bert_layout.read_config(raw, tensors, n_labels, pooling) if _is_bert(raw) else layouts.read_config(raw)
 
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
+    if isinstance(config, ImageClassifierConfig):
+        if layout != "transformers":
+            raise ValueError(f"layout={layout!r}, expected 'transformers', which alone has image classifiers")
+        return vit_layout.write_config(config)
     if not isinstance(config, EncoderConfig):
         return layouts.write_config(config, layout)
     if layout == "transformers" and config.pattern != "m2/monarch":
@@ -256,6 +271,8 @@ def _write_config(config: ModelConfig, layout: Layout) -> Json:
 
 
 def _table(model: Model, layout: Layout) -> Table:
+    if isinstance(model, ImageClassifier):
+        return vit_layout.tensor_table(model)
     if isinstance(model, CausalLM):
         return layouts.tensor_table(model, layout)
     if model.config.pattern == "m2/monarch":
@@ -265,6 +282,8 @@ def _table(model: Model, layout: Layout) -> Table:
 
 def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
     """Takes the padding of the vocabulary from the embedding, where it is to a usual multiple that the config omits."""
+    if isinstance(config, ImageClassifierConfig):
+        return config
     shapes = [tensors[name].shape for name in _TOKEN_VECTORS if name in tensors]
     rows = next((shape[0] for shape in shapes if shape), config.padded_vocab_size)
     for multiple in (config.pad_vocab_multiple, 1, 8, 16, 32, 64, 128, 256):

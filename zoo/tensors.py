@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 Json = dict[str, Any]
-Kind = Literal["same", "linear", "conv", "row", "block"]
+Kind = Literal["same", "linear", "conv", "image", "row", "block"]
 
 
 class Entry(NamedTuple):
@@ -18,19 +18,24 @@ class Entry(NamedTuple):
     """Our parameters, as paths of `nnx.to_flat_state`."""
     kind: Kind
     """same: as it is. linear: transposed, several one above the other, and biases one behind the other. conv: with a
-    middle axis of size 1. row: with a first axis of size 1. block: without our first axis, of size 1."""
+    middle axis of size 1. image: a kernel over rows and columns, its outputs and inputs first, not last. row: with a
+    first axis of size 1. block: without our first axis, of size 1."""
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The tensor's shape, given those of the parameters."""
         first = shapes[0]
         if self.kind == "linear":
             return sum(shape[-1] for shape in shapes), *first[:-1]
+        if self.kind == "image":
+            return first[3], first[2], first[0], first[1]
         return {"same": first, "conv": (first[0], 1, *first[1:]), "row": (1, *first), "block": first[1:]}[self.kind]
 
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
         """The parameters in a tensor, as views."""
         if self.kind == "linear":
             return [part.T for part in np.split(tensor, len(self.paths))]
+        if self.kind == "image":
+            return [tensor.transpose(2, 3, 1, 0)]
         index: Any = {"same": ..., "conv": np.s_[:, 0], "row": 0, "block": None}[self.kind]
         return [tensor[index]]
 
@@ -38,6 +43,8 @@ class Entry(NamedTuple):
         """The tensor of some parameters."""
         if self.kind == "linear":
             return np.concatenate([param.T for param in params])
+        if self.kind == "image":
+            return params[0].transpose(3, 2, 0, 1)
         index: Any = {"same": ..., "conv": np.s_[:, None], "row": None, "block": 0}[self.kind]
         return params[0][index]
 

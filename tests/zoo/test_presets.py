@@ -52,6 +52,15 @@ import zoo
         ("modernbert-large", 395_881_664),
         ("bimamba-base", 107_038_272),
         ("bimamba2-base", 106_899_056),
+        # Those of facebookresearch/deit's models, with one classifier and with two.
+        ("vit-tiny", 5_717_416),
+        ("vit-small", 22_050_664),
+        ("vit-base", 86_567_656),
+        ("deit-tiny", 5_910_800),
+        ("deit-small", 22_436_432),
+        ("deit-base", 87_338_192),
+        # Fu et al. 2023: 45M. The paper gives no more digits, and there is no code.
+        ("m2-vit-base", 45_582_808),
     ],
 )
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):

@@ -1,0 +1,229 @@
+"""Image classifiers: patches are tokens, and any mixer stands between them.
+
+model = zoo.ImageClassifier(zoo.ImageClassifierConfig(pattern="attn/mlp", n_classes=10), rngs=nnx.Rngs(0))
+logits = model(images)                                              # images: b x y c, normalised
+
+Axes: x image height, y image width, c channels (here alone).
+"""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.attention import AttentionConfig
+from zoo.backbone import Backbone, BackboneConfig
+from zoo.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
+from zoo.linear import linear
+from zoo.mlp import MLPConfig
+
+ClassToken = Literal["none", "first", "middle"]
+Position = Literal["learned", "sincos", "none"]
+Distillation = Literal["none", "token", "classifier"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageClassifierConfig(BackboneConfig):
+    """Patches, their positions, a backbone that looks both ways, and classes. The defaults are ViT's."""
+
+    pattern: str = "attn/mlp"
+    """Mixers of the blocks, e.g. "attn/mlp", "m2/monarch", "mamba"; cycles to n_layers."""
+    causal: bool = False
+    """Whether patches see only themselves and those before, row by row."""
+    norm: Literal["rms", "layer"] = "layer"
+    """Normalisation around each mixer and at the end."""
+    norm_eps: float = 1e-6
+    """Added to the variance in normalisation."""
+    attn: AttentionConfig = AttentionConfig(position="none", bias=True)
+    """Options of "attn"."""
+    mlp: MLPConfig = MLPConfig(gated=False, activation="gelu", bias=True)
+    """Options of "mlp"."""
+    n_classes: int = 1000
+    """Classes. 0: no head, for `features` alone."""
+    image_size: int = 224
+    """Pixels to a side of the images that learned positions are for. Others fit too: positions are interpolated."""
+    patch_size: int = 16
+    """Pixels to a side of a patch."""
+    patch_stride: int | None = None
+    """Pixels from one patch to the next. None: patch_size, so that they do not overlap."""
+    channels: int = 3
+    """Channels of an image."""
+    stem: Stem = "patch"
+    """patch: one convolution. conv: 3x3 convolutions of stride 2, one for each halving of a patch."""
+    position: Position = "learned"
+    """Positions: learned, sines and cosines of row and column, or none (the mixer tells places apart itself)."""
+    class_token: ClassToken = "first"
+    """Where a learned token that stands for the image is: before the patches, in their middle, or nowhere."""
+    distillation: Distillation = "none"
+    """DeiT's second token behind the class token: none, there but not read at the end, or with a classifier of its own,
+    whose logits are averaged with the first one's."""
+    pool: Literal["token", "mean"] = "token"
+    """An image's vector: the class token's, or the mean of the patches'."""
+    embedding_dropout: float = 0.0
+    """Share of the embeddings that is dropped in training."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("image_size", "patch_size", "channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if self.n_classes < 0:
+            raise ValueError(f"n_classes={self.n_classes}, expected at least 0")
+        if self.patch_stride is not None and self.patch_stride < 1:
+            raise ValueError(f"patch_stride={self.patch_stride}, expected None or at least 1")
+        for name, kind in (
+            ("stem", Stem),
+            ("position", Position),
+            ("class_token", ClassToken),
+            ("distillation", Distillation),
+        ):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(map(repr, get_args(kind)))
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {known}")
+        if self.pool not in ("token", "mean"):
+            raise ValueError(f"pool={self.pool!r}, expected 'token' or 'mean'")
+        if self.pool == "token" and self.class_token == "none":
+            raise ValueError("pool='token' with class_token='none', expected pool='mean'")
+        if self.distillation != "none" and (self.class_token != "first" or self.pool != "token"):
+            raise ValueError(f"distillation={self.distillation!r}, expected class_token='first' and pool='token'")
+        if self.stem == "conv":
+            if self.patch_size & (self.patch_size - 1) or self.patch_size < 2:
+                raise ValueError(f"patch_size={self.patch_size}, expected a power of 2 with stem='conv'")
+            if self.stride != self.patch_size:
+                raise ValueError(f"patch_stride={self.patch_stride}, expected None with stem='conv'")
+        if not 0 <= self.embedding_dropout < 1:
+            raise ValueError(f"embedding_dropout={self.embedding_dropout}, expected 0 <= embedding_dropout < 1")
+        grid_of(self.image_size, self.image_size, self.patch_size, self.stride)
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.patch_stride or self.patch_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image of image_size."""
+        return grid_of(self.image_size, self.image_size, self.patch_size, self.stride)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that stand for the whole image: 0, 1, or 2 with DeiT's."""
+        return 0 if self.class_token == "none" else 1 + (self.distillation != "none")
+
+
+class ImageClassifier(nnx.Module):
+    """Embeds patches, mixes them, and classifies the image.
+
+    Args:
+      config: shape and options.
+      rngs: source of keys, stream "params".
+
+    Source: Dosovitskiy et al. 2020, arXiv:2010.11929; distillation: Touvron et al. 2020, arXiv:2012.12877; class token
+      in the middle: Zhu et al. 2024, arXiv:2401.09417.
+    """
+
+    def __init__(self, config: ImageClassifierConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+        self.patch_embedding = PatchEmbedding(
+            config.d_model,
+            patch_size=config.patch_size,
+            stride=config.stride,
+            channels=config.channels,
+            stem=config.stem,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        rows, columns = config.grid
+
+        def table(n):
+            value = jax.nn.initializers.truncated_normal(0.02)(rngs.params(), (n, config.d_model), param_dtype)
+            return nnx.Param(value, decay=False)
+
+        self.class_token = table(1) if config.n_tokens else None
+        self.distillation_token = table(1) if config.n_tokens == 2 else None
+        learned = config.position == "learned"
+        self.position_embeddings = table(config.n_tokens + rows * columns) if learned else None
+        self.dropout = nnx.Dropout(config.embedding_dropout)
+        self.backbone = Backbone(config, rngs=rngs)
+        options: dict[str, Any] = {"bias": True, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.classifier = linear(config.d_model, config.n_classes, **options) if config.n_classes else None
+        second = config.n_classes and config.distillation == "classifier"
+        self.distillation_classifier = linear(config.d_model, config.n_classes, **options) if second else None
+
+    def __call__(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
+        """Logits of the k classes, in at least float32.
+
+        Args:
+          images: pixels, normalised as the model was trained; any size that patches cover.
+          rngs: stream "dropout" switches dropout and stochastic depth on; None leaves them off.
+
+        Raises:
+          ValueError: a model without classes; images of another number of channels, or that patches do not cover.
+        """
+        if self.classifier is None:
+            raise ValueError("n_classes=0: the model has no classifier, expected `features` or `hidden`")
+        vectors = self.features(images, rngs=rngs)
+        if self.distillation_classifier is None:
+            return _wide(self.classifier(vectors))
+        first, second = jnp.split(vectors, 2, axis=-1)
+        return (_wide(self.classifier(first)) + _wide(self.distillation_classifier(second))) / 2
+
+    def features(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b d"]:
+        """One vector an image, as the classifier reads it; those of both tokens, end to end, where both are read."""
+        hidden, at = self._run(images, rngs)
+        if self.config.pool == "token":
+            read = 2 if self.config.distillation == "classifier" else 1
+            return hidden[:, at : at + read].reshape(len(hidden), -1)
+        return jnp.mean(_without(hidden, at, self.config.n_tokens), axis=1)
+
+    def hidden(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
+        """The backbone's output for every token, those that stand for the whole image included."""
+        return self._run(images, rngs)[0]
+
+    def _run(self, images, rngs):
+        """(hidden, where the class token is)."""
+        config = self.config
+        if images.shape[-1] != config.channels:
+            raise ValueError(f"images have {images.shape[-1]} channels, expected {config.channels} in the last axis")
+        grid = grid_of(*images.shape[1:3], config.patch_size, config.stride)
+        x = self.patch_embedding(images).reshape(len(images), grid[0] * grid[1], -1)
+        at = x.shape[1] // 2 if config.class_token == "middle" else 0
+        x, positions = x.astype(jnp.dtype(config.param_dtype)), self._positions(grid, at)
+        if config.n_tokens:
+            tokens = [token for token in (self.class_token, self.distillation_token) if token is not None]
+            tokens = [jnp.broadcast_to(token[...], (len(x), 1, config.d_model)).astype(x.dtype) for token in tokens]
+            x = jnp.concatenate([x[:, :at], *tokens, x[:, at:]], axis=1)
+        if positions is not None:
+            x = x + positions.astype(x.dtype)
+        if rngs is not None:
+            x = self.dropout(x, deterministic=False, rngs=rngs)
+        return self.backbone(x, rngs=rngs), at
+
+    def _positions(self, grid, at):
+        """What is added to the tokens of an image, or None."""
+        config, n = self.config, self.config.n_tokens
+        if self.position_embeddings is not None:
+            table = self.position_embeddings[...]
+            if grid == config.grid:
+                return table
+            there = config.grid[0] * config.grid[1] // 2 if config.class_token == "middle" else 0
+            patches = resize_positions(_without(table[None], there, n)[0], config.grid, grid)
+            return jnp.concatenate([patches[:at], table[there : there + n], patches[at:]])
+        if config.position == "sincos":
+            patches = sincos_positions(grid, config.d_model)
+            return jnp.concatenate([patches[:at], jnp.zeros((n, config.d_model)), patches[at:]])
+        return None
+
+
+def _without(x, at, n):
+    """All tokens but the n from `at` on."""
+    return jnp.concatenate([x[:, :at], x[:, at + n :]], axis=1) if n else x
+
+
+def _wide(logits):
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
