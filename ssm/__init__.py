@@ -14,6 +14,10 @@ from ssm.mamba3 import Mamba3State as Mamba3State
 from ssm.mixer import Mixer as Mixer
 from ssm.scan import selective_scan as selective_scan
 from ssm.scan import selective_step as selective_step
+from ssm.scan_order import ScanOrder as ScanOrder
+from ssm.scan_order import merge_scans as merge_scans
+from ssm.scan_order import scan_image as scan_image
+from ssm.scan_order import scan_order as scan_order
 from ssm.segments import segment_runs as segment_runs
 from ssm.segments import segment_starts as segment_starts
 from ssm.ssd import ssd as ssd
