@@ -25,3 +25,4 @@ from ssm.ssd import ssd_step as ssd_step
 from ssm.trapezoid import TrapezoidState as TrapezoidState
 from ssm.trapezoid import trapezoid as trapezoid
 from ssm.trapezoid import trapezoid_step as trapezoid_step
+from ssm.vim import Vim as Vim

@@ -5,13 +5,13 @@ Source: Gu & Dao 2023, arXiv:2312.00752, section 3.4 and figure 3; mamba_ssm/mod
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
 from ssm.checks import at_least, check_dt_range
@@ -77,7 +77,104 @@ class MambaState(NamedTuple):
     """The state space's state, at least float32."""
 
 
-class Mamba(Mixer):
+class Selective(nnx.Module):
+    """The selective state space of Mamba-1 and the projections that make its step sizes, B and C from its input.
+
+    Args:
+      d_inner: channels.
+      dt_rank: rank of the step-size projection.
+      config: options; see `MambaConfig`.
+      dtype: dtype of the projections. None: that of the parameters and the input.
+      param_dtype: dtype that parameters are kept in. A_log, D and the step-size bias are at least float32.
+      rngs: source of keys, stream "params".
+
+    Source: Gu & Dao 2023, arXiv:2312.00752, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        d_inner: int,
+        dt_rank: int,
+        config: MambaConfig,
+        *,
+        dtype: Dtype | None,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.d_inner = d_inner
+        self.dt_rank = dt_rank
+        state_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        linear = make_linear(use_bias=config.bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        dt_bound = config.dt_scale * self.dt_rank**-0.5
+        constant = jax.nn.initializers.constant(dt_bound)
+        self.x_proj = linear(self.d_inner, self.dt_rank + 2 * config.d_state, use_bias=False)
+        self.dt_proj = linear(
+            self.dt_rank,
+            self.d_inner,
+            kernel_init=init.uniform(dt_bound) if config.dt_init == "random" else constant,
+            use_bias=True,
+            bias_init=lambda key, shape, _: init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)(
+                key, shape, state_dtype
+            ),
+        )
+        self.A_log = nnx.Param(init.real_A_log(self.d_inner, config.d_state).astype(state_dtype), decay=False)
+        self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False)
+
+    def select(
+        self,
+        x: Float[Array, "b l e"],
+        z: Float[Array, "b l e"] | None = None,
+        state: Float[Array, "b e n"] | None = None,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> tuple[Float[Array, "b l e"], Float[Array, "b e n"]]:
+        """`selective_scan` of x with what its projections say, gated by silu(z) where z is given, and the state after.
+
+        Args:
+          x: input, behind convolution and non-linearity.
+          z: gate, or None for none.
+          state: the state before the first position, or None for zeros.
+          mask: False where a position is not there.
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+        """
+        sizes = (self.dt_rank, self.dt_rank + self.config.d_state)
+        low_rank_dt, B, C = jnp.split(self.x_proj(x), sizes, axis=-1)
+        if self.config.bcdt_rms:
+            normed = (rms_norm(m, eps=self.config.bcdt_rms_eps).astype(m.dtype) for m in (low_rank_dt, B, C))
+            low_rank_dt, B, C = normed
+        # The bias joins in float32: near -4.6 (a step of 0.01), bfloat16 would move the step by 1-2 %.
+        delta = low_rank_dt @ self.dt_proj.kernel[...].astype(low_rank_dt.dtype)
+        bias: Any = self.dt_proj.bias
+        delta = jax.nn.softplus(delta.astype(self.A_log.dtype) + bias[...])
+        A = -jnp.exp(self.A_log[...])
+
+        if state is not None and x.shape[1] == 1 and segment_ids is None:
+            if mask is not None:
+                delta = jnp.where(mask[..., None], delta, 0)
+            gate = None if z is None else z[:, 0]
+            one, state = selective_step(state, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], self.D[...], gate)
+            y = one[:, None]
+        else:
+            y, state = selective_scan(
+                x,
+                delta,
+                A,
+                B,
+                C,
+                self.D[...],
+                z,
+                initial_state=state,
+                mask=mask,
+                segment_ids=segment_ids,
+                chunk_size=self.config.chunk_size,
+                implementation=self.config.implementation,
+            )
+        return y, state
+
+
+class Mamba(Selective, Mixer):
     """Selective state-space mixer: sequence in, sequence out, linear in the length.
 
     Args:
@@ -101,32 +198,16 @@ class Mamba(Mixer):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.config = config
         self.dtype = dtype
-        self.d_inner = int(config.expand * d_model)
-        self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
-        state_dtype = jnp.promote_types(param_dtype, jnp.float32)
-
-        linear = make_linear(use_bias=config.bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        dt_bound = config.dt_scale * self.dt_rank**-0.5
-        constant = jax.nn.initializers.constant(dt_bound)
-        self.in_proj = linear(d_model, 2 * self.d_inner)
+        d_inner = int(config.expand * d_model)
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        linear = make_linear(use_bias=config.bias, **options)
+        self.in_proj = linear(d_model, 2 * d_inner)
         self.conv1d = DepthwiseConv(
-            self.d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
+            d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
         )
-        self.x_proj = linear(self.d_inner, self.dt_rank + 2 * config.d_state, use_bias=False)
-        self.dt_proj = linear(
-            self.dt_rank,
-            self.d_inner,
-            kernel_init=init.uniform(dt_bound) if config.dt_init == "random" else constant,
-            use_bias=True,
-            bias_init=lambda key, shape, _: init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)(
-                key, shape, state_dtype
-            ),
-        )
-        self.A_log = nnx.Param(init.real_A_log(self.d_inner, config.d_state).astype(state_dtype), decay=False)
-        self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False)
-        self.out_proj = linear(self.d_inner, d_model, kernel_init=init.residual(residual_scale))
+        super().__init__(d_inner, config.dt_rank or math.ceil(d_model / 16), config, **options)
+        self.out_proj = linear(d_inner, d_model, kernel_init=init.residual(residual_scale))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> MambaState:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""
@@ -140,37 +221,5 @@ class Mamba(Mixer):
         conv_state, ssm_state = (None, None) if state is None else state
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
         x, conv_state = self.conv1d(x, conv_state, mask=mask, segment_ids=segment_ids)
-        x = jax.nn.silu(x)
-
-        sizes = (self.dt_rank, self.dt_rank + self.config.d_state)
-        low_rank_dt, B, C = jnp.split(self.x_proj(x), sizes, axis=-1)
-        if self.config.bcdt_rms:
-            normed = (rms_norm(m, eps=self.config.bcdt_rms_eps).astype(m.dtype) for m in (low_rank_dt, B, C))
-            low_rank_dt, B, C = normed
-        # The bias joins in float32: near -4.6 (a step of 0.01), bfloat16 would move the step by 1-2 %.
-        delta = low_rank_dt @ self.dt_proj.kernel[...].astype(low_rank_dt.dtype)
-        delta = jax.nn.softplus(delta.astype(self.A_log.dtype) + self.dt_proj.bias[...])
-        A = -jnp.exp(self.A_log[...])
-
-        if ssm_state is not None and x.shape[1] == 1 and segment_ids is None:
-            if mask is not None:
-                delta = jnp.where(mask[..., None], delta, 0)
-            here = (a[:, 0] for a in (x, delta))
-            y, ssm_state = selective_step(ssm_state, *here, A, B[:, 0], C[:, 0], self.D[...], z[:, 0])
-            y = y[:, None]
-        else:
-            y, ssm_state = selective_scan(
-                x,
-                delta,
-                A,
-                B,
-                C,
-                self.D[...],
-                z,
-                initial_state=ssm_state,
-                mask=mask,
-                segment_ids=segment_ids,
-                chunk_size=self.config.chunk_size,
-                implementation=self.config.implementation,
-            )
+        y, ssm_state = self.select(jax.nn.silu(x), z, ssm_state, mask=mask, segment_ids=segment_ids)
         return self.out_proj(y), MambaState(conv_state, ssm_state)

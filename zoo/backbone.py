@@ -36,12 +36,13 @@ MIXERS: dict[str, Callable] = {
     "mamba": ssm.Mamba,
     "mamba2": ssm.Mamba2,
     "mamba3": ssm.Mamba3,
+    "vim": ssm.Vim,
     "m2": M2Mixer,
     "attn": Attention,
 }
 CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP, "monarch": MonarchMLP}
 # Mixers that look both ways themselves, given causal=False.
-TWO_SIDED = {"m2", "attn"}
+TWO_SIDED = {"m2", "attn", "vim"}
 
 Word = tuple[str | None, str | None]
 
@@ -92,6 +93,8 @@ class BackboneConfig:
     """Options of "mamba2"."""
     mamba3: ssm.Mamba3Config = ssm.Mamba3Config()
     """Options of "mamba3"."""
+    vim: ssm.MambaConfig = ssm.MambaConfig()
+    """Options of "vim", Mamba-1 both ways between shared projections."""
     m2: M2Config = M2Config()
     """Options of "m2"."""
     attn: AttentionConfig = AttentionConfig()

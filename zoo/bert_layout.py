@@ -113,6 +113,7 @@ _FREE = frozenset(
         "mamba",
         "mamba2",
         "mamba3",
+        "vim",
         "m2",
         "attn",
         "mlp",

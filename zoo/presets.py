@@ -159,6 +159,14 @@ def _m2_vit(d_model: int, n_layers: int) -> ImageClassifierConfig:
     )
 
 
+def _vim(d_model: int) -> ImageClassifierConfig:
+    # Source: `vim_{tiny,small,base}_patch16_*_midclstok_div2` in hustvl/Vim, vim/models_mamba.py; Zhu et al. 2024,
+    # arXiv:2401.09417, section 4: 24 blocks without channel mixers, the class token in the middle.
+    return ImageClassifierConfig(
+        d_model=d_model, n_layers=24, pattern="vim", norm="rms", norm_eps=1e-5, class_token="middle", drop_path=0.1
+    )
+
+
 presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
@@ -235,6 +243,9 @@ presets: dict[str, ModelConfig] = {
     "deit-small": _vit(384, distillation="classifier"),
     "deit-base": _vit(768, distillation="classifier"),
     "m2-vit-base": _m2_vit(768, 12),
+    "vim-tiny": _vim(192),
+    "vim-small": _vim(384),
+    "vim-base": _vim(768),
 }
 
 

@@ -59,6 +59,7 @@ _FREE = frozenset(
         "mamba",
         "mamba2",
         "mamba3",
+        "vim",
         "m2",
         "monarch",
         "attn",

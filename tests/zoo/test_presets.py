@@ -61,6 +61,10 @@ import zoo
         ("deit-base", 87_338_192),
         # Fu et al. 2023: 45M. The paper gives no more digits, and there is no code.
         ("m2-vit-base", 45_582_808),
+        # Zhu et al. 2024, table 1: 7M, 26M and 98M.
+        ("vim-tiny", 7_148_008),
+        ("vim-small", 25_796_584),
+        ("vim-base", 97_598_440),
     ],
 )
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):

@@ -21,6 +21,7 @@ TINY = {
     "n_classes": 3,
     "attn": zoo.AttentionConfig(n_heads=2, position="none", bias=True),
     "mamba": MambaConfig(d_state=4),
+    "vim": MambaConfig(d_state=4),
     "m2": M2Config(l_max=9, filter=HyenaFilterConfig(order=6)),
 }
 MEAN = {"class_token": "none", "pool": "mean"}
@@ -87,7 +88,7 @@ def test_a_mean_is_over_patches_alone():
     assert_close(run(middle, IMAGES, "features"), (hidden.sum(axis=1) - hidden[:, 4]) / 9)
 
 
-@pytest.mark.parametrize("pattern", ["attn/mlp", "mamba", "m2/monarch"])
+@pytest.mark.parametrize("pattern", ["attn/mlp", "mamba", "vim", "m2/monarch"])
 def test_every_mixer_sees_the_whole_image(pattern):
     model = make(pattern=pattern, **MEAN)
     call, params = jitted(model, "hidden")
