@@ -37,12 +37,13 @@ MIXERS: dict[str, Callable] = {
     "mamba2": ssm.Mamba2,
     "mamba3": ssm.Mamba3,
     "vim": ssm.Vim,
+    "ss2d": ssm.SS2D,
     "m2": M2Mixer,
     "attn": Attention,
 }
 CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP, "monarch": MonarchMLP}
 # Mixers that look both ways themselves, given causal=False.
-TWO_SIDED = {"m2", "attn", "vim"}
+TWO_SIDED = {"m2", "attn", "vim", "ss2d"}
 
 Word = tuple[str | None, str | None]
 
@@ -95,6 +96,8 @@ class BackboneConfig:
     """Options of "mamba3"."""
     vim: ssm.MambaConfig = ssm.MambaConfig()
     """Options of "vim", Mamba-1 both ways between shared projections."""
+    ss2d: ssm.SS2DConfig = ssm.SS2DConfig()
+    """Options of "ss2d", Mamba-1 in several orders over an image."""
     m2: M2Config = M2Config()
     """Options of "m2"."""
     attn: AttentionConfig = AttentionConfig()
@@ -247,9 +250,14 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
         self.drop_path = config.drop_path > 0
 
-    def __call__(self, x, *, mask=None, segment_ids=None, noise=None):
+    def __call__(self, x, *, mask=None, segment_ids=None, noise=None, grid=None):
         """One block over whole sequences. `noise`, a key and the share of rows that skip, switches dropout on."""
-        return self._run(x, lambda x: (self.mixer(x, mask=mask, segment_ids=segment_ids), ()), (), noise)[0]
+        options = {"mask": mask, "segment_ids": segment_ids}
+        if getattr(self.mixer, "needs_grid", False):
+            if grid is None:
+                raise ValueError(f"{type(self.mixer).__name__} mixes images, expected grid=(rows, columns)")
+            options["grid"] = grid
+        return self._run(x, lambda x: (self.mixer(x, **options), ()), (), noise)[0]
 
     def extend(self, x, state, *, mask=None, segment_ids=None, noise=None):
         """One block from the mixer's state. `noise` is as in `__call__`."""
@@ -332,6 +340,7 @@ class Backbone(nnx.Module):
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         rngs: nnx.Rngs | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Array, "b l d"]:
         """Runs the stack over whole sequences.
 
@@ -340,11 +349,15 @@ class Backbone(nnx.Module):
           mask: False where a position is not there.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           rngs: stream "dropout" switches dropout on; None leaves it off.
+          grid: rows and columns of an image whose places the positions are, for mixers that go by them.
+
+        Raises:
+          ValueError: a mixer of images without a grid.
         """
         x, noise = self._enter(x), self._noise(rngs)
 
         def run(graphdef, params, x, noise):
-            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, noise=noise)
+            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, noise=noise, grid=grid)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)

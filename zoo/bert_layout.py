@@ -114,6 +114,7 @@ _FREE = frozenset(
         "mamba2",
         "mamba3",
         "vim",
+        "ss2d",
         "m2",
         "attn",
         "mlp",

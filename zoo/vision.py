@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import Backbone, BackboneConfig
+from zoo.backbone import Backbone, BackboneConfig, mixer_name, parse_pattern
 from zoo.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.linear import linear
 from zoo.mlp import MLPConfig
@@ -89,6 +89,9 @@ class ImageClassifierConfig(BackboneConfig):
             raise ValueError("pool='token' with class_token='none', expected pool='mean'")
         if self.distillation != "none" and (self.class_token != "first" or self.pool != "token"):
             raise ValueError(f"distillation={self.distillation!r}, expected class_token='first' and pool='token'")
+        images_only = {"ss2d"} & {mixer_name(mixer) for mixer, _ in parse_pattern(self.pattern, self.n_layers)}
+        if images_only and self.class_token != "none":
+            raise ValueError(f"pattern={self.pattern!r} goes by rows and columns, expected class_token='none'")
         if self.stem == "conv":
             if self.patch_size & (self.patch_size - 1) or self.patch_size < 2:
                 raise ValueError(f"patch_size={self.patch_size}, expected a power of 2 with stem='conv'")
@@ -202,7 +205,7 @@ class ImageClassifier(nnx.Module):
             x = x + positions.astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return self.backbone(x, rngs=rngs), at
+        return self.backbone(x, rngs=rngs, grid=None if config.n_tokens else grid), at
 
     def _positions(self, grid, at):
         """What is added to the tokens of an image, or None."""

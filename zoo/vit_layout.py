@@ -60,6 +60,7 @@ _FREE = frozenset(
         "mamba2",
         "mamba3",
         "vim",
+        "ss2d",
         "m2",
         "monarch",
         "attn",

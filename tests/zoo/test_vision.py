@@ -8,7 +8,7 @@ from flax import nnx
 
 import zoo
 from m2 import HyenaFilterConfig, M2Config
-from ssm import MambaConfig
+from ssm import MambaConfig, SS2DConfig
 from tests.numerics import assert_close, jitted, with_random_parameters
 from zoo.image_tokens import PatchEmbedding, grid_of, resize_positions, sincos_positions
 
@@ -22,6 +22,7 @@ TINY = {
     "attn": zoo.AttentionConfig(n_heads=2, position="none", bias=True),
     "mamba": MambaConfig(d_state=4),
     "vim": MambaConfig(d_state=4),
+    "ss2d": SS2DConfig(d_state=4),
     "m2": M2Config(l_max=9, filter=HyenaFilterConfig(order=6)),
 }
 MEAN = {"class_token": "none", "pool": "mean"}
@@ -88,7 +89,7 @@ def test_a_mean_is_over_patches_alone():
     assert_close(run(middle, IMAGES, "features"), (hidden.sum(axis=1) - hidden[:, 4]) / 9)
 
 
-@pytest.mark.parametrize("pattern", ["attn/mlp", "mamba", "vim", "m2/monarch"])
+@pytest.mark.parametrize("pattern", ["attn/mlp", "mamba", "vim", "ss2d/mlp", "m2/monarch"])
 def test_every_mixer_sees_the_whole_image(pattern):
     model = make(pattern=pattern, **MEAN)
     call, params = jitted(model, "hidden")
@@ -96,6 +97,13 @@ def test_every_mixer_sees_the_whole_image(pattern):
     for corner in (np.s_[:, 0, 0], np.s_[:, -1, -1]):
         after = call(params, IMAGES.at[corner].add(1.0))
         assert np.abs(after - before).max(axis=(0, 2)).min() > 1e-6
+
+
+def test_a_mixer_of_images_wants_to_know_the_grid():
+    backbone = zoo.Backbone(zoo.BackboneConfig(d_model=8, n_layers=1, pattern="ss2d", causal=False), rngs=nnx.Rngs(0))
+    assert backbone(jnp.zeros((1, 6, 8)), grid=(2, 3)).shape == (1, 6, 8)
+    with pytest.raises(ValueError, match=r"SS2D mixes images, expected grid=\(rows, columns\)"):
+        backbone(jnp.zeros((1, 6, 8)))
 
 
 def test_positions_are_read_off_between_those_learned():
@@ -208,6 +216,7 @@ def test_bfloat16_is_near_float32():
         ({"distillation": "classifier", "class_token": "middle"}, "distillation='classifier', expected class_token="),
         ({"stem": "conv", "patch_size": 6}, "patch_size=6, expected a power of 2 with stem='conv'"),
         ({"stem": "conv", "patch_stride": 2}, "patch_stride=2, expected None with stem='conv'"),
+        ({"pattern": "ss2d/mlp attn/mlp"}, "goes by rows and columns, expected class_token='none'"),
         ({"n_classes": -1}, "n_classes=-1, expected at least 0"),
         ({"drop_path": 1.0}, "drop_path=1.0, expected 0 <= drop_path < 1"),
         ({"drop_path": 0.1, "mixer_residual": False}, "drop_path=0.1 with mixer_residual=False"),
