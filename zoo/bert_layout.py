@@ -199,12 +199,13 @@ def read_config(
         return MaskedLMConfig(
             **fields, head_activation=activation, head_bias=family == "bert" or raw["classifier_bias"]
         )
-    if "head.dense.weight" in tensors:
-        raise ValueError("ModernBERT's classifiers have a hidden layer with a norm, which is not supported")
+    if n_labels and family == "modernbert":
+        fields |= {"head_activation": _activation(raw, "classifier_activation"), "head_bias": raw["classifier_bias"]}
     pooled = family == "bert" and "pooler.dense.weight" in tensors
     dropout = float(raw.get("classifier_dropout") or raw.get("hidden_dropout_prob") or 0)
     kinds = " ".join(raw.get("architectures") or ())  # old files of token classifiers hold a pooler that they ignore
-    if n_labels and (re.search("ForTokenClassification|ForQuestionAnswering", kinds) or not pooled):
+    of_tokens = family == "bert" and not pooled
+    if n_labels and (re.search("ForTokenClassification|ForQuestionAnswering", kinds) or of_tokens):
         return TokenClassifierConfig(**fields, n_labels=n_labels, classifier_dropout=dropout)
     pool: Pool = "mean" if family == "modernbert" and raw["classifier_pooling"] == "mean" else "first"
     if pooling is not None:
@@ -385,11 +386,6 @@ def _head(config: EncoderConfig, family: Family) -> tuple[str, Collection[str]]:
     prefix = {"bert": "Bert", "modernbert": "ModernBert"}[family]
     if isinstance(config, MaskedLMConfig):
         return f"{prefix}ForMaskedLM", ()
-    if family == "modernbert" and (not isinstance(config, SequenceClassifierConfig) or config.n_labels):
-        raise ValueError(
-            f"{type(config).__name__} with labels cannot be written in the transformers layout of modernbert, whose "
-            "classifiers have a hidden layer with a norm"
-        )
     if isinstance(config, SequenceClassifierConfig):
         kind = f"{prefix}ForSequenceClassification" if config.n_labels else f"{prefix}Model"
         # Without a pooler, a classifier of rows would be read as one of tokens.
@@ -458,9 +454,13 @@ def _write_modernbert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
         "decoder_bias": True,
     }
     raw |= {f"{name}_token_id": None for name in ("bos", "eos", "cls", "sep")}
-    if isinstance(config, MaskedLMConfig):
-        raw |= {"classifier_activation": _their_activation(config.head_activation), "classifier_bias": config.head_bias}
-    elif isinstance(config, SequenceClassifierConfig):
+    activation = getattr(config, "head_activation", None)
+    if activation is not None:
+        raw |= {
+            "classifier_activation": _their_activation(activation),
+            "classifier_bias": getattr(config, "head_bias", False),
+        }
+    if isinstance(config, SequenceClassifierConfig):
         raw["classifier_pooling"] = "mean" if config.pool == "mean" else "cls"
     return raw
 

@@ -18,7 +18,10 @@ from ssm import segment_starts
 from zoo.backbone import Backbone, make_norm
 from zoo.linear import linear
 from zoo.models import TokenConfig, make_embedding, project_to_vocabulary, token_embedding
+from zoo.names import unknown_name
 from zoo.pooling import AttentionPool, Pool, pool
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,19 @@ def document_positions(segment_ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
     return index - jax.lax.cummax(jnp.where(segment_starts(segment_ids), index, 0), axis=1)
 
 
+class HiddenLayer(nnx.Module):
+    """What ModernBERT's classifiers have between a vector and its classes: norm(act(dense(x)))."""
+
+    def __init__(self, config: "SequenceClassifierConfig | TokenClassifierConfig", *, rngs: nnx.Rngs):
+        self.activation: str = config.head_activation or "gelu"
+        self.dense = _dense(config, config.d_model, rngs, bias=config.head_bias)
+        self.norm = make_norm(config, rngs)
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """The vectors that the classifier reads."""
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x)))
+
+
 class EncoderModel(nnx.Module):
     """What models with an `encoder` and a head of their own share: the encoder's output."""
 
@@ -144,7 +160,7 @@ class EncoderModel(nnx.Module):
 class MaskedLMConfig(EncoderConfig):
     """A masked language model."""
 
-    head_activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
+    head_activation: Activation = "gelu"
     """Non-linearity of the head's hidden layer."""
     head_bias: bool = True
     """Whether the head's hidden layer has a bias. The vocabulary always has one."""
@@ -195,8 +211,12 @@ class SequenceClassifierConfig(EncoderConfig):
     weighted by attention to one learned query."""
     pooler: bool = True
     """Whether that vector goes through a linear map and tanh."""
+    head_activation: Activation | None = None
+    """Non-linearity of a hidden layer with a norm before the classifier, as ModernBERT has it. None: no such layer."""
+    head_bias: bool = False
+    """Whether that layer has a bias."""
     classifier_dropout: float = 0.0
-    """Share of the row's vector that is dropped in training, before the classifier."""
+    """Share of what the classifier reads that is dropped in training."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -204,7 +224,7 @@ class SequenceClassifierConfig(EncoderConfig):
             raise ValueError(f"n_labels={self.n_labels}, expected at least 0")
         if self.pool not in get_args(Pool):
             raise ValueError(f"pool={self.pool!r}, expected one of {', '.join(get_args(Pool))}")
-        _check_classifier_dropout(self.classifier_dropout)
+        _check_classifier(self)
 
 
 class SequenceClassifier(EncoderModel):
@@ -222,6 +242,7 @@ class SequenceClassifier(EncoderModel):
         attention = config.pool == "attention"
         self.attention_pool = AttentionPool(config.d_model, param_dtype=dtype, rngs=rngs) if attention else None
         self.pooler = _dense(config, config.d_model, rngs) if config.pooler else None
+        self.head = HiddenLayer(config, rngs=rngs) if config.head_activation else None
         self.dropout = nnx.Dropout(config.classifier_dropout)
         self.classifier = _dense(config, config.n_labels, rngs) if config.n_labels else None
 
@@ -242,6 +263,7 @@ class SequenceClassifier(EncoderModel):
         if self.classifier is None:
             raise ValueError("n_labels=0: the model has no classifier; `embed` gives each row's vector")
         x = self.embed(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
+        x = x if self.head is None else self.head(x)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return self.classifier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -276,14 +298,18 @@ class TokenClassifierConfig(EncoderConfig):
 
     n_labels: int = 2
     """Classes."""
+    head_activation: Activation | None = None
+    """Non-linearity of a hidden layer with a norm before the classifier, as ModernBERT has it. None: no such layer."""
+    head_bias: bool = False
+    """Whether that layer has a bias."""
     classifier_dropout: float = 0.0
-    """Share of each token's vector that is dropped in training, before the classifier."""
+    """Share of what the classifier reads that is dropped in training."""
 
     def __post_init__(self):
         super().__post_init__()
         if self.n_labels < 1:
             raise ValueError(f"n_labels={self.n_labels}, expected at least 1")
-        _check_classifier_dropout(self.classifier_dropout)
+        _check_classifier(self)
 
 
 class TokenClassifier(EncoderModel):
@@ -297,6 +323,7 @@ class TokenClassifier(EncoderModel):
     def __init__(self, config: TokenClassifierConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = Encoder(config, rngs=rngs)
+        self.head = HiddenLayer(config, rngs=rngs) if config.head_activation else None
         self.dropout = nnx.Dropout(config.classifier_dropout)
         self.classifier = _dense(config, config.n_labels, rngs)
 
@@ -311,14 +338,20 @@ class TokenClassifier(EncoderModel):
     ) -> Float[Array, "b l c"]:
         """Logits of every token's c classes, in at least float32. Arguments are those of `Encoder`."""
         x = self.hidden(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
+        x = x if self.head is None else self.head(x)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return self.classifier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _check_classifier_dropout(rate: float) -> None:
+def _check_classifier(config: SequenceClassifierConfig | TokenClassifierConfig) -> None:
+    rate, activation = config.classifier_dropout, config.head_activation
     if not 0 <= rate < 1:
         raise ValueError(f"classifier_dropout={rate}, expected 0 <= classifier_dropout < 1")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ValueError(unknown_name("head_activation", activation, ACTIVATIONS))
+    if activation is not None and not config.n_labels:
+        raise ValueError(f"head_activation={activation!r} with n_labels=0, expected None: there is no classifier")
 
 
 def _dense(config: EncoderConfig, d_out: int, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:

@@ -29,6 +29,8 @@ KINDS = {
     "modernbert_masked_lm": zoo.MaskedLM,
     "modernbert_biases": zoo.MaskedLM,
     "modernbert_model": zoo.SequenceClassifier,
+    "modernbert_sequence_classification": zoo.SequenceClassifier,
+    "modernbert_token_classification": zoo.TokenClassifier,
 }
 BASE = {"model_type": "bert", "vocab_size": 29, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODERN = BASE | {"model_type": "modernbert", "num_hidden_layers": 4}
@@ -251,7 +253,10 @@ def test_tensors_that_do_not_fit_are_named(change, message, tmp_path):
             "the model does not have: layers.0.attn_norm.weight",
         ),
         (lambda t: t | {"decoder.weight": EXTRA}, "decoder.weight differs from embeddings.tok_embeddings.weight"),
-        (lambda t: {k: v for k, v in t.items() if "decoder" not in k}, "classifiers have a hidden layer with a norm"),
+        (
+            lambda t: {k: v for k, v in t.items() if "decoder" not in k},
+            "the model does not have: head.dense.weight, head.norm.weight",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_a_modernbert_are_named(change, message, tmp_path):
@@ -386,6 +391,8 @@ ATTN, MLP = zoo.AttentionConfig(n_heads=4, position="none", bias=True), bert().m
         bert(zoo.SequenceClassifierConfig, n_labels=3, classifier_dropout=0.2),
         bert(zoo.SequenceClassifierConfig, n_labels=0),
         bert(zoo.TokenClassifierConfig, n_labels=1),
+        modern(zoo.SequenceClassifierConfig, n_labels=3, pooler=False, pool="mean", head_activation="gelu"),
+        modern(zoo.TokenClassifierConfig, n_labels=4, head_activation="silu", head_bias=True),
         bert(**EMBEDDING, pool="mean"),
         bert(**EMBEDDING, pool="last"),
         bert(**EMBEDDING),
@@ -450,8 +457,8 @@ def test_configs_go_out_and_in_and_say_the_same_model(config, tmp_path):
         (modern(pattern="attn[window=3]/mlp attn[window=5]/mlp"), "attn.window=5 in layer 1 cannot be written"),
         (modern(pattern="attn/mlp attn[rope_base=3]/mlp"), "attn.rope_base=3.0 in layer 1 cannot be written"),
         (modern(mlp=zoo.MLPConfig(gated=False, activation="gelu")), "mlp.gated=False cannot be written"),
-        (modern(zoo.TokenClassifierConfig), "TokenClassifierConfig with labels cannot be written"),
-        (modern(zoo.SequenceClassifierConfig, pooler=False), "SequenceClassifierConfig with labels cannot be written"),
+        (modern(zoo.TokenClassifierConfig), "head_activation=None cannot be written"),
+        (modern(zoo.SequenceClassifierConfig, head_activation="gelu"), "pooler=True cannot be written"),
         (modern(zoo.SequenceClassifierConfig, n_labels=0), "pooler=True cannot be written"),
     ],
 )

@@ -155,6 +155,16 @@ def test_a_token_classifier_drops_out_with_rngs_alone_and_answers_in_float32():
         (zoo.TokenClassifierConfig, {"classifier_dropout": 1.0}, "classifier_dropout=1.0, expected 0 <= classifier_dr"),
         (zoo.SequenceClassifierConfig, {"n_labels": -1}, "n_labels=-1, expected at least 0"),
         (zoo.SequenceClassifierConfig, {"classifier_dropout": -0.1}, "classifier_dropout=-0.1, expected 0 <="),
+        (
+            zoo.TokenClassifierConfig,
+            {"head_activation": "geluu"},
+            "unknown head_activation 'geluu', did you mean 'gelu'",
+        ),
+        (
+            zoo.SequenceClassifierConfig,
+            {"head_activation": "gelu", "n_labels": 0},
+            "head_activation='gelu' with n_labels=0, expected None: there is no classifier",
+        ),
         (zoo.SequenceClassifierConfig, {"pool": "max"}, "pool='max', expected one of first, mean, last, attention"),
         (zoo.MaskedLMConfig, {"max_len": 0}, "max_len=0, expected None or at least 1"),
     ],

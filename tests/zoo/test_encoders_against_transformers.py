@@ -165,8 +165,11 @@ def test_narrow_weights_are_kept_on_the_way_through(stored, tmp_path):
         assert torch.equal(again.state_dict()[name], param), name
 
 
-def test_classifiers_of_modernbert_are_refused_by_what_makes_them_so(tmp_path):
-    for kind in ("ModernBertForSequenceClassification", "ModernBertForTokenClassification"):
-        getattr(transformers, kind)(transformers.ModernBertConfig(**MODERN)).save_pretrained(tmp_path / kind)
-        with pytest.raises(ValueError, match="classifiers have a hidden layer with a norm, which is not supported"):
-            zoo.from_pretrained(tmp_path / kind)
+def test_classifiers_of_modernbert_come_in_by_their_class(tmp_path):
+    kinds = {"SequenceClassification": zoo.SequenceClassifier, "TokenClassification": zoo.TokenClassifier}
+    for kind, ours in (kinds | {"QuestionAnswering": zoo.TokenClassifier}).items():
+        theirs = getattr(transformers, f"ModernBertFor{kind}")(transformers.ModernBertConfig(**MODERN))
+        theirs.save_pretrained(tmp_path / kind)
+        model = zoo.from_pretrained(tmp_path / kind)
+        assert type(model) is ours
+        assert (model.config.head_activation, model.config.head_bias) == ("gelu", False)
