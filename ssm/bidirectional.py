@@ -1,13 +1,13 @@
 """Any causal mixer made to look both ways, for encoders of text and images."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.mixer import TwoSided
 
-class Bidirectional(nnx.Module):
+
+class Bidirectional(TwoSided):
     """The average of a mixer that reads forwards and one that reads backwards.
 
     Where a row is padded, the backward direction starts at the row's last position that is there, not in the padding.
@@ -20,8 +20,6 @@ class Bidirectional(nnx.Module):
     Source: Schiff et al. 2024, arXiv:2403.03234 (two directions of one block); the average as the remedy of Vision
       Mamba's divergence, hustvl/Vim issue 30.
     """
-
-    causal = False
 
     def __init__(self, forward: nnx.Module, backward: nnx.Module):
         self.forward = forward
@@ -45,11 +43,3 @@ class Bidirectional(nnx.Module):
         backwards = {name: None if value is None else jnp.flip(value, 1) for name, value in positions.items()}
         y = self.forward(x, **positions) + jnp.flip(self.backward(jnp.flip(x, 1), **backwards), 1)
         return 0.5 * y
-
-    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
-        """Raises a ValueError: what comes later changes every output, so there is no state to go on from."""
-        raise ValueError("a bidirectional mixer has no state: every output depends on the whole sequence")
-
-    def extend(self, x, state, *, mask=None, segment_ids=None) -> Any:
-        """Raises a ValueError, as `init_state`."""
-        return self.init_state(x.shape[0])

@@ -6,6 +6,20 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 
+class TwoSided(nnx.Module):
+    """A mixer whose outputs depend on what comes later, and so has no state to go on from."""
+
+    causal = False
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
+        """Raises a ValueError: what comes later changes every output, so there is no state to go on from."""
+        raise ValueError("a bidirectional mixer has no state: every output depends on the whole sequence")
+
+    def extend(self, x, state, *, mask=None, segment_ids=None) -> Any:
+        """Raises a ValueError, as `init_state`."""
+        return self.init_state(x.shape[0])
+
+
 class Mixer(nnx.Module):
     """A causal sequence mixer; its `_mix(x, state, mask, segment_ids)` goes on from a state, or from none."""
 

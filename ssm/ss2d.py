@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm import init
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
+from ssm.mixer import TwoSided
 from ssm.scan_order import ScanOrder, merge_scans, scan_image, scan_order
 
 
@@ -36,7 +37,7 @@ class SS2DConfig(MambaConfig):
         scan_order(self.scan, (1, 1))
 
 
-class SS2D(nnx.Module):
+class SS2D(TwoSided):
     """Reads an image in several orders at once, and adds up what they say of each place.
 
         y = out_proj(norm(merge(selective scan of each order of silu(conv(in_proj(x))))))
@@ -54,7 +55,6 @@ class SS2D(nnx.Module):
       ValueError: causal=True.
     """
 
-    causal = False
     needs_grid = True
 
     def __init__(
@@ -129,11 +129,3 @@ class SS2D(nnx.Module):
         wide = jnp.promote_types(x.dtype, jnp.float32)
         y = merge_scans(jnp.stack(outputs, axis=1).astype(wide), self.config.scan, grid)
         return self.out_proj(self.norm(y).astype(x.dtype))
-
-    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
-        """Raises a ValueError: every place sees every other, so there is no state to go on from."""
-        raise ValueError("a two-dimensional scan has no state: every output depends on the whole image")
-
-    def extend(self, x, state, *, mask=None, segment_ids=None) -> Any:
-        """Raises a ValueError, as `init_state`."""
-        return self.init_state(x.shape[0])

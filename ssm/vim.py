@@ -17,6 +17,7 @@ from ssm import init
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
+from ssm.mixer import TwoSided
 
 
 class Direction(Selective):
@@ -36,7 +37,7 @@ class Direction(Selective):
         return self.select(jax.nn.silu(x), z, mask=mask, segment_ids=segment_ids)[0]
 
 
-class Vim(nnx.Module):
+class Vim(TwoSided):
     """A selective state space that reads both ways, in 6/5 of Mamba's parameters rather than twice as many.
 
         x, z = in_proj(u)        y = out_proj((forward(x, z) + flip(backward(flip(x), flip(z)))) / 2)
@@ -53,8 +54,6 @@ class Vim(nnx.Module):
     Raises:
       ValueError: causal=True.
     """
-
-    causal = False
 
     def __init__(
         self,
@@ -98,11 +97,3 @@ class Vim(nnx.Module):
         y = self.forward(x, z, mask=mask, segment_ids=segment_ids)
         y_back = self.backward(x_back, z_back, mask=mask_back, segment_ids=segment_ids_back)
         return self.out_proj(0.5 * (y + jnp.flip(y_back, 1)))
-
-    def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
-        """Raises a ValueError: what comes later changes every output, so there is no state to go on from."""
-        raise ValueError("a bidirectional mixer has no state: every output depends on the whole sequence")
-
-    def extend(self, x, state, *, mask=None, segment_ids=None) -> Any:
-        """Raises a ValueError, as `init_state`."""
-        return self.init_state(x.shape[0])

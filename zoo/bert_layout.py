@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import Word, mixer_name, parse_pattern, word_config
+from zoo.backbone import CHANNEL_MIXERS, MIXERS, Word, mixer_name, parse_pattern, word_config
 from zoo.encoder import (
     EncoderConfig,
     MaskedLM,
@@ -110,15 +110,8 @@ _FREE = frozenset(
         "n_labels",
         "vocab_size",
         "pad_vocab_multiple",
-        "mamba",
-        "mamba2",
-        "mamba3",
-        "vim",
-        "ss2d",
-        "m2",
-        "attn",
-        "mlp",
-        "monarch",
+        *MIXERS,
+        *CHANNEL_MIXERS,
     ]
 )
 

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from flax import nnx
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import mixer_name, parse_pattern
+from zoo.backbone import CHANNEL_MIXERS, MIXERS, mixer_name, parse_pattern
 from zoo.mlp import MLPConfig
 from zoo.tensors import Entry, Json, Kind, Table
 from zoo.vision import ImageClassifier, ImageClassifierConfig
@@ -56,15 +56,8 @@ _FREE = frozenset(
         "embedding_dropout",
         "patch_stride",
         "norm_bias",
-        "mamba",
-        "mamba2",
-        "mamba3",
-        "vim",
-        "ss2d",
-        "m2",
-        "monarch",
-        "attn",
-        "mlp",
+        *MIXERS,
+        *CHANNEL_MIXERS,
     ]
 )
 

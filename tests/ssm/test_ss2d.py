@@ -108,5 +108,5 @@ def test_errors(unchecked):
     with pytest.raises(ValueError, match="kind='zigzag', expected one of 'raster'"):
         ssm.SS2DConfig(scan="zigzag")
     for act in (lambda: mixer.init_state(1), lambda: mixer.extend(x, None)):
-        with pytest.raises(ValueError, match="a two-dimensional scan has no state"):
+        with pytest.raises(ValueError, match="a bidirectional mixer has no state"):
             act()
