@@ -7,6 +7,19 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.mixer import TwoSided
 
 
+def both_ways(forward, backward, *inputs, **positions):
+    """The average of what reads forwards and what reads backwards, at every position.
+
+    Args:
+      forward, backward: called with the inputs and positions, the second with all of them from last to first.
+      *inputs: arrays (b, l, ...).
+      **positions: mask and segment_ids, (b, l) or None.
+    """
+    backwards = {name: None if value is None else jnp.flip(value, 1) for name, value in positions.items()}
+    y_back = backward(*(jnp.flip(x, 1) for x in inputs), **backwards)
+    return 0.5 * (forward(*inputs, **positions) + jnp.flip(y_back, 1))
+
+
 class Bidirectional(TwoSided):
     """The average of a mixer that reads forwards and one that reads backwards.
 
@@ -39,7 +52,4 @@ class Bidirectional(TwoSided):
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
-        positions = {"mask": mask, "segment_ids": segment_ids}
-        backwards = {name: None if value is None else jnp.flip(value, 1) for name, value in positions.items()}
-        y = self.forward(x, **positions) + jnp.flip(self.backward(jnp.flip(x, 1), **backwards), 1)
-        return 0.5 * y
+        return both_ways(self.forward, self.backward, x, mask=mask, segment_ids=segment_ids)

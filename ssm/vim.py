@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
+from ssm.bidirectional import both_ways
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
@@ -92,8 +93,4 @@ class Vim(TwoSided):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
-        x_back, z_back = (jnp.flip(a, 1) for a in (x, z))
-        mask_back, segment_ids_back = (None if a is None else jnp.flip(a, 1) for a in (mask, segment_ids))
-        y = self.forward(x, z, mask=mask, segment_ids=segment_ids)
-        y_back = self.backward(x_back, z_back, mask=mask_back, segment_ids=segment_ids_back)
-        return self.out_proj(0.5 * (y + jnp.flip(y_back, 1)))
+        return self.out_proj(both_ways(self.forward, self.backward, x, z, mask=mask, segment_ids=segment_ids))

@@ -250,22 +250,22 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
         self.drop_path = config.drop_path > 0
 
-    def __call__(self, x, *, mask=None, segment_ids=None, noise=None, grid=None):
-        """One block over whole sequences. `noise`, a key and the share of rows that skip, switches dropout on."""
+    def __call__(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None):
+        """One block over whole sequences. `key` switches dropout on; a share `skip` of the rows goes past it."""
         options = {"mask": mask, "segment_ids": segment_ids}
         if getattr(self.mixer, "needs_grid", False):
             if grid is None:
                 raise ValueError(f"{type(self.mixer).__name__} mixes images, expected grid=(rows, columns)")
             options["grid"] = grid
-        return self._run(x, lambda x: (self.mixer(x, **options), ()), (), noise)[0]
+        return self._run(x, lambda x: (self.mixer(x, **options), ()), (), key, skip)[0]
 
-    def extend(self, x, state, *, mask=None, segment_ids=None, noise=None):
-        """One block from the mixer's state. `noise` is as in `__call__`."""
+    def extend(self, x, state, *, mask=None, segment_ids=None, key=None, skip=None):
+        """One block from the mixer's state. `key` and `skip` are as in `__call__`."""
         mix = lambda x: self.mixer.extend(x, state, mask=mask, segment_ids=segment_ids)  # noqa: E731
-        return self._run(x, mix, state, noise)
+        return self._run(x, mix, state, key, skip)
 
-    def _run(self, x, mix, state, noise):
-        rngs, skip = (None, None) if noise is None else (nnx.Rngs(dropout=noise[0]), noise[1])
+    def _run(self, x, mix, state, key, skip):
+        rngs = None if key is None else nnx.Rngs(dropout=key)
         if self.mixer is not None:
             y, state = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
             y = self._drop(y if self.scale is None else y * self.scale[...], rngs, skip)
@@ -283,7 +283,7 @@ class Block(nnx.Module):
         if rngs is None:
             return x
         x = self.dropout(x, deterministic=False, rngs=rngs)
-        if not self.drop_path:
+        if not self.drop_path or skip is None:
             return x
         stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (len(x), 1, 1))
         return jnp.where(stays, x / (1 - skip).astype(x.dtype), 0)
@@ -357,7 +357,8 @@ class Backbone(nnx.Module):
         x, noise = self._enter(x), self._noise(rngs)
 
         def run(graphdef, params, x, noise):
-            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, noise=noise, grid=grid)
+            key, skip = noise or (None, None)
+            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, grid=grid)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
@@ -365,7 +366,7 @@ class Backbone(nnx.Module):
         blocks = [nnx.split(block) for block in self.layers]
         done = 0
         if not self.config.first_norm:  # the first block is not like those that its word comes back for
-            x, done = run(*blocks[0], x, jax.tree.map(lambda a: a[0], noise)), 1
+            x, done = run(*blocks[0], x, _of_block(noise, 0)), 1
         period = _period(self.words[done:])
         repeats = len(blocks[done:]) // period if self.config.scan_layers and period else 0
         if repeats > 1:
@@ -380,13 +381,13 @@ class Backbone(nnx.Module):
             def run_period(x, inputs):
                 params, noise = inputs
                 for j in range(period):
-                    x = run(scanned[j][0], params[j], x, jax.tree.map(lambda a: a[j], noise))  # noqa: B023
+                    x = run(scanned[j][0], params[j], x, _of_block(noise, j))
                 return x, None
 
             x, _ = jax.lax.scan(run_period, x, (stacks, stacked_noise))
             done += len(scanned)
         for i in range(done, len(blocks)):
-            x = run(*blocks[i], x, jax.tree.map(lambda a: a[i], noise))  # noqa: B023
+            x = run(*blocks[i], x, _of_block(noise, i))
         return self._leave(x)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
@@ -406,12 +407,14 @@ class Backbone(nnx.Module):
         x, noise, after = self._enter(x), self._noise(rngs), []
 
         def run(graphdef, params, x, state, noise):
-            return nnx.merge(graphdef, params).extend(x, state, mask=mask, segment_ids=segment_ids, noise=noise)
+            key, skip = noise or (None, None)
+            block = nnx.merge(graphdef, params)
+            return block.extend(x, state, mask=mask, segment_ids=segment_ids, key=key, skip=skip)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
         for i, (block, block_state) in enumerate(zip(self.layers, state, strict=True)):
-            x, block_state = run(*nnx.split(block), x, block_state, jax.tree.map(lambda a: a[i], noise))  # noqa: B023
+            x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
         return self._leave(x), tuple(after)
 
@@ -430,3 +433,8 @@ class Backbone(nnx.Module):
     def _enter(self, x):
         dtype = jnp.dtype(self.config.dtype)
         return x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
+
+
+def _of_block(noise, i):
+    """A block's own part of the noise of several, or None."""
+    return jax.tree.map(lambda a: a[i], noise)

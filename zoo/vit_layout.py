@@ -41,7 +41,12 @@ _DEFAULTS: Json = {
     "num_channels": 3,
     "qkv_bias": True,
 }
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+_ACTIVATIONS: dict[str, Any] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
 # Options that the file has no word for and that do not change what a model computes, and those of other mixers.
 _FREE = frozenset(
     [
@@ -123,17 +128,15 @@ def read_config(raw: Json, tensors: Collection[str] = (), n_classes: int = 0) ->
         dropout=float(raw["hidden_dropout_prob"]),
         embedding_dropout=float(raw["hidden_dropout_prob"]),
         attn=AttentionConfig(n_heads=raw["num_attention_heads"], position="none", bias=True),
-        mlp=MLPConfig(d_ff=raw["intermediate_size"], gated=False, activation=_activation(raw["hidden_act"]), bias=True),
+        mlp=MLPConfig(
+            d_ff=raw["intermediate_size"], gated=False, activation=_ACTIVATIONS[raw["hidden_act"]], bias=True
+        ),
         n_classes=n_classes,
         image_size=sizes["image_size"],
         patch_size=sizes["patch_size"],
         channels=raw["num_channels"],
         distillation="none" if family == "vit" else "classifier" if second else "token",
     )
-
-
-def _activation(name: str) -> Any:
-    return _ACTIVATIONS[name]
 
 
 def _family(config: ImageClassifierConfig) -> Family:
