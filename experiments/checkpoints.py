@@ -181,7 +181,9 @@ class Checkpoints:
 def restore_params(
     folder: Path, like: Tree, *, step: int | Literal["latest", "best"] = "latest", best_metric: str = "loss"
 ) -> Tree:
-    """The `params` of a run's checkpoint, for sampling or a notebook. Reads only; the run may be going on.
+    """The `params` of a run's checkpoint, or their `average` where there is one, for sampling or a notebook.
+
+    Reads only; the run may be going on.
 
     Args:
       folder: the run's folder.
@@ -206,7 +208,9 @@ def restore_params(
         except Damaged as damage:
             logger.warning("checkpoint %s is damaged (%s); skipped", path, damage)
             continue
-        return _restore(path, _record(path), {"params": like}, part="params")["params"]
+        record = _record(path)
+        part = "average" if any(name.startswith("average.") for name in record["arrays"]) else "params"
+        return _restore(path, record, {part: like}, part=part)[part]
     raise FileNotFoundError(f"no sound checkpoint for step={step!r} in {root}; there are {_steps(root) or 'none'}")
 
 

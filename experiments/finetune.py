@@ -26,6 +26,7 @@ from flax import nnx
 
 import zoo
 from experiments import baselines, flags, glue, runs
+from experiments.confusion import plot_confusion
 from experiments.encoders import load_encoder
 from experiments.labelled import Examples, Kind, Labelled, LabelledConfig, load_labelled
 from experiments.masked_lm import check_lengths, small_encoder
@@ -42,7 +43,8 @@ from experiments.objectives import (
 )
 from experiments.optim import OptimConfig
 from experiments.packing import Batch, Epochs, make_batches
-from experiments.scores import Scores, confusion
+from experiments.scores import Scores
+from experiments.seeds import Summary, save_summary, summarise, table
 from experiments.special_tokens import special_tokens
 from experiments.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer, save_tokenizer
 from experiments.train import Task, TrainConfig, train
@@ -401,29 +403,6 @@ def write_results(folder: Path, prepared: Prepared, predictions: Mapping[str, Pr
         plot_confusion(predictions[split].labels, labels, target.classes, folder, split)
 
 
-def plot_confusion(
-    predicted: Sequence[str], labels: Sequence[str], classes: Sequence[str], folder: Path, split: str
-) -> Path:
-    """Draws which classes were taken for which into confusion.png: a row for each true class, its shares."""
-    from matplotlib.figure import Figure
-
-    counts = confusion(predicted, labels, classes)
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    side = 3 + 0.35 * len(classes)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{split}: {np.trace(counts) / counts.sum():.1%} right")
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
-    for i, j in np.argwhere(counts):
-        axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k")
-    figure.colorbar(image, shrink=0.8, label="share of the true class")
-    path = folder / "confusion.png"
-    figure.savefig(path, dpi=120)
-    return path
-
-
 def fit_seeds(config: Config, folder: Path) -> list[Tuned]:
     """A run for each seed: in the folder itself where there is one, else in its seed-0, seed-1, ...
 
@@ -434,7 +413,8 @@ def fit_seeds(config: Config, folder: Path) -> list[Tuned]:
     """
     if len(config.seeds) <= 1:
         tuned = [fit(config, folder)]
-        _save_summary(folder, config, tuned)
+        if not tuned[-1].stopped:
+            save_summary(folder, config.seeds or (config.train.seed,), [run.scores for run in tuned])
         return tuned
     with flags.usage_errors():
         if (folder / runs.MODEL_FILE).is_file():
@@ -450,60 +430,8 @@ def fit_seeds(config: Config, folder: Path) -> list[Tuned]:
         tuned.append(fit(one, folder / f"seed-{seed}", prepared))
         if tuned[-1].stopped:
             return tuned
-    _save_summary(folder, config, tuned)
+    save_summary(folder, config.seeds, [run.scores for run in tuned])
     return tuned
-
-
-class Summary(NamedTuple):
-    """The mean of some runs, and how far they are apart."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation; None of one run."""
-
-
-def summarise(scores: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, Summary]]:
-    """Over runs, for every split and metric."""
-    return {
-        split: {
-            name: Summary(
-                float(np.mean([run[split][name] for run in scores])),
-                float(np.std([run[split][name] for run in scores], ddof=1)) if len(scores) > 1 else None,
-            )
-            for name in scores[0][split]
-        }
-        for split in scores[0]
-    }
-
-
-def _save_summary(folder: Path, config: Config, tuned: Sequence[Tuned]) -> None:
-    if any(run.stopped for run in tuned):
-        return
-    seeds = config.seeds or (config.train.seed,)
-    summary = summarise([run.scores for run in tuned])
-    content = {
-        "runs": [{"seed": seed} | run.scores for seed, run in zip(seeds, tuned, strict=True)],
-        "summary": {split: {n: value._asdict() for n, value in row.items()} for split, row in summary.items()},
-    }
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def table(rows: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str] = ()) -> list[str]:
-    """Lines of a table: a row for each split, a column for each metric."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row if name != "loss"))
-    unknown = [name for name in metrics if name not in names]
-    if unknown:
-        raise ValueError(f"--metrics {unknown[0]}, expected some of {', '.join(names)}")
-    names = list(metrics or names)
-
-    def cell(value: Summary | None) -> str:
-        if value is None:
-            return "-"
-        return f"{value.mean:.4f}" + ("" if value.std is None else f" ± {value.std:.4f}")
-
-    cells = [["", *names], *([split, *(cell(row.get(name)) for name in names)] for split, row in rows.items())]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
 
 
 def main() -> int:

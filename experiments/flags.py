@@ -101,7 +101,7 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # `... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except (UsageError, FloatingPointError, OSError) as error:
+    except (UsageError, FloatingPointError, OSError, ImportError) as error:
         if os.environ.get("TRACEBACK") == "1":
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -6,7 +6,7 @@
     run/curves.png          `plot_metrics`
 
 Names are spelled out and carry their unit: loss (nats), bits_per_byte, accuracy (0 to 1), grad_norm, learning_rate,
-tokens_per_second, mfu (0 to 1), seconds_left.
+tokens_per_second (images_per_second), mfu (0 to 1), seconds_left.
 """
 
 import json
@@ -147,7 +147,7 @@ def plot_metrics(folder: Path) -> Path | None:
     name = max(names, key=lambda name: sum(bool(curve(name, split)[0]) for split in ("train", "validation")))
     if not any(name in record for record in records):
         return None
-    below = {"learning_rate": "learning rate", "tokens_per_second": "tokens / s"}
+    below = {"learning_rate": "learning rate", "tokens_per_second": "tokens / s", "images_per_second": "images / s"}
     below_name = next((name for name in below if any(name in record for record in records)), None)
 
     figure = Figure(figsize=(8, 5.5), layout="constrained")

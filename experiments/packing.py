@@ -174,6 +174,7 @@ def make_batches(
     *,
     n_batches: int = 1 << 62,
     prefetch: int = 8,
+    threads: int = 1,
     shard: tuple[int, int] | None = None,
 ) -> grain.IterDataset:
     """Batches make(0), make(1), ..., prepared ahead; `iter` of it has a state, a small dict.
@@ -182,11 +183,12 @@ def make_batches(
       make: the batch of a step, as all hosts together see it: a function of the step alone.
       n_batches: how many there are.
       prefetch: how many are made ahead.
+      threads: how many are made at the same time, each by a thread.
       shard: (index, count) of this host, by default as JAX knows them: it keeps each count-th row.
     """
     index, count = shard or (jax.process_index(), jax.process_count())
     return (
         grain.MapDataset.range(n_batches)
         .map(lambda step: {name: values[index::count] for name, values in make(int(step)).items()})
-        .to_iter_dataset(grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch))
+        .to_iter_dataset(grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch))
     )

@@ -41,6 +41,9 @@ class TrainConfig:
     """Rows a step, over all devices and micro-batches."""
     accumulate: int = 1
     """Micro-batches a step: the gradient is that of the whole batch, the memory that of one."""
+    ema: float = 0.0
+    """Decay of a running mean of the parameters, which is evaluated and used in their place. It starts at 1/11 and
+    rises to this. 0: none."""
     carry_state: bool = False
     """Whether rows go on where the step before ended, from the state it left (truncated backpropagation in time)."""
     seed: int = 0
@@ -62,6 +65,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}, expected 0 <= ema < 1")
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
 
@@ -102,13 +107,15 @@ class Task(NamedTuple):
     describe: Callable[[float], dict[str, float]] = lambda loss: {}
     """More metrics from a training loss, such as perplexity."""
     tokens_per_batch: int = 0
-    """Tokens, or examples, that a step sees: for the speed that is shown."""
+    """Tokens, or other units, that a step sees: for the speed that is shown."""
     carried_loss: CarriedLoss | None = None
     """The loss of a task whose batches go on from one another; its last argument is `init_carry`'s at first."""
     init_carry: Callable[[Any, int], Any] | None = None
     """What the first step goes on from, given the model and batch_size: arrays whose first axis is batch_size."""
     flops_per_token: float = 0.0
     """Floating-point operations that a token needs forward and backward, for MFU. 0: not known."""
+    unit: str = "tokens"
+    """What tokens_per_batch counts."""
 
 
 @jax.tree_util.register_dataclass
@@ -126,6 +133,8 @@ class TrainState:
     """Typed key; each step folds its number in."""
     carry: Any = None
     """What a step leaves for the next, one row of each array for each row of the batch. None: nothing."""
+    average: Any = None
+    """Running mean of the parameters, like `params`. None: not kept."""
 
 
 class Finished(NamedTuple):
@@ -133,7 +142,7 @@ class Finished(NamedTuple):
 
     state: TrainState
     model: Any
-    """The model of the last state."""
+    """The model of the last state, with the running mean of the parameters where there is one."""
     stopped: bool
     """Whether a signal ended it before its last step."""
 
@@ -157,6 +166,7 @@ def make_train_step(
     *,
     accumulate: int = 1,
     carried: bool = False,
+    ema: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the jitted training step. Its state argument is donated: use the returned one.
 
@@ -166,6 +176,7 @@ def make_train_step(
       optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
       accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same.
       carried: whether the loss takes and returns the state's `carry`. No gradient flows back into it.
+      ema: decay of the state's `average`, where it has one: (1 + step) / (10 + step) as long as that is less.
 
     Returns:
       step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}).
@@ -210,7 +221,11 @@ def make_train_step(
             "grad_norm": optax.tree.norm(gradients),
             "param_norm": optax.tree.norm(state.params),
         }
-        return TrainState(state.step + 1, params, opt_state, state.key, carry), metrics
+        average = state.average
+        if average is not None:
+            decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
+        return TrainState(state.step + 1, params, opt_state, state.key, carry, average), metrics
 
     return jax.jit(step, donate_argnums=0)
 
@@ -228,7 +243,7 @@ def sum_over(model: nnx.Module, function: Callable[[Any, Batch, None], Any], bat
     """
     graphdef, variables = nnx.split(model)
     mesh = make_mesh()
-    sums = [_applied(graphdef, variables, _spread(batch, mesh), function) for batch in batches]
+    sums = [_applied(graphdef, variables, spread(batch, mesh), function) for batch in batches]
     return jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
 
 
@@ -266,17 +281,21 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     optimizer = make_optimizer(optim, config.steps, model)
     schedule = make_schedule(optim, config.steps)
     graphdef, params, rest = split_model(model)
-    state = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(config.seed))
+    average = jax.tree.map(jnp.copy, params) if config.ema else None  # the step donates both
+    key = jax.random.key(config.seed)
+    state = TrainState(jnp.int32(0), params, optimizer.init(params), key, average=average)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     loss: LossFunction | CarriedLoss = task.loss
     if config.carry_state and task.carried_loss is not None and task.init_carry is not None:
         loss, carry = task.carried_loss, task.init_carry(model, config.batch_size)
         state = dataclasses.replace(state, carry=jax.device_put(carry, NamedSharding(mesh, PartitionSpec("data"))))
-    step_function = make_train_step(model, loss, optimizer, accumulate=config.accumulate, carried=config.carry_state)
+    step_function = make_train_step(
+        model, loss, optimizer, accumulate=config.accumulate, carried=config.carry_state, ema=config.ema
+    )
     peak = peak_flops(jax.devices()[0])
 
     def current_model():
-        return nnx.merge(graphdef, state.params, rest)
+        return nnx.merge(graphdef, state.params if state.average is None else state.average, rest)
 
     with (
         Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
@@ -316,7 +335,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                 speed = (step - clock_step) * task.tokens_per_batch / (time.perf_counter() - clock)
                 clock, clock_step = time.perf_counter(), step
                 values |= task.describe(values["loss"])
-                values |= {"learning_rate": float(schedule(step - 1)), "tokens_per_second": speed}
+                values |= {"learning_rate": float(schedule(step - 1)), f"{task.unit}_per_second": speed}
                 if peak and task.flops_per_token:
                     values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
                 metrics.write(step, values, split="train")
@@ -324,7 +343,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                 progress.print(format_line(step, config.steps, values | left))
 
             for step in range(first + 1, config.steps + 1):
-                state, values = step_function(state, _spread(next(task.batches), mesh))
+                state, values = step_function(state, spread(next(task.batches), mesh))
                 if pending:
                     report(*pending)  # one step late, so that the device never waits for the log
                 pending = (step, values)
@@ -352,7 +371,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     return finished
 
 
-def _spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+def spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """Puts a host's rows on the devices, cut along the batch axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

@@ -1,11 +1,12 @@
-"""A trained encoder under another head, or over longer inputs.
+"""A trained model under another head, or over longer inputs.
 
 tagger = zoo.with_head(masked_lm, zoo.TokenClassifierConfig, n_labels=9, rngs=nnx.Rngs(0))
+flowers = zoo.with_head(image_classifier, zoo.ImageClassifierConfig, n_classes=102, rngs=nnx.Rngs(0))
 longer = zoo.extend_positions(masked_lm, 8192)
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,21 +16,24 @@ from zoo.backbone import mixer_name, parse_pattern, word_options
 from zoo.build import MODELS, Model, build
 from zoo.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.names import unknown_name
+from zoo.vision import ImageClassifier, ImageClassifierConfig
+
+HeadConfig = EncoderConfig | ImageClassifierConfig
 
 
-def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs: nnx.Rngs, **fields: Any) -> Model:
+def with_head(model: Model, config: type[HeadConfig] | HeadConfig, *, rngs: nnx.Rngs, **fields: Any) -> Model:
     """A model of another kind, or with another head of the same kind, around a trained encoder.
 
     The encoder's parameters are the given model's own arrays, shared and not copied. The head is fresh, except that
     a `MaskedLM` keeps its own from one to another, and so does what pools a row from one `SequenceClassifier` to
-    another with the same `pool`.
+    another with the same `pool`, and the classifiers of an `ImageClassifier` for as many classes.
 
         zoo.with_head(masked_lm, zoo.SequenceClassifierConfig, n_labels=3, pool="mean", rngs=nnx.Rngs(0))
 
     Args:
-      model: a `MaskedLM`, `SequenceClassifier` or `TokenClassifier`.
+      model: a `MaskedLM`, `SequenceClassifier` or `TokenClassifier`; or an `ImageClassifier`.
       config: the kind that is wanted, `MaskedLMConfig`, `SequenceClassifierConfig` or `TokenClassifierConfig`, its
-        encoder that of the model; or a whole config.
+        encoder that of the model; of images, `ImageClassifierConfig`; or a whole config.
       rngs: source of keys for the head, stream "params".
       **fields: fields of that config to set: those of the head, and those of the encoder that leave the shapes of its
         parameters alone (dropout, dtype, mask_padding, remat, ...).
@@ -38,10 +42,11 @@ def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs
       ValueError: a model without an encoder, an unknown field (naming the nearest), or a config whose encoder has other
         parameters than the model's: names the first.
     """
-    if not isinstance(model, EncoderModel):
+    if not isinstance(model, EncoderModel | ImageClassifier):
         raise ValueError(f"model is a {type(model).__name__}, expected one with an encoder")
     kind = config if isinstance(config, type) else type(config)
-    encoders = {k.__name__: k for k in MODELS if issubclass(k, EncoderConfig)}
+    base: type = ImageClassifierConfig if isinstance(model, ImageClassifier) else EncoderConfig
+    encoders = {k.__name__: k for k in MODELS if issubclass(k, base)}
     if kind not in encoders.values():
         raise ValueError(unknown_name("config of a model with an encoder", kind.__name__, encoders))
     known = {field.name for field in dataclasses.fields(kind)}
@@ -57,6 +62,10 @@ def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs
     if isinstance(new, MaskedLM) and isinstance(model, MaskedLM):
         _take_over(new, model)
         return new
+    if isinstance(model, ImageClassifier):
+        heads = {"classifier", "distillation_classifier"} if new.config.n_classes != model.config.n_classes else set()
+        _take_over(new, model, fresh=heads)
+        return new
     kept = ["encoder"]
     if isinstance(config, SequenceClassifierConfig) and config.pool == getattr(model.config, "pool", None):
         kept += [name for name in ("attention_pool", "pooler") if getattr(new, name) and getattr(model, name)]
@@ -65,10 +74,16 @@ def with_head(model: Model, config: type[EncoderConfig] | EncoderConfig, *, rngs
     return new
 
 
-def _take_over(new: nnx.Module, old: nnx.Module) -> None:
-    """Gives a module the parameters of another, whose shapes must be the same, in its own dtypes."""
-    theirs = dict(nnx.to_flat_state(nnx.state(old)))
-    ours = dict(nnx.to_flat_state(nnx.state(new)))
+def _take_over(new: nnx.Module, old: nnx.Module, fresh: Collection[str] = ()) -> None:
+    """Gives a module the parameters of another, whose shapes must be the same, in its own dtypes.
+
+    Args:
+      fresh: parts that stay as they are.
+    """
+    theirs, ours = (
+        {path: value for path, value in nnx.to_flat_state(nnx.state(module)) if path[0] not in fresh}
+        for module in (old, new)
+    )
     for path in sorted({*theirs, *ours}, key=str):
         a, b = (None if path not in state else state[path].shape for state in (ours, theirs))
         if a != b:
@@ -100,7 +115,7 @@ def extend_positions(model: Model, max_len: int) -> Model:
 
     Source: `expand_8k_model_to_32k` in bert/ of HazyResearch/m2.
     """
-    config = model.config
+    config: Any = model.config
     changes: dict[str, Any] = {}
     if getattr(config, "max_len", None) is not None:
         changes["max_len"] = max_len
