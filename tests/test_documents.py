@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments import causal_lm, finetune, masked_lm, retrieve, train
+from experiments import causal_lm, finetune, masked_lm, retrieve, train, vit
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,7 +29,7 @@ def _training_is_short(request, monkeypatch):
         return train.train(task, dataclasses.replace(config, **few), *args, **kw)
 
     if request.param is not None:
-        for module in (causal_lm, finetune, masked_lm, retrieve):
+        for module in (causal_lm, finetune, masked_lm, retrieve, vit):
             monkeypatch.setattr(module, "train", short)
 
 

@@ -265,6 +265,26 @@ def test_the_average_is_what_is_evaluated(tmp_path):
     assert_close(jax.tree.leaves(state.average), jax.tree.leaves(expected))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", ["mamba", "vim"])
+def test_bfloat16_trains_both_directions_without_nan(tmp_path, pattern):
+    """Users of Vision Mamba meet NaN in half precision; the loop would raise FloatingPointError at the first one."""
+    _, config = vit.PRESETS["tiny"]
+    shape = vit.small_classifier(32, 2, 8, 2, pattern=pattern, dtype="bfloat16", residual_in_fp32=False)
+    trained = vit.fit(
+        dataclasses.replace(
+            config,
+            model=shape,
+            epochs=None,
+            train=dataclasses.replace(config.train, steps=2000, batch_size=32, eval_every=1000, save_every=2000),
+        ),
+        tmp_path / "run",
+    )
+    losses = [record["loss"] for record in read_metrics(tmp_path / "run")]
+    assert np.isfinite(losses).all()
+    assert trained.scores["test"]["accuracy"] > 0.85
+
+
 def test_help_is_worth_reading(command):
     status, out, _ = command("mnist", "--help")
     assert status == 0
