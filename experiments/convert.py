@@ -17,14 +17,23 @@ import numpy as np
 from flax import nnx
 
 import zoo
-from experiments import flags
+from experiments import flags, runs
 from experiments.causal_lm import load_run
 from experiments.tokenizers import save_tokenizer
+from experiments.vit import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.build import Model
 from zoo.pretrained import find_folder, read_config_file
 
 # What a published model has beside its weights.
-_COMPANIONS = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
+_COMPANIONS = (
+    "preprocessor_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+    "added_tokens.json",
+)
+_DTYPE_OF_RUN = "--dtype {} with a run: a run is written in the dtype it was trained in"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -56,7 +65,7 @@ def main() -> int:
         model, folder, extra = _load(config)
         limit = int(config.max_shard_gb * 1e9)
         zoo.save_pretrained(model, config.target, config.layout, extra=extra, max_shard_bytes=limit)
-        _copy_tokenizer(config, folder)
+        _copy_companions(config, folder)
         written = _params(zoo.from_pretrained(config.target))
         for path, expected in _params(model).items():
             if not np.array_equal(np.asarray(written[path]), np.asarray(expected)):
@@ -72,11 +81,18 @@ def is_run(source: str | Path) -> bool:
 
 
 def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
-    """The model, its published folder if it has one, and the token ids that the folder's config names."""
+    """The model, the folder of what lies beside it if that can be copied, and more fields of its config."""
+    if (Path(config.source) / runs.MODEL_FILE).is_file():  # an encoder's or an image classifier's
+        folder = Path(config.source)
+        model = runs.restore_model(folder, runs.load_model_config(folder), step=config.checkpoint)
+        if config.dtype:
+            raise ValueError(_DTYPE_OF_RUN.format(config.dtype))
+        names = load_meaning(folder).classes if (folder / IMAGES_FILE).is_file() else ()
+        return model, folder, {"id2label": dict(enumerate(names))} if names else {}
     if is_run(config.source):
         model, tokenizer, _ = load_run(config.source, step=config.checkpoint)
         if config.dtype:
-            raise ValueError(f"--dtype {config.dtype} with a run: a run is written in the dtype it was trained in")
+            raise ValueError(_DTYPE_OF_RUN.format(config.dtype))
         return model, None, {"eos_token_id": tokenizer.eot} if config.layout == "transformers" else {}
     folder = find_folder(config.source)
     published = zoo.from_pretrained(folder, dtype=config.dtype)
@@ -85,13 +101,15 @@ def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
     return published, folder, {name: raw[name] for name in keep if name in raw}
 
 
-def _copy_tokenizer(config: Config, folder: Path | None) -> None:
+def _copy_companions(config: Config, folder: Path | None) -> None:
     if folder is None:
         save_tokenizer(load_run(config.source, step=config.checkpoint)[1], config.target)
         return
     for pattern in _COMPANIONS:
         for path in folder.glob(pattern):
             shutil.copyfile(path, config.target / path.name)
+    if (folder / IMAGES_FILE).is_file():
+        write_preprocess(load_meaning(folder), config.target)
 
 
 def _params(model) -> dict[str, jax.Array]:

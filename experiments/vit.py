@@ -314,6 +314,26 @@ def load_meaning(folder: Path) -> Meaning:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def write_preprocess(said: Meaning, folder: Path) -> None:
+    """Writes preprocessor_config.json, as transformers reads it."""
+    square = {"height": said.image_size, "width": said.image_size}
+    whole = round(said.image_size / said.preprocess.crop_fraction)
+    raw = {
+        "image_processor_type": "DeiTImageProcessor",
+        "do_resize": True,
+        "size": {"height": whole, "width": whole},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(said.preprocess.mean),
+        "image_std": list(said.preprocess.std),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
 def read_preprocess(folder: Path, default: PreprocessConfig) -> PreprocessConfig:
     """The preprocessing that a model's folder states: that of a run, or transformers' preprocessor_config.json."""
     if (folder / IMAGES_FILE).is_file():

@@ -14,7 +14,7 @@ from flax import nnx
 from PIL import Image
 
 import zoo
-from experiments import flags, train, vit
+from experiments import convert, flags, train, vit
 from experiments.augment import AugmentConfig
 from experiments.metrics import read_metrics
 from experiments.model_size import count_params
@@ -263,6 +263,21 @@ def test_the_average_is_what_is_evaluated(tmp_path):
         decay = min(0.3, (1 + i) / (10 + i))
         expected = jax.tree.map(lambda a, p, decay=decay: decay * a + (1 - decay) * p, expected, seen[-1])
     assert_close(jax.tree.leaves(state.average), jax.tree.leaves(expected))
+
+
+def test_a_run_in_a_published_layout_is_as_good(squares, run_command, tmp_path):
+    shape = ("--model.class-token", "first", "--model.pool", "token", "--preprocess.mean", 0.4, "--preprocess.std", 0.3)
+    arguments = ("tiny", "--data.path", squares, "--run-dir", "run", *SMALL, *shape, "--epochs", 8)
+    assert run_command(vit, *arguments, "--optim.learning-rate", 0.01)[0] == 0
+    status, out, err = run_command(convert, "run", "out")
+    assert (status, "read back and equal" in out) == (0, True), err
+    assert json.loads((tmp_path / "out/config.json").read_text())["id2label"] == {"0": "0", "1": "1"}
+    scores = json.loads((tmp_path / "run/results.json").read_text())["runs"][0]
+    config = dataclasses.replace(
+        vit.PRESETS["tiny"][1], data=vit.ImagesConfig(path=str(squares)), init="out", evaluate_only=True
+    )
+    again = vit.evaluate_only(config)
+    assert again["test"]["loss"] == pytest.approx(scores["test"]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -68,6 +68,22 @@ def test_the_encoder_is_shared_and_computes_what_it_did(source, target):
     np.testing.assert_array_equal(other.hidden(IDS), model.hidden(IDS))
 
 
+def test_an_image_classifier_keeps_its_classifier_for_as_many_classes():
+    shape = {"d_model": 8, "n_layers": 1, "n_classes": 3, "image_size": 8, "patch_size": 4}
+    shape["attn"] = zoo.AttentionConfig(n_heads=1, position="none")
+    model = with_random_parameters(lambda: build(zoo.ImageClassifierConfig(**shape), rngs=nnx.Rngs(0)))
+    assert_shared(zoo.with_head(model, zoo.ImageClassifierConfig, drop_path=0.5, rngs=nnx.Rngs(1)), model)
+    other = zoo.with_head(model, zoo.ImageClassifierConfig, n_classes=5, rngs=nnx.Rngs(1))
+    assert other.classifier.kernel.shape == (8, 5)
+    ours, theirs = parameters(other), parameters(model)
+    assert {name for name in ours if ours[name] is not theirs[name]} == {"classifier.kernel", "classifier.bias"}
+    assert zoo.with_head(model, zoo.ImageClassifierConfig, n_classes=0, rngs=nnx.Rngs(1)).classifier is None
+    with pytest.raises(ValueError, match=r"position_embeddings is \(10, 8\), expected \(5, 8\)"):
+        zoo.with_head(model, zoo.ImageClassifierConfig, image_size=12, rngs=nnx.Rngs(1))
+    with pytest.raises(ValueError, match="config of a model with an encoder"):
+        zoo.with_head(model, zoo.MaskedLMConfig, rngs=nnx.Rngs(1))
+
+
 def test_the_head_is_fresh_and_of_the_keys_that_are_given():
     model = make(zoo.TokenClassifierConfig)
     heads = [zoo.with_head(model, zoo.TokenClassifierConfig, rngs=nnx.Rngs(seed)).classifier for seed in (1, 1, 2)]
