@@ -6,6 +6,7 @@
     python -m experiments.synthetic mqar --data.n-pairs 8 --data.n-queries 48 --steps 1500 --model.mamba2.d-state 8
                                                            # 8 keys by state size 4, 8, 16, 32: 40, 59, 93, 100 %
     python -m experiments.synthetic mqar --model.pattern "mamba attn" --model.n-layers 2   # not measured
+    python -m experiments.synthetic phonebook --model.pattern "mamba2/mlp*3 attn/mlp"      # names and their numbers
     python -m experiments.synthetic parity                 # how many ones so far, odd or even? 100 % to 128 bits
     python -m experiments.synthetic parity --model.pattern mamba2      # chance: its state cannot turn
 
@@ -182,6 +183,69 @@ class MQAR:
             ("n_pairs", n, dataclasses.replace(self, n_pairs=n, min_pairs=n, length=length))
             for n, length in zip(numbers, lengths, strict=True)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phonebook:
+    """Names with their numbers, of several tokens each, then one of the names: give its number, digit by digit.
+
+        a c 1 7 4   b c 9 0 2   a b 3 3 8   ? b c 9 0   ->   9 0 2 at c, 9 and 0
+
+    Letters are 0 to n_letters - 1, then ten digits, then the question mark. A row's names are all different; they have
+    letters in common, so that none of them is told by one token.
+
+    Source: the phonebook look-up of Jelassi et al. 2024, arXiv:2402.01032, section 4.2, and of Waleffe et al. 2024,
+      arXiv:2406.07887, section 3.3, in synthetic tokens.
+    """
+
+    n_entries: int = 16
+    """Most entries in a row."""
+    min_entries: int = 1
+    """Fewest entries in a training row: each draws its number, and the easy ones lead the way."""
+    name_length: int = 2
+    """Letters of a name."""
+    number_length: int = 3
+    """Digits of a number."""
+    n_letters: int = 16
+    """Different letters."""
+    max_eval_entries: int = 64
+    """The final table goes on to this number of entries, doubling from 4."""
+
+    def __post_init__(self):
+        _at_least(self, min_entries=1, n_entries=self.min_entries, name_length=1, number_length=1, n_letters=2)
+        most = max(self.n_entries, self.max_eval_entries)
+        if self.n_letters**self.name_length < most:
+            raise ValueError(
+                f"n_letters={self.n_letters} and name_length={self.name_length} make "
+                f"{self.n_letters**self.name_length} names, expected at least {most}"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return self.n_letters + 11
+
+    def sample(self, generator: np.random.Generator, rows: int, step: int = 0) -> Batch:
+        entry = self.name_length + self.number_length
+        chosen = _choose(generator, rows, self.n_letters**self.name_length, self.n_entries)
+        powers = self.n_letters ** np.arange(self.name_length)
+        names = chosen[..., None] // powers % self.n_letters
+        numbers = self.n_letters + generator.integers(0, 10, (rows, self.n_entries, self.number_length))
+        book = np.concatenate([names, numbers], axis=2)
+        count = generator.integers(self.min_entries, self.n_entries + 1, rows)
+        asked = generator.integers(0, count)
+
+        # What follows a question after fewer entries is the rest of the book, which a causal model does not see.
+        tokens = np.concatenate([book.reshape(rows, -1), book.reshape(rows, -1)[:, :entry]], axis=1)
+        question = np.concatenate([np.full((rows, 1), self.vocab_size - 1), book[np.arange(rows), asked, :-1]], axis=1)
+        np.put_along_axis(tokens, count[:, None] * entry + np.arange(entry), question, axis=1)
+        positions = count[:, None] * entry + self.name_length + np.arange(self.number_length)
+        return _batch(tokens, positions, numbers[np.arange(rows), asked])
+
+    def variants(self) -> list[tuple[str, int, Data]]:
+        sizes = [4]
+        while 2 * sizes[-1] <= self.max_eval_entries:
+            sizes.append(2 * sizes[-1])
+        return [("n_entries", n, dataclasses.replace(self, n_entries=n, min_entries=n)) for n in sizes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -411,6 +475,14 @@ class MQARConfig(Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class PhonebookConfig(Config):
+    """Phonebook look-up."""
+
+    data: Phonebook = Phonebook()
+    """The task."""
+
+
+@dataclasses.dataclass(frozen=True)
 class ParityConfig(Config):
     """Parity."""
 
@@ -446,6 +518,21 @@ PRESETS: dict[str, tuple[str, Config]] = {
             optim=OptimConfig(learning_rate=1e-2, warmup_steps=0, final_fraction=0.0, weight_decay=0.0),
         ),
     ),
+    "phonebook": (
+        "Find a name's number among up to 16; tested among up to 64.",
+        PhonebookConfig(
+            model=zoo.CausalLMConfig(
+                d_model=64,
+                n_layers=4,
+                pattern="mamba2/mlp",
+                mamba2=ssm.Mamba2Config(d_state=16, head_dim=16),
+                attn=zoo.AttentionConfig(n_heads=4),
+                mlp=zoo.MLPConfig(d_ff=128),
+            ),
+            train=TrainConfig(steps=3000, batch_size=32, eval_every=500, save_every=500, log_every=50),
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=100, final_fraction=0.0, weight_decay=0.0),
+        ),
+    ),
     "parity": (
         "Count ones modulo 2, at up to 160 bits; tested at up to 512.",
         ParityConfig(
@@ -463,7 +550,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
 }
 
 # Fields that may change between two starts of one run, besides those of every experiment.
-FREE = ("eval_sequences", "eval_tokens", "data.max_eval_length")
+FREE = ("eval_sequences", "eval_tokens", "data.max_eval_length", "data.max_eval_entries")
 
 
 def default_run_dir(config: Config) -> Path:

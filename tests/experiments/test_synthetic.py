@@ -13,7 +13,7 @@ from flax import nnx
 import zoo
 from experiments import flags, synthetic
 from experiments.checkpoints import restore_params
-from experiments.synthetic import MQAR, Batches, Induction, Parity, SelectiveCopying
+from experiments.synthetic import MQAR, Batches, Induction, Parity, Phonebook, SelectiveCopying
 from experiments.train import split_model
 from tests.numerics import assert_close, with_random_parameters
 
@@ -21,6 +21,7 @@ SMALL = {
     SelectiveCopying: SelectiveCopying(length=12, n_tokens=3, vocab_size=6, max_eval_length=24),
     Induction: Induction(length=9, min_length=4, vocab_size=5, max_eval_length=128),
     MQAR: MQAR(length=20, n_pairs=5, min_pairs=1, n_queries=7, vocab_size=24),
+    Phonebook: Phonebook(n_entries=5, name_length=2, number_length=3, n_letters=4, max_eval_entries=16),
     Parity: Parity(length=7, min_length=2, curriculum_steps=4, max_eval_length=64),
 }
 TASKS = [pytest.param(data, id=kind.__name__) for kind, data in SMALL.items()]
@@ -44,6 +45,26 @@ def test_selective_copying_asks_for_the_data_in_order():
         data = [token for token in tokens[:12] if token != 0]
         assert all(1 <= token <= 4 for token in data)
         assert answers == dict(zip((12, 13, 14), data, strict=True))
+
+
+def test_phonebook_asks_for_a_names_number():
+    counts, places = set(), set()
+    for tokens, answers in rows(SMALL[Phonebook]):
+        first = tokens.index(14)  # the question mark
+        assert first % 5 == 0
+        entries = [tokens[i : i + 5] for i in range(0, first, 5)]
+        assert all(letter < 4 for entry in entries for letter in entry[:2])
+        assert all(4 <= digit < 14 for entry in entries for digit in entry[2:])
+        book = {tuple(entry[:2]): entry[2:] for entry in entries}
+        assert len(book) == len(entries)
+        number = book[tuple(tokens[first + 1 : first + 3])]
+        assert answers == dict(zip((first + 2, first + 3, first + 4), number, strict=True))
+        assert tokens[first + 3 : first + 5] == number[:2]
+        counts.add(len(entries))
+        places.add(list(book.values()).index(number))
+    assert counts == {1, 2, 3, 4, 5}
+    assert places == {0, 1, 2, 3, 4}
+    assert [data.n_entries for _, _, data in SMALL[Phonebook].variants()] == [4, 8, 16]
 
 
 def test_induction_asks_for_what_followed_the_special_token():
@@ -249,6 +270,7 @@ def test_the_run_folder_depends_on_what_the_run_is():
         (["selective-copying", "--data.n-tokens", 300], "length=64, expected at least 300"),
         (["selective-copying", "--data.vocab-size", 2], "vocab_size=2, expected at least 3"),
         (["induction", "--data.length", 8], "length=8, expected at least 16"),
+        (["phonebook", "--data.n-letters", 2], "n_letters=2 and name_length=2 make 4 names, expected at least 64"),
         (["mqar", "--data.n-pairs", 20], "length=64, expected at least 72"),
         (["mqar", "--data.min-pairs", 17], "n_pairs=16, expected at least 17"),
         (["mqar", "--data.n-queries", 15], "n_queries=15, expected at least 16"),
@@ -270,7 +292,7 @@ def test_bad_input_is_one_clear_line(arguments, message, command, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["selective-copying", "induction", "mqar", "parity"])
+@pytest.mark.parametrize("name", ["selective-copying", "induction", "mqar", "phonebook", "parity"])
 def test_each_preset_reaches_what_it_promises(name, command):
     promised = float(synthetic.__doc__.split(f"synthetic {name} ")[1].split(" %")[0].split()[-1])
     status, _, err = command(name, "--train.no-tensorboard", "--run-dir", "run")
