@@ -31,7 +31,7 @@ from experiments.encoders import load_encoder
 from experiments.special_tokens import SpecialTokens, special_tokens
 from experiments.tokenizers import Tokenizer
 from experiments.train import make_mesh
-from zoo.backbone import mixer_name
+from zoo.pattern import mixer_name
 from zoo.pooling import Pool
 
 # Longest text, in tokens, for models that read any length.

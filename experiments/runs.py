@@ -12,9 +12,10 @@ from flax import nnx
 from experiments import flags
 from experiments.checkpoints import restore_params
 from experiments.train import split_model
-from zoo.backbone import BackboneConfig, mixer_name, parse_pattern, word_config
+from zoo.backbone import BackboneConfig, word_config
 from zoo.build import MODELS, ModelConfig, build
 from zoo.models import TokenConfig
+from zoo.pattern import mixer_name, parse_pattern
 
 TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
 # The file of a run that says which model its checkpoints are of.

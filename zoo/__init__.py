@@ -5,8 +5,6 @@ from zoo.attention import AttentionConfig as AttentionConfig
 from zoo.backbone import Backbone as Backbone
 from zoo.backbone import BackboneConfig as BackboneConfig
 from zoo.backbone import Block as Block
-from zoo.backbone import mixer_name as mixer_name
-from zoo.backbone import parse_pattern as parse_pattern
 from zoo.encoder import Encoder as Encoder
 from zoo.encoder import EncoderConfig as EncoderConfig
 from zoo.encoder import MaskedLM as MaskedLM
@@ -25,6 +23,8 @@ from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM
 from zoo.models import CausalLMConfig as CausalLMConfig
 from zoo.models import TokenConfig as TokenConfig
+from zoo.pattern import mixer_name as mixer_name
+from zoo.pattern import parse_pattern as parse_pattern
 from zoo.presets import create as create
 from zoo.presets import presets as presets
 from zoo.pretrained import from_pretrained as from_pretrained

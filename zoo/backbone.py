@@ -1,22 +1,7 @@
-"""A stack of blocks whose mixers follow a pattern: the body of every model.
-
-A pattern is words separated by blanks. A word is `mixer` or `mixer/channel` (a sequence mixer, then a channel mixer),
-`*k` repeats it, `-` stands for none, and the list cycles until there are `n_layers` blocks:
-
-    "mamba"              Mamba: no channel mixer
-    "attn/mlp"           the Transformer
-    "mamba2*3 attn/mlp"  three Mamba-2 blocks, then one Transformer block, and again
-    "m2/monarch"         Monarch Mixer
-
-A mixer or channel mixer may carry options, which replace those of the config in its blocks:
-
-    "attn/mlp attn[window=65,rope_base=10000]/mlp*2"   one block that sees all, two that see near
-"""
+"""A stack of blocks whose mixers follow a pattern: the body of every model."""
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -25,27 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 import ssm
-from m2 import M2Config, M2Mixer, MonarchMLP, MonarchMLPConfig
-from zoo.attention import Attention, AttentionConfig
-from zoo.mlp import MLP, MLPConfig
-from zoo.names import unknown_name
-from zoo.options import read_options, write_options
-
-# Word -> constructor. Its options are the field of the same name in BackboneConfig.
-MIXERS: dict[str, Callable] = {
-    "mamba": ssm.Mamba,
-    "mamba2": ssm.Mamba2,
-    "mamba3": ssm.Mamba3,
-    "vim": ssm.Vim,
-    "ss2d": ssm.SS2D,
-    "m2": M2Mixer,
-    "attn": Attention,
-}
-CHANNEL_MIXERS: dict[str, Callable] = {"mlp": MLP, "monarch": MonarchMLP}
-# Mixers that look both ways themselves, given causal=False.
-TWO_SIDED = {"m2", "attn", "vim", "ss2d"}
-
-Word = tuple[str | None, str | None]
+from m2 import M2Config, MonarchMLPConfig
+from zoo.attention import AttentionConfig
+from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.mlp import MLPConfig
+from zoo.pattern import Word, mixer_name, parse_pattern, word_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,73 +99,7 @@ class BackboneConfig:
             word_config(self, word)
 
 
-def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
-    """Reads a pattern into one (mixer, channel mixer) a block; None where there is none.
-
-        parse_pattern("mamba*2 attn/mlp", 4)  ->  (("mamba", None), ("mamba", None), ("attn", "mlp"), ("mamba", None))
-
-    Options stay with their mixer, in one spelling whatever that of the pattern; `mixer_name` leaves them out:
-
-        parse_pattern("attn[window=0064,bias=True]", 1)  ->  (("attn[bias=true,window=64]", None),)
-
-    Raises:
-      ValueError: an empty pattern, a word that is not understood, an unknown mixer or option (naming the nearest known
-        one), a value that an option does not take, or more words than layers.
-    """
-    words: list[Word] = []
-    for text in pattern.split():
-        match = re.fullmatch(rf"({_MIXER})(?:/({_MIXER}))?(?:\*(\d+))?", text)
-        if not match:
-            raise ValueError(
-                f"pattern={pattern!r}: cannot read {text!r}, expected mixer, mixer/channel or mixer*count, each mixer "
-                "perhaps with [option=value,...], without blanks"
-            )
-        mixer, channel, count = match[1], match[2] or "-", int(match[3] or 1)
-        if mixer == channel == "-" or count < 1:
-            raise ValueError(f"pattern={pattern!r}: {text!r} is an empty block")
-        try:
-            block = (_read_word("mixer", mixer, MIXERS), _read_word("channel mixer", channel, CHANNEL_MIXERS))
-        except ValueError as error:
-            raise ValueError(f"pattern={pattern!r}: {error}") from error
-        words += [block] * count
-    if not words:
-        raise ValueError(f"pattern={pattern!r}, expected at least one word, e.g. 'mamba' or 'attn/mlp'")
-    if len(words) > n_layers:
-        raise ValueError(f"pattern={pattern!r} has {len(words)} blocks, more than n_layers={n_layers}")
-    return tuple(words[i % len(words)] for i in range(n_layers))
-
-
-# A name, and options in brackets.
-_MIXER = r"[^/*\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
-
-
-def _read_word(kind: str, text: str, known: dict[str, Callable]) -> str | None:
-    """A word as `parse_pattern` gives it, out of a pattern."""
-    name = mixer_name(text)
-    if text == "-" or name is None:
-        return None
-    if name not in known:
-        raise ValueError(unknown_name(kind, name, known))
-    return name + write_options(word_options(text))
-
-
-def mixer_name(word: str | None) -> str | None:
-    """The mixer of a pattern's word, or its channel mixer, without options: "attn[window=64]" -> "attn"."""
-    return None if word is None else word.partition("[")[0]
-
-
-def word_options(word: str) -> dict[str, Any]:
-    """The options in a pattern's word: "attn[window=64]" -> {"window": 64}.
-
-    Raises:
-      ValueError: an option or value that the mixer does not have: names it.
-    """
-    name, _, text = word.partition("[")
-    default = next(field.default for field in dataclasses.fields(BackboneConfig) if field.name == name)
-    return read_options(name, type(default), text.removesuffix("]")) if text else {}
-
-
-def word_config(config: "BackboneConfig", word: str) -> Any:
+def word_config(config: BackboneConfig, word: str) -> Any:
     """The options of a pattern's word in full: those of the config, and in place of them the word's own.
 
     Raises:
@@ -298,15 +201,15 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
 def make_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
     """A pattern's mixer; where the backbone looks both ways, a state space is one of each direction."""
     name, options = mixer_name(word) or "", word_config(config, word)
-    build = functools.partial(MIXERS[name], config.d_model, options, **kwargs)
-    if name in TWO_SIDED:
+    build = functools.partial(MIXERS[name].build, config.d_model, options, **kwargs)
+    if MIXERS[name].two_sided:
         return build(causal=config.causal)
     return build() if config.causal else ssm.Bidirectional(build(), build())
 
 
 def make_channel_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
     """A pattern's channel mixer."""
-    return CHANNEL_MIXERS[mixer_name(word) or ""](config.d_model, word_config(config, word), **kwargs)
+    return CHANNEL_MIXERS[mixer_name(word) or ""].build(config.d_model, word_config(config, word), **kwargs)
 
 
 def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:

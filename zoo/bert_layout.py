@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import CHANNEL_MIXERS, MIXERS, Word, mixer_name, parse_pattern, word_config
+from zoo.backbone import word_config
 from zoo.encoder import (
     EncoderConfig,
     MaskedLM,
@@ -32,7 +32,9 @@ from zoo.encoder import (
     TokenClassifier,
     TokenClassifierConfig,
 )
+from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
+from zoo.pattern import Word, mixer_name, parse_pattern
 from zoo.pooling import Pool
 from zoo.tensors import Entry, Json, Table
 

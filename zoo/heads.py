@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
-from zoo.backbone import mixer_name, parse_pattern, word_options
 from zoo.build import MODELS, Model, build
 from zoo.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.names import unknown_name
+from zoo.pattern import mixer_name, parse_pattern, word_options
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 
 HeadConfig = EncoderConfig | ImageClassifierConfig

@@ -15,10 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import Backbone, BackboneConfig, mixer_name, parse_pattern
+from zoo.backbone import Backbone, BackboneConfig
 from zoo.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.linear import linear
 from zoo.mlp import MLPConfig
+from zoo.pattern import mixer_name, parse_pattern
 
 ClassToken = Literal["none", "first", "middle"]
 Position = Literal["learned", "sincos", "none"]

@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeVar
 from flax import nnx
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import CHANNEL_MIXERS, MIXERS, mixer_name, parse_pattern
+from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
+from zoo.pattern import mixer_name, parse_pattern
 from zoo.tensors import Entry, Json, Kind, Table
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 

@@ -1,4 +1,4 @@
-"""The stack of blocks: its pattern language, and the switches that may not change what it computes."""
+"""The stack of blocks: its residual stream, and the switches that may not change what it computes."""
 
 import dataclasses
 
@@ -29,78 +29,6 @@ def make_backbone(**options):
 
 def make_input(length=6, b=2):
     return normal(jax.random.key(1), b, length, D_MODEL)
-
-
-MAMBA, ATTENTION, TRANSFORMER, MLP = ("mamba", None), ("attn", None), ("attn", "mlp"), (None, "mlp")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "n_layers", "words"),
-    [
-        ("mamba", 3, [MAMBA] * 3),
-        ("attn/mlp", 2, [TRANSFORMER] * 2),
-        ("mamba attn/mlp", 3, [MAMBA, TRANSFORMER, MAMBA]),
-        ("mamba*3 attn/mlp", 4, [MAMBA] * 3 + [TRANSFORMER]),
-        ("mamba*2 attn/mlp", 7, [MAMBA, MAMBA, TRANSFORMER] * 2 + [MAMBA]),
-        ("mamba -/mlp attn -/mlp", 5, [MAMBA, MLP, ATTENTION, MLP, MAMBA]),
-        ("attn/-", 1, [ATTENTION]),
-        ("attn/mlp*2  mamba/mlp*1", 3, [TRANSFORMER, TRANSFORMER, ("mamba", "mlp")]),
-        (
-            "attn[window=4]/mlp*2 -/mlp[d_ff=6]",
-            3,
-            [("attn[window=4]", "mlp"), ("attn[window=4]", "mlp"), (None, "mlp[d_ff=6]")],
-        ),
-        # One spelling of a value and one order of options.
-        ("attn[window=04,bias=True]", 1, [("attn[bias=true,window=4]", None)]),
-        ("attn[rope_base=1.6e5,n_heads=None]", 1, [("attn[n_heads=none,rope_base=160000]", None)]),
-        ("attn[position=none] attn[position=rope]", 2, [("attn[position=none]", None), ("attn[position=rope]", None)]),
-        ("mamba[expand=1.5,dt_rank=3]/mlp", 1, [("mamba[dt_rank=3,expand=1.5]", "mlp")]),
-    ],
-)
-def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
-    assert zoo.parse_pattern(pattern, n_layers) == tuple(words)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("", "pattern='', expected at least one word"),
-        ("  ", "expected at least one word"),
-        ("manba", "unknown mixer 'manba', did you mean 'mamba'\\? Known: attn, m2, mamba"),
-        ("attn/mpl", "unknown channel mixer 'mpl', did you mean 'mlp'\\? Known: mlp"),
-        ("mlp", "unknown mixer 'mlp'. Known: attn, m2, mamba"),
-        ("mamba/attn", "unknown channel mixer 'attn'. Known: mlp"),
-        ("-", "'-' is an empty block"),
-        ("-/-", "'-/-' is an empty block"),
-        ("mamba*0", r"'mamba\*0' is an empty block"),
-        ("mamba*", r"cannot read 'mamba\*', expected mixer, mixer/channel or mixer\*count"),
-        ("mamba*x", "cannot read"),
-        ("mamba*-1", "cannot read"),
-        ("attn/", "cannot read 'attn/'"),
-        ("/mlp", "cannot read '/mlp'"),
-        ("attn/mlp/mlp", "cannot read"),
-        ("mamba*4", r"pattern='mamba\*4' has 4 blocks, more than n_layers=3"),
-        ("attn[windw=3]", "unknown option of attn 'windw', did you mean 'window'\\? Known: bias, head_dim"),
-        ("attn/mlp[d_fff=3]", "unknown option of mlp 'd_fff', did you mean 'd_ff'"),
-        ("mamba attn[window=x]", "attn.window=x, expected an integer or none"),
-        ("attn[rope_base=none]", "attn.rope_base=none, expected a number"),
-        ("attn[bias=maybe]", "attn.bias=maybe, expected true or false"),
-        ("attn[position=learned]", "attn.position=learned, expected rope or alibi or none"),
-        ("attn[window=0]", r"pattern='attn\[window=0\]': attn\[window=0\]: window=0, expected None or at least 1"),
-        ("attn[window]", "option 'window' of attn, expected name=value"),
-        ("attn[window=3,]", "option '' of attn, expected name=value"),
-        ("attn[window=3,window=3]", "option window of attn is given twice"),
-        ("m2[filter=3]", "m2.filter cannot be set in a pattern, only in the config"),
-        ("attn[]", r"cannot read 'attn\[\]'"),
-        ("attn[window=3", "cannot read"),
-        ("attn[window=3, bias=true]", "cannot read"),
-        ("attn*2[window=3]", "cannot read"),
-        ("-[window=3]", "unknown mixer '-'"),
-    ],
-)
-def test_a_bad_pattern_names_the_word(pattern, message):
-    with pytest.raises(ValueError, match=message):
-        zoo.BackboneConfig(n_layers=3, pattern=pattern)
 
 
 @pytest.mark.parametrize(
@@ -185,12 +113,6 @@ def test_a_words_options_are_those_of_its_blocks_alone(x64):
         nnx.update(plain.layers[i], nnx.state(mixed.layers[i]))
         assert_close(mixed.layers[i](x), plain.layers[i](x))
     assert np.abs(mixed.layers[0](x) - wide.layers[0](x)).max() > 1e-3
-
-
-def test_a_words_name_goes_without_its_options():
-    words = zoo.parse_pattern("attn[window=2]/mlp[d_ff=6] mamba", 3)
-    assert [zoo.mixer_name(mixer) for mixer, _ in words] == ["attn", "mamba", "attn"]
-    assert [zoo.mixer_name(channel) for _, channel in words] == ["mlp", None, "mlp"]
 
 
 def test_the_first_block_may_go_without_a_norm(x64):
@@ -407,7 +329,7 @@ def test_exactly_norms_biases_and_state_spaces_go_without_weight_decay():
 def test_output_projections_start_scaled_by_one_over_root_depth():
     def ends(n_layers):
         config = dataclasses.replace(SMALL, n_layers=n_layers)
-        first, second = (zoo.Block(config, word, rngs=nnx.Rngs(0)) for word in (MAMBA, TRANSFORMER))
+        first, second = (zoo.Block(config, word, rngs=nnx.Rngs(0)) for word in zoo.parse_pattern("mamba attn/mlp", 2))
         return [linear.kernel[...] for linear in (first.mixer.out_proj, second.mixer.o_proj, second.mlp.down_proj)]
 
     assert_close(ends(8), jax.tree.map(lambda kernel: kernel / 2, ends(2)))
