@@ -32,6 +32,7 @@ from experiments.optim import OptimConfig
 from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
 from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
+from zoo.pattern import mixer_name, pattern_mixers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +145,11 @@ def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
         if (path[-1].key == "kernel" and "conv1d" not in str(path))
         or (path[-1].key == "embedding" and config.tie_embeddings)
     )
-    attention = [layer.mixer for layer in model.backbone.layers if isinstance(layer.mixer, zoo.Attention)]
+    mixers = (mixer for layer in model.backbone.layers for mixer in getattr(layer.mixer, "mixers", [layer.mixer]))
     pairs = sum(
-        mixer.n_heads * mixer.head_dim * min(mixer.config.window or seq_len, seq_len) / 2 for mixer in attention
+        mixer.n_heads * mixer.head_dim * min(mixer.config.window or seq_len, seq_len) / 2
+        for mixer in mixers
+        if isinstance(mixer, zoo.Attention)
     )
     return 6 * weights + 12 * pairs
 
@@ -155,7 +158,7 @@ def make_task(config: Config, corpus: Corpus) -> Task:
     """The task of a configuration whose model.vocab_size is known."""
     seq_len, batch_size = config.data.seq_len, config.train.batch_size
     held_out = corpus.validation
-    mixers = {zoo.mixer_name(mixer) for mixer, _ in zoo.parse_pattern(config.model.pattern, config.model.n_layers)}
+    mixers = set(map(mixer_name, pattern_mixers(config.model.pattern, config.model.n_layers)))
     for mixer, name in (("attn", "attention"), ("m2", "a long convolution")):
         if config.train.carry_state and mixer in mixers:
             pattern = config.model.pattern

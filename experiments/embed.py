@@ -31,7 +31,7 @@ from experiments.encoders import load_encoder
 from experiments.special_tokens import SpecialTokens, special_tokens
 from experiments.tokenizers import Tokenizer
 from experiments.train import make_mesh
-from zoo.pattern import mixer_name
+from zoo.pattern import mixer_name, pattern_mixers
 from zoo.pooling import Pool
 
 # Longest text, in tokens, for models that read any length.
@@ -177,7 +177,7 @@ def make_rows(encoded: Sequence[Encoded], special: SpecialTokens, config: zoo.En
 def longest(config: zoo.EncoderConfig) -> int | None:
     """The most tokens that a model reads in a row, None where there is no bound."""
     lengths = [] if config.max_len is None else [config.max_len]
-    if any(mixer_name(mixer) == "m2" for mixer, _ in zoo.parse_pattern(config.pattern, config.n_layers) if mixer):
+    if "m2" in map(mixer_name, pattern_mixers(config.pattern, config.n_layers)):
         lengths.append(config.m2.l_max)
     return min(lengths, default=None)
 

@@ -15,7 +15,7 @@ from experiments.train import split_model
 from zoo.backbone import BackboneConfig, word_config
 from zoo.build import MODELS, ModelConfig, build
 from zoo.models import TokenConfig
-from zoo.pattern import mixer_name, parse_pattern
+from zoo.pattern import mixer_name, pattern_mixers
 
 TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
 # The file of a run that says which model its checkpoints are of.
@@ -94,8 +94,8 @@ def fit_vocabulary(model: TokenModelConfig, vocab_size: int, tokenizer: str) -> 
 
 def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-len") -> None:
     """Raises a ValueError where rows of this length are longer than a long convolution's filters."""
-    for word, _ in parse_pattern(model.pattern, model.n_layers):
-        if word is not None and mixer_name(word) == "m2" and length > (l_max := word_config(model, word).l_max):
+    for mixer in pattern_mixers(model.pattern, model.n_layers):
+        if mixer_name(mixer) == "m2" and length > (l_max := word_config(model, mixer).l_max):
             raise ValueError(f"{flag} {length} with --model.m2.l-max {l_max}: filters are at most l-max long")
 
 

@@ -23,6 +23,8 @@ from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM
 from zoo.models import CausalLMConfig as CausalLMConfig
 from zoo.models import TokenConfig as TokenConfig
+from zoo.parallel import Parallel as Parallel
+from zoo.pattern import Word as Word
 from zoo.pattern import mixer_name as mixer_name
 from zoo.pattern import parse_pattern as parse_pattern
 from zoo.presets import create as create

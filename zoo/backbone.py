@@ -14,6 +14,7 @@ from m2 import M2Config, MonarchMLPConfig
 from zoo.attention import AttentionConfig
 from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
+from zoo.parallel import Parallel
 from zoo.pattern import Word, mixer_name, parse_pattern, word_options
 
 
@@ -95,21 +96,22 @@ class BackboneConfig:
             raise ValueError(f"norm_place={self.norm_place!r}, expected 'pre' or 'post'")
         if not self.first_norm and self.norm_place == "post":
             raise ValueError("first_norm=False, expected norm_place='pre': a block's norm comes behind its mixer")
-        for word in {word for words in parse_pattern(self.pattern, self.n_layers) for word in words if word}:
-            word_config(self, word)
+        for word in set(parse_pattern(self.pattern, self.n_layers)):
+            for mixer in word.mixers + ((word.channel,) if word.channel else ()):
+                word_config(self, mixer)
 
 
-def word_config(config: BackboneConfig, word: str) -> Any:
-    """The options of a pattern's word in full: those of the config, and in place of them the word's own.
+def word_config(config: BackboneConfig, mixer: str) -> Any:
+    """The options of a word's mixer or channel mixer in full: those of the config, and in their place the word's own.
 
     Raises:
       ValueError: together they make no mixer.
     """
-    options = getattr(config, mixer_name(word) or "")
+    options = getattr(config, mixer_name(mixer))
     try:
-        return dataclasses.replace(options, **word_options(word))
+        return dataclasses.replace(options, **word_options(mixer))
     except ValueError as error:
-        raise ValueError(f"pattern={config.pattern!r}: {word}: {error}") from error
+        raise ValueError(f"pattern={config.pattern!r}: {mixer}: {error}") from error
 
 
 def _period(words: tuple[Word, ...]) -> int:
@@ -126,14 +128,13 @@ class Block(nnx.Module):
 
     Args:
       config: shape and options.
-      word: its mixers, as `parse_pattern` gives them.
+      word: its mixers.
       first: whether it is the backbone's first, which goes without the norm before its sequence mixer where
         first_norm=False.
       rngs: source of keys, stream "params".
     """
 
     def __init__(self, config: BackboneConfig, word: Word, *, first: bool = False, rngs: nnx.Rngs):
-        mixer, channel = word
         kwargs: dict[str, Any] = {
             # Keeps the variance of the residual stream from growing with depth: GPT-2's rule as Mamba applies it.
             "residual_scale": config.n_layers**-0.5,
@@ -143,13 +144,14 @@ class Block(nnx.Module):
         }
         self.norm_first = config.norm_place == "pre"
         self.mixer_residual = config.mixer_residual
-        normed = mixer and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
+        normed = word.mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
         self.norm = make_norm(config, rngs) if normed else None
-        self.mixer = make_mixer(config, mixer, **kwargs) if mixer else None
-        self.norm2 = make_norm(config, rngs) if channel else None
-        self.mlp = make_channel_mixer(config, channel, **kwargs) if channel else None
-        self.scale = _layer_scale(config) if mixer else None
-        self.scale2 = _layer_scale(config) if channel else None
+        mixers = [make_mixer(config, mixer, **kwargs) for mixer in word.mixers]
+        self.mixer = Parallel(mixers) if len(mixers) > 1 else mixers[0] if mixers else None
+        self.norm2 = make_norm(config, rngs) if word.channel else None
+        self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None
+        self.scale = _layer_scale(config) if mixers else None
+        self.scale2 = _layer_scale(config) if word.channel else None
         self.dropout = nnx.Dropout(config.dropout)
         self.drop_path = config.drop_path > 0
 
@@ -198,18 +200,18 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False)
 
 
-def make_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
-    """A pattern's mixer; where the backbone looks both ways, a state space is one of each direction."""
-    name, options = mixer_name(word) or "", word_config(config, word)
-    build = functools.partial(MIXERS[name].build, config.d_model, options, **kwargs)
-    if MIXERS[name].two_sided:
+def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
+    """A word's mixer; where the backbone looks both ways, a state space is one of each direction."""
+    kind = MIXERS[mixer_name(mixer)]
+    build = functools.partial(kind.build, config.d_model, word_config(config, mixer), **kwargs)
+    if kind.two_sided:
         return build(causal=config.causal)
     return build() if config.causal else ssm.Bidirectional(build(), build())
 
 
-def make_channel_mixer(config: BackboneConfig, word: str, **kwargs) -> Any:
-    """A pattern's channel mixer."""
-    return CHANNEL_MIXERS[mixer_name(word) or ""].build(config.d_model, word_config(config, word), **kwargs)
+def make_channel_mixer(config: BackboneConfig, channel: str, **kwargs) -> Any:
+    """A word's channel mixer."""
+    return CHANNEL_MIXERS[mixer_name(channel)].build(config.d_model, word_config(config, channel), **kwargs)
 
 
 def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -326,7 +328,7 @@ class Backbone(nnx.Module):
 
     def _noise(self, rngs):
         """(key, share of rows that skip it) of every block, or None."""
-        channels = {channel for _, channel in self.words if channel}
+        channels = {word.channel for word in self.words if word.channel}
         inside = any(word_config(self.config, channel).dropout for channel in channels)
         if rngs is None or not (self.config.dropout or self.config.drop_path or inside):
             return None

@@ -312,7 +312,7 @@ def write_config(config: EncoderConfig) -> Json:
       ValueError: the layout cannot describe the model: names the option.
     """
     words = parse_pattern(config.pattern, config.n_layers)
-    if {(mixer_name(mixer), mixer_name(channel)) for mixer, channel in words} != {("attn", "mlp")}:
+    if {word.plain for word in words} != {Word(("attn",), "mlp")}:
         raise ValueError(
             f"pattern={config.pattern!r} has no transformers layout for encoders; those that have one: attn/mlp, with "
             "norms behind the mixers (BERT) or before them (ModernBERT)"
@@ -328,7 +328,7 @@ def write_config(config: EncoderConfig) -> Json:
         "vocab_size": config.padded_vocab_size,  # padding rows are tokens like others there
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
-        "num_attention_heads": _resolved(config, words[0][0]).n_heads,
+        "num_attention_heads": _resolved(config, words[0].mixers[0]).n_heads,
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
         "dtype": config.param_dtype,
@@ -343,7 +343,7 @@ def write_config(config: EncoderConfig) -> Json:
     back = read_config(raw, names, n_labels, write_pooling(config))
     blocks = zip(words, parse_pattern(back.pattern, back.n_layers), strict=True)
     for i, (ours, theirs) in enumerate(blocks):
-        for mine, said in zip(ours, theirs, strict=True):
+        for mine, said in ((ours.mixers[0], theirs.mixers[0]), (ours.channel or "", theirs.channel or "")):
             where = f" in layer {i}" if "[" in f"{mine}{said}" else ""
             _require_same(_resolved(config, mine), _resolved(back, said), f"{mixer_name(mine)}.", where, family)
     _require_same(config, back, "", "", family)
@@ -360,9 +360,9 @@ def _require_same(config, back, prefix: str, where: str, family: Family) -> None
             )
 
 
-def _resolved(config: EncoderConfig, word: str | None) -> Any:
+def _resolved(config: EncoderConfig, mixer: str) -> Any:
     """The options of a mixer with what follows from others filled in, and what changes no output blanked."""
-    options, d_model = word_config(config, word or ""), config.d_model
+    options, d_model = word_config(config, mixer), config.d_model
     if isinstance(options, MLPConfig):
         out_bias = options.bias if options.out_bias is None else options.out_bias
         return dataclasses.replace(options, d_ff=options.width(d_model), out_bias=out_bias, init="normal", dropout=0.0)
@@ -412,7 +412,7 @@ def pooling_files(config: EncoderConfig) -> dict[str, Any]:
 
 
 def _write_bert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
-    mlp = word_config(config, words[0][1] or "")
+    mlp = word_config(config, words[0].channel or "")
     return {
         "intermediate_size": mlp.width(config.d_model),
         "hidden_act": _their_activation(mlp.activation),
@@ -425,8 +425,8 @@ def _write_bert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
 
 
 def _write_modernbert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
-    mlp = word_config(config, words[0][1] or "")
-    attention = [word_config(config, mixer or "") for mixer, _ in words]
+    mlp = word_config(config, words[0].channel or "")
+    attention = [word_config(config, word.mixers[0]) for word in words]
     near = next((a for a in attention if a.window is not None), AttentionConfig(window=65))
     far = next((a for a in attention if a.window is None), AttentionConfig(rope_base=160_000.0))
     raw = {

@@ -15,7 +15,7 @@ from flax import nnx
 from zoo.build import MODELS, Model, build
 from zoo.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.names import unknown_name
-from zoo.pattern import mixer_name, parse_pattern, word_options
+from zoo.pattern import mixer_name, pattern_mixers, word_options
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 
 HeadConfig = EncoderConfig | ImageClassifierConfig
@@ -119,9 +119,9 @@ def extend_positions(model: Model, max_len: int) -> Model:
     changes: dict[str, Any] = {}
     if getattr(config, "max_len", None) is not None:
         changes["max_len"] = max_len
-    mixers = {word for word, _ in parse_pattern(config.pattern, config.n_layers) if word and mixer_name(word) == "m2"}
+    mixers = [mixer for mixer in pattern_mixers(config.pattern, config.n_layers) if mixer_name(mixer) == "m2"]
     if mixers:
-        if any("l_max" in word_options(word) for word in mixers):
+        if any("l_max" in word_options(mixer) for mixer in mixers):
             raise ValueError(f"pattern={config.pattern!r} says l_max itself, expected it in m2.l_max")
         changes["m2"] = dataclasses.replace(config.m2, l_max=max_len)
     for name, old in (("max_len", getattr(config, "max_len", None)), ("m2.l_max", mixers and config.m2.l_max)):

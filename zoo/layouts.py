@@ -21,6 +21,7 @@ from flax import nnx
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
+from zoo.pattern import Word, parse_pattern
 from zoo.tensors import Entry, Json, Table
 
 Layout = Literal["official", "transformers"]
@@ -245,8 +246,9 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
     """
     if layout not in get_args(Layout):
         raise ValueError(unknown_name("layout", layout, get_args(Layout)))
-    words = {word.partition("*")[0] for word in config.pattern.split()}
-    mixer, _, channel = words.pop().partition("/") if len(words) == 1 else ("", "", "")
+    words = set(parse_pattern(config.pattern, config.n_layers))
+    word = words.pop() if len(words) == 1 else Word(())
+    mixer, channel = word.mixers[0] if len(word.mixers) == 1 else "", word.channel or ""
     kind = _kind(config, mixer, layout)
     if kind is None or channel not in ("", "mlp" if layout == "official" else ""):
         known = {"official": "mamba, mamba2, mamba3, each alone or with /mlp", "transformers": "mamba, mamba2"}[layout]

@@ -19,7 +19,7 @@ from zoo.backbone import Backbone, BackboneConfig
 from zoo.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.linear import linear
 from zoo.mlp import MLPConfig
-from zoo.pattern import mixer_name, parse_pattern
+from zoo.pattern import mixer_name, pattern_mixers
 
 ClassToken = Literal["none", "first", "middle"]
 Position = Literal["learned", "sincos", "none"]
@@ -90,7 +90,7 @@ class ImageClassifierConfig(BackboneConfig):
             raise ValueError("pool='token' with class_token='none', expected pool='mean'")
         if self.distillation != "none" and (self.class_token != "first" or self.pool != "token"):
             raise ValueError(f"distillation={self.distillation!r}, expected class_token='first' and pool='token'")
-        images_only = {"ss2d"} & {mixer_name(mixer) for mixer, _ in parse_pattern(self.pattern, self.n_layers)}
+        images_only = {"ss2d"} & set(map(mixer_name, pattern_mixers(self.pattern, self.n_layers)))
         if images_only and self.class_token != "none":
             raise ValueError(f"pattern={self.pattern!r} goes by rows and columns, expected class_token='none'")
         if self.stem == "conv":

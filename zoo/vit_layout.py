@@ -20,7 +20,7 @@ from flax import nnx
 from zoo.attention import AttentionConfig
 from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
-from zoo.pattern import mixer_name, parse_pattern
+from zoo.pattern import Word, parse_pattern
 from zoo.tensors import Entry, Json, Kind, Table
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 
@@ -150,8 +150,7 @@ def write_config(config: ImageClassifierConfig) -> Json:
     Raises:
       ValueError: the layout cannot describe the model: names the option.
     """
-    words = {(mixer_name(a), mixer_name(b)) for a, b in parse_pattern(config.pattern, config.n_layers)}
-    if words != {("attn", "mlp")} or "[" in config.pattern:
+    if set(parse_pattern(config.pattern, config.n_layers)) != {Word(("attn",), "mlp")}:
         raise ValueError(f"pattern={config.pattern!r} has no transformers layout for images, only attn/mlp has one")
     family = _family(config)
     kind = {"vit": "ViT", "deit": "DeiT"}[family]

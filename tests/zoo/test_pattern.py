@@ -3,8 +3,10 @@
 import pytest
 
 import zoo
+from zoo.pattern import Word, pattern_mixers
 
-MAMBA, ATTENTION, TRANSFORMER, MLP = ("mamba", None), ("attn", None), ("attn", "mlp"), (None, "mlp")
+MAMBA, ATTENTION, TRANSFORMER, MLP = Word(("mamba",)), Word(("attn",)), Word(("attn",), "mlp"), Word((), "mlp")
+NEAR = Word(("attn[window=4]",), "mlp")
 
 
 @pytest.mark.parametrize(
@@ -17,17 +19,17 @@ MAMBA, ATTENTION, TRANSFORMER, MLP = ("mamba", None), ("attn", None), ("attn", "
         ("mamba*2 attn/mlp", 7, [MAMBA, MAMBA, TRANSFORMER] * 2 + [MAMBA]),
         ("mamba -/mlp attn -/mlp", 5, [MAMBA, MLP, ATTENTION, MLP, MAMBA]),
         ("attn/-", 1, [ATTENTION]),
-        ("attn/mlp*2  mamba/mlp*1", 3, [TRANSFORMER, TRANSFORMER, ("mamba", "mlp")]),
-        (
-            "attn[window=4]/mlp*2 -/mlp[d_ff=6]",
-            3,
-            [("attn[window=4]", "mlp"), ("attn[window=4]", "mlp"), (None, "mlp[d_ff=6]")],
-        ),
+        ("attn/mlp*2  mamba/mlp*1", 3, [TRANSFORMER, TRANSFORMER, Word(("mamba",), "mlp")]),
+        ("attn[window=4]/mlp*2 -/mlp[d_ff=6]", 3, [NEAR, NEAR, Word((), "mlp[d_ff=6]")]),
+        # Mixers side by side.
+        ("mamba2+attn", 2, [Word(("mamba2", "attn"))] * 2),
+        ("attn[window=4]+mamba2+attn/mlp*2", 2, [Word(("attn[window=4]", "mamba2", "attn"), "mlp")] * 2),
+        ("attn[rope_base=1e+5]+mamba", 1, [Word(("attn[rope_base=100000]", "mamba"))]),
         # One spelling of a value and one order of options.
-        ("attn[window=04,bias=True]", 1, [("attn[bias=true,window=4]", None)]),
-        ("attn[rope_base=1.6e5,n_heads=None]", 1, [("attn[n_heads=none,rope_base=160000]", None)]),
-        ("attn[position=none] attn[position=rope]", 2, [("attn[position=none]", None), ("attn[position=rope]", None)]),
-        ("mamba[expand=1.5,dt_rank=3]/mlp", 1, [("mamba[dt_rank=3,expand=1.5]", "mlp")]),
+        ("attn[window=04,bias=True]", 1, [Word(("attn[bias=true,window=4]",))]),
+        ("attn[rope_base=1.6e5,n_heads=None]", 1, [Word(("attn[n_heads=none,rope_base=160000]",))]),
+        ("attn[position=none] attn[position=rope]", 2, [Word((f"attn[position={p}]",)) for p in ("none", "rope")]),
+        ("mamba[expand=1.5,dt_rank=3]/mlp", 1, [Word(("mamba[dt_rank=3,expand=1.5]",), "mlp")]),
     ],
 )
 def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
@@ -46,12 +48,18 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
         ("-", "'-' is an empty block"),
         ("-/-", "'-/-' is an empty block"),
         ("mamba*0", r"'mamba\*0' is an empty block"),
-        ("mamba*", r"cannot read 'mamba\*', expected mixer, mixer/channel or mixer\*count"),
+        ("mamba*", r"cannot read 'mamba\*', expected mixer, mixer/channel or either with"),
         ("mamba*x", "cannot read"),
         ("mamba*-1", "cannot read"),
         ("attn/", "cannot read 'attn/'"),
         ("/mlp", "cannot read '/mlp'"),
         ("attn/mlp/mlp", "cannot read"),
+        ("mamba+", r"cannot read 'mamba\+'"),
+        ("+mamba", "cannot read"),
+        ("mamba++attn", "cannot read"),
+        ("mamba+atn", "unknown mixer 'atn', did you mean 'attn'"),
+        ("mamba+-", "unknown mixer '-'"),
+        ("attn/mlp+mlp", "cannot read"),
         ("mamba*4", r"pattern='mamba\*4' has 4 blocks, more than n_layers=3"),
         ("attn[windw=3]", "unknown option of attn 'windw', did you mean 'window'\\? Known: bias, head_dim"),
         ("attn/mlp[d_fff=3]", "unknown option of mlp 'd_fff', did you mean 'd_ff'"),
@@ -76,7 +84,11 @@ def test_a_bad_pattern_names_the_word(pattern, message):
         zoo.BackboneConfig(n_layers=3, pattern=pattern)
 
 
-def test_a_words_name_goes_without_its_options():
-    words = zoo.parse_pattern("attn[window=2]/mlp[d_ff=6] mamba", 3)
-    assert [zoo.mixer_name(mixer) for mixer, _ in words] == ["attn", "mamba", "attn"]
-    assert [zoo.mixer_name(channel) for _, channel in words] == ["mlp", None, "mlp"]
+def test_a_plain_word_goes_without_its_options():
+    word, _ = zoo.parse_pattern("attn[window=2]+mamba/mlp[d_ff=6] mamba", 2)
+    assert word.plain == Word(("attn", "mamba"), "mlp")
+    assert MAMBA.plain == MAMBA
+
+
+def test_the_mixers_of_a_pattern_are_those_of_all_its_words():
+    assert pattern_mixers("attn[window=2]+mamba/mlp -/mlp mamba m2", 4) == {"attn[window=2]", "mamba", "m2"}
