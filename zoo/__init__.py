@@ -18,6 +18,7 @@ from zoo.generate import generate as generate
 from zoo.generate import generate_stream as generate_stream
 from zoo.heads import extend_positions as extend_positions
 from zoo.heads import with_head as with_head
+from zoo.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.mlp import MLP as MLP
 from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM
@@ -25,6 +26,8 @@ from zoo.models import CausalLMConfig as CausalLMConfig
 from zoo.models import TokenConfig as TokenConfig
 from zoo.parallel import Parallel as Parallel
 from zoo.pattern import Word as Word
+from zoo.pattern import canonical_pattern as canonical_pattern
+from zoo.pattern import format_pattern as format_pattern
 from zoo.pattern import mixer_name as mixer_name
 from zoo.pattern import parse_pattern as parse_pattern
 from zoo.presets import create as create

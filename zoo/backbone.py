@@ -27,7 +27,8 @@ class BackboneConfig:
     n_layers: int = 4
     """Number of blocks."""
     pattern: str = "mamba"
-    """Mixers of the blocks, e.g. "mamba", "attn/mlp", "mamba*3 attn/mlp"; cycles to n_layers."""
+    """Mixers of the blocks, e.g. "mamba", "attn/mlp", "(mamba2*3 attn/mlp)*2 mamba2", "mamba2+attn/mlp", or Megatron's
+    letters as in "M-M-M*-"; cycles to n_layers."""
     causal: bool = True
     """Whether positions see only themselves and earlier ones. Otherwise state spaces run both ways, averaged."""
     dropout: float = 0.0
