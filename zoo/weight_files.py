@@ -1,15 +1,16 @@
 """Published weight files, read into NumPy without torch and without running anything in them, and written back.
 
-Both formats say where each tensor's bytes lie, safetensors in a JSON header and torch's `.bin` (a zip archive) in a
-pickle. Opening reads and checks these descriptions alone; the files are memory-mapped, and `LazyTensor.read` copies one
-tensor out.
+Both formats say where each tensor's bytes lie, safetensors in a JSON header and torch's `.bin` (also called `.pth`, a
+zip archive) in a pickle. Opening reads and checks these descriptions alone; the files are memory-mapped, and
+`LazyTensor.read` copies one tensor out.
 
 The safetensors header is parsed here. The package's NumPy side reads no float8 (0.8.0) and would be a second way to
 hold a file open, next to the mapping that `.bin` needs anyway. The package writes.
 
-A pickle is a program. The one in a `.bin` may name only what torch's own state dicts name, and each name stands for
-something inert of ours (`_Global`); torch is never imported, and any other name ends the reading. What a pickle builds
-is a claim until `_locate` has held it against the file.
+A pickle is a program. What the one in a `.bin` names is never imported, torch neither: each name stands for something
+inert of ours, those of torch's own state dicts for what says where a tensor is (`_Global`), any other for nothing
+(`_Inert`). Training keeps things of many kinds beside the weights, which are not looked at; one among the weights ends
+the reading. What a pickle builds is a claim until `_locate` has held it against the file.
 """
 
 import contextlib
@@ -31,7 +32,7 @@ import numpy as np
 
 from zoo.names import unknown_name
 
-# What `open_weights` looks for, first found first read. The last is Codestral Mamba's.
+# What `open_weights` looks for, first found first read; then a lone `.pth`. The last is Codestral Mamba's.
 FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -73,51 +74,60 @@ class LazyTensor:
         return np.array(self.mapped, order="C")
 
 
-def open_weights(folder: Path | str) -> dict[str, LazyTensor]:
-    """Opens the weights in a folder: the first of `FILES` that is there, with the shards it names if it is an index.
+def open_weights(path: Path | str) -> dict[str, LazyTensor]:
+    """Opens a file, or the weights in a folder: the first of `FILES` that is there, or else the one `.pth`.
+
+    An index is opened with the shards that it names.
 
     Args:
-      folder: a folder as published, e.g. a snapshot in the Hugging Face cache.
+      path: a folder as published, e.g. a snapshot in the Hugging Face cache, or a file.
 
     Returns:
       Tensors by name. They keep the files mapped: replacing a file does not change them, truncating it in place does.
 
     Raises:
-      FileNotFoundError: none of `FILES` is there, or a shard is missing.
-      ValueError: a file that is damaged, disagrees with its index, holds anything but tensors, or asks for code.
+      FileNotFoundError: there are no weights, or a shard is missing.
+      ValueError: a file that is damaged, disagrees with its index, holds anything but tensors, or asks for code; more
+        than one `.pth`.
     """
-    folder = Path(folder)
-    found = next((folder / name for name in FILES if (folder / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds no weights, looked for {', '.join(FILES)}")
-    return _open_shards(found) if found.suffix == ".json" else _open_file(found)
+    path = Path(path)
+    if not path.is_file():
+        found = [path / name for name in FILES if (path / name).is_file()][:1] or sorted(path.glob("*.pth"))
+        if not found:
+            raise FileNotFoundError(f"{path} holds no weights, looked for {', '.join(FILES)}, *.pth")
+        if len(found) > 1:
+            raise ValueError(f"{path} holds {', '.join(file.name for file in found)}: name the one to read")
+        path = found[0]
+    return _open_shards(path) if path.suffix == ".json" else _open_file(path)
 
 
 def save_weights(
     folder: Path | str,
     tensors: Mapping[str, np.ndarray],
     *,
-    format: Literal["safetensors", "bin"] = "safetensors",
+    format: Literal["safetensors", "bin", "pth"] = "safetensors",
     max_shard_bytes: int = 5 * 10**9,
 ) -> list[Path]:
-    """Writes weights under the names that transformers gives them: one file, or numbered shards and an index.
+    """Writes weights under the names that their readers look for: one file, or numbered shards and an index.
 
     Everything is written beside and then moved in, the index last, so each file is there whole or not at all.
 
     Args:
       folder: made if it does not exist. Files of the same names are replaced.
       tensors: arrays by name. Arrays that share memory are written once per name.
-      format: "safetensors" (needs the package of that name) or "bin", a zip that `torch.load(weights_only=True)` opens.
-      max_shard_bytes: tensor bytes in one file, at least 1; a larger tensor has a file of its own.
+      format: "safetensors" (needs the package of that name), "bin", a zip that `torch.load(weights_only=True)` opens,
+        or "pth", such a zip with the tensors under "model", as training scripts keep them.
+      max_shard_bytes: tensor bytes in one file, at least 1; a larger tensor has a file of its own. Format "pth" has one
+        file whatever its size.
 
     Returns:
       The files, the index last when there is one.
 
     Raises:
       ValueError: a dtype that the format does not hold, or an unknown format.
-      FileExistsError: the folder holds weights that `open_weights` would read instead of these.
+      FileExistsError: the folder holds weights that `open_weights` would read instead of these, or not tell from them.
     """
-    dtypes = {"safetensors": _SAFETENSORS_DTYPES, "bin": _STORAGE_DTYPES}
+    dtypes = {"safetensors": _SAFETENSORS_DTYPES, "bin": _STORAGE_DTYPES, "pth": _STORAGE_DTYPES}
     if format not in dtypes:
         raise ValueError(unknown_name("format", format, dtypes))
     if max_shard_bytes < 1:
@@ -126,8 +136,8 @@ def save_weights(
         if tensor.dtype not in dtypes[format].values():
             raise ValueError(f"tensors[{name!r}] has dtype {tensor.dtype}, which the format {format!r} does not hold")
 
-    shards = _fill_shards(tensors, max_shard_bytes)
-    single = "model.safetensors" if format == "safetensors" else "pytorch_model.bin"
+    shards = [[*tensors]] if format == "pth" else _fill_shards(tensors, max_shard_bytes)
+    single = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "pth": "checkpoint.pth"}[format]
     stem, _, suffix = single.partition(".")
     names = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
@@ -136,11 +146,12 @@ def save_weights(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for other in FILES[: FILES.index(entry)]:
+    loose = sorted(path.name for path in folder.glob("*.pth") if path.name != entry)
+    for other in (*FILES, *loose) if format == "pth" else FILES[: FILES.index(entry)]:
         if (folder / other).exists():
             raise FileExistsError(f"{folder / other} exists and would be read instead of {entry}: remove it first")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as beside:
-        write = _write_safetensors if format == "safetensors" else _write_bin
+        write = {"safetensors": _write_safetensors, "bin": _write_bin, "pth": _write_pth}[format]
         for name, shard in zip(names, shards, strict=True):
             write(Path(beside, name), {key: np.asarray(tensors[key], order="C") for key in shard})
         if entry != single:
@@ -278,15 +289,40 @@ class _Global(NamedTuple):
         raise ValueError(f"calls {self.name}, which weights files do not")
 
 
+class _Inert:
+    """Stands for any other class or function that a pickle names: made, called, filled or set, it stays nothing.
+
+    A class, because pickles make objects of no other kind; `find_class` makes a new one each time.
+    """
+
+    __slots__ = ()
+    asked = ""  # the name
+
+    def __new__(cls, *args, **kwargs):
+        return super().__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+
 _GLOBALS = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
         asked = f"{module}.{name}"
-        if asked not in _GLOBALS and asked not in _STORAGE_DTYPES:
-            raise ValueError(f"asks for {asked}, which is not part of a weights file; nothing was executed")
-        return _Global(asked)
+        if asked in _GLOBALS or asked in _STORAGE_DTYPES:
+            return _Global(asked)
+        return type("_Inert", (_Inert,), {"__slots__": (), "asked": asked})
 
     def persistent_load(self, pid):
         kind, storage, key, _location, numel = pid
@@ -309,6 +345,7 @@ def _open_bin(data: np.ndarray, file: Any) -> dict[str, LazyTensor]:
         if byteorder != b"little":
             raise ValueError(f"byteorder is {byteorder!r}, expected b'little'")
     top = _Unpickler(io.BytesIO(_stored(archive, pickles[0], data).tobytes()), encoding="utf-8").load()
+    _refuse_inert(top)
     if not isinstance(top, dict):
         raise ValueError(f"holds a {type(top).__name__}, expected tensors by name")
     for key in ("state_dict", "model"):
@@ -317,9 +354,16 @@ def _open_bin(data: np.ndarray, file: Any) -> dict[str, LazyTensor]:
             top = inner
             break
     for name, view in top.items():
+        _refuse_inert(view)
         if type(name) is not str or type(view) is not _View:
             raise ValueError(f"holds a {type(view).__name__} at {name!r}, expected tensors by name")
     return {name: _locate(name, view, archive, prefix, data) for name, view in top.items()}
+
+
+def _refuse_inert(value: Any) -> None:
+    """Raises a ValueError where something stands for a class or function of others, or for what they gave."""
+    if asked := getattr(value, "asked", None):
+        raise ValueError(f"asks for {asked}, which is not part of a weights file; nothing was executed")
 
 
 def _locate(name: str, view: _View, archive: zipfile.ZipFile, prefix: str, data: np.ndarray) -> LazyTensor:
@@ -365,9 +409,20 @@ def _write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _write_bin(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    _write_archive(path, _pickle_state_dict(tensors), tensors)
+
+
+def _write_pth(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    inner = _pickle_state_dict(tensors)[2:-1]  # without PROTO and STOP
+    key = pickle.dumps("model", protocol=2)[2:-1]
+    parts = [pickle.PROTO, b"\x02", pickle.EMPTY_DICT, key, inner, pickle.SETITEM, pickle.STOP]
+    _write_archive(path, b"".join(parts), tensors)
+
+
+def _write_archive(path: Path, pickled: bytes, tensors: dict[str, np.ndarray]) -> None:
     """Source: torch/serialization.py, `_save`; torch/csrc/.../inline_container.cc for the alignment."""
     with zipfile.ZipFile(path, "w") as archive:
-        _store(archive, "data.pkl", _pickle_state_dict(tensors))
+        _store(archive, "data.pkl", pickled)
         _store(archive, "byteorder", b"little")
         for key, tensor in enumerate(tensors.values()):
             _store(archive, f"data/{key}", tensor.reshape(-1).view(np.uint8).data)

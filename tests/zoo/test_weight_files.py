@@ -21,7 +21,7 @@ DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16"
 ROOT = pathlib.Path(__file__).parents[2]
 HELLO = np.arange(6, dtype=np.float32).reshape(2, 3)
 FORMATS = ["safetensors", "bin"]
-SINGLE = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}
+SINGLE = {"safetensors": "model.safetensors", "bin": "pytorch_model.bin", "pth": "checkpoint.pth"}
 
 
 def read(folder):
@@ -150,6 +150,41 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_before_it_runs(asked, p
     with pytest.raises(ValueError, match=f"pytorch_model.bin: asks for {asked}, which is not .*; nothing was executed"):
         open_weights(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+# What training keeps beside the weights, and what pickles do with objects: make them, call them, fill them, set them.
+BESIDE = HOSTILE | {
+    "namespace": b"cargparse\nNamespace\n)\x81" + dict_op(lr=op(0.1), __class__=op(1)) + b"b",
+    "old object": b"ccopy_reg\n_reconstructor\n(cargparse\nNamespace\nc__builtin__\nobject\nNtR"
+    + dict_op(lr=op(1))
+    + b"b",
+    "scalar": b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(" + op("f8") + b"tRU\x0812345678tR",
+    "dictionary": b"ccollections\ndefaultdict\n(cbuiltins\nlist\ntR(" + op("a") + op(1) + op("b") + op(2) + b"u",
+    "list": b"cmade.up\nList\n)\x81(" + op(1) + op(2) + b"e" + op(3) + b"a",
+    "key": b"}cmade.up\nKey\n)R" + op(1) + b"s",
+    "slots": b"cmade.up\nSlots\n)\x81N" + dict_op(a=op(1)) + b"\x86b",
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_stands_beside_the_weights_is_neither_read_nor_run(beside, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = dict_op(model=dict_op(x=tensor_op()), beside=BESIDE[beside], model_ema=dict_op(x=op(3)))
+    (tmp_path / "weights.pth").write_bytes(bin_file(content))
+    assert_same(read(tmp_path), {"x": HELLO})
+    assert_same(read(tmp_path / "weights.pth"), {"x": HELLO})
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / "weights.pth").write_bytes(bin_file(dict_op(model=dict_op(x=tensor_op(), y=BESIDE[beside]))))
+    with pytest.raises(ValueError, match=r"weights\.pth: (asks for .*; nothing was executed|holds a dict at 'y')"):
+        open_weights(tmp_path)
+
+
+def test_a_stand_in_cannot_be_set_itself(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(
+        bin_file(dict_op(model=dict_op(x=tensor_op()), args=b"cargparse\nNamespace\n" + dict_op(asked=op(1)) + b"b"))
+    )
+    with pytest.raises(ValueError, match=r"weights\.pth: truncated or damaged, TypeError"):
+        open_weights(tmp_path)
 
 
 def test_the_hostile_pickles_run_elsewhere(tmp_path):
@@ -288,6 +323,34 @@ def test_the_first_of_the_files_is_read(tmp_path):
             bin = bin_file(b"}" + op(name) + tensor_op() + b"s")
             (tmp_path / name).write_bytes(bin if name.endswith(".bin") else safetensors_file({name: about()}))
             assert list(open_weights(tmp_path)) == [name]
+
+
+def test_a_lone_pth_is_read_where_there_is_nothing_else(tmp_path):
+    (tmp_path / "a.pth").write_bytes(bin_file(dict_op(a=tensor_op())))
+    assert list(open_weights(tmp_path)) == ["a"]
+    (tmp_path / "b.pth").write_bytes(bin_file(dict_op(b=tensor_op())))
+    with pytest.raises(ValueError, match=r"holds a\.pth, b\.pth: name the one to read"):
+        open_weights(tmp_path)
+    assert list(open_weights(tmp_path / "b.pth")) == ["b"]
+    (tmp_path / "pytorch_model.bin").write_bytes(bin_file(dict_op(c=tensor_op())))
+    assert list(open_weights(tmp_path)) == ["c"]
+
+
+def test_a_saved_pth_is_one_file_with_the_tensors_under_model(tmp_path):
+    (path,) = save_weights(tmp_path, arrays(), format="pth", max_shard_bytes=1)
+    assert path.name == SINGLE["pth"]
+    assert_same(read(tmp_path), arrays())
+    pickled = zipfile.ZipFile(path).read("archive/data.pkl")
+    whole = weight_files._Unpickler(io.BytesIO(pickled)).load()
+    assert whole.keys() == {"model"}
+    assert whole["model"].keys() == arrays().keys()
+    save_weights(tmp_path, {"x": HELLO}, format="pth")
+    assert_same(read(tmp_path), {"x": HELLO})
+    for name in ("a.pth", "model.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(FileExistsError, match=f"{name} exists and would be read instead of checkpoint.pth"):
+            save_weights(tmp_path, {"x": HELLO}, format="pth")
+        (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize(
