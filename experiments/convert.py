@@ -46,8 +46,8 @@ class Config:
     target: Annotated[Path, flags.Positional]
     """Folder to write."""
     layout: Literal["official", "transformers"] = "transformers"
-    """official: what state-spaces/mamba or HazyResearch/m2 loads. transformers: what transformers loads; Mamba-3 and
-    M2-BERT are not among it."""
+    """official: what state-spaces/mamba, HazyResearch/m2 or hustvl/Vim loads. transformers: what transformers loads;
+    Mamba-3, Vision Mamba and M2-BERT are not among it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype to store weights in. None: that of the source."""
     checkpoint: Literal["latest", "best"] | int = "latest"

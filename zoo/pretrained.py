@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo import bert_layout, layouts, m2_layout, vit_layout
+from zoo import bert_layout, layouts, m2_layout, vim_layout, vit_layout
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig
 from zoo.layouts import EMBEDDINGS, Layout
 from zoo.models import CausalLM
+from zoo.names import unknown_name
 from zoo.tensors import Json, Table
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 from zoo.weight_files import LazyTensor, open_weights, save_weights
@@ -32,8 +33,9 @@ ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
 """Gives each parameter, by its path and shape, its place."""
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
 _TOKEN_VECTORS = (*EMBEDDINGS.values(), m2_layout.WORD_EMBEDDINGS, *bert_layout.WORD_EMBEDDINGS)
-_INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES)
+_INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES, vim_layout.PATCHES)
 
 
 def from_pretrained(
@@ -43,21 +45,22 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
 ) -> Model:
-    """Loads a published model: one of the Mambas (1, Falcon, 2, Codestral, 3), M2-BERT, BERT, ModernBERT, ViT or DeiT.
+    """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), M2-BERT, BERT, ModernBERT, ViT or DeiT.
 
     A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
     n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
     `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row. Images
-    have an `ImageClassifier`, with n_classes=0 where there is no classifier.
+    have an `ImageClassifier`, with n_classes=0 where there is no classifier. Vision Mamba's checkpoints have no config:
+    it follows from their tensors, for images of 224 pixels unless a config.json says otherwise; see `zoo.vim_layout`.
 
     Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
     head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
-    time, and nothing that a `.bin` file says is executed.
+    time, and nothing that a `.bin` or `.pth` file says is executed.
 
     Args:
       path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba, of
-        HazyResearch/m2, of transformers or of sentence-transformers; or else a name on the Hugging Face hub,
-        "owner/name", from its cache or the network.
+        HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of hustvl/Vim, or a folder with one;
+        or else a name on the Hugging Face hub, "owner/name" or "owner/name/file.pth", from its cache or the network.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
         norms and states are at least float32.
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
@@ -65,24 +68,25 @@ def from_pretrained(
       revision: branch, tag or commit on the hub.
 
     Raises:
-      FileNotFoundError: no such folder or hub name, or no config or weights in it.
+      FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
       ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape.
       ImportError: a hub name without the package huggingface_hub.
     """
-    folder = find_folder(path_or_repo, revision=revision)
-    raw, source = read_config_file(folder)
-    stored_tensors = open_weights(folder)
+    place = _find(path_or_repo, revision)
+    raw, source = read_config_file(place)
+    stored_tensors = open_weights(place)
     tensors = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in stored_tensors.items()}
     if len(tensors) < len(stored_tensors):
-        raise ValueError(f"{folder}: tensors that differ in the prefix 'model.' alone")
+        raise ValueError(f"{place}: tensors that differ in the prefix 'model.' alone")
     with _errors_name(source):
         pooling = None
         if _is_bert(raw):
+            folder = place.parent if place.is_file() else place
             tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
         if vit_layout.is_vit(raw):
             tensors = vit_layout.short_names(tensors)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
-        config = _read_config(raw, tensors, n_labels, pooling)
+        config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
         config = _fit_vocabulary(config, tensors)
         stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
         name = jnp.dtype(stored if dtype is None else dtype).name
@@ -90,7 +94,7 @@ def from_pretrained(
         model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     table = _table(model, "transformers" if EMBEDDINGS["transformers"] in tensors else "official")
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    _require_a_fit(folder, table, tensors, params)
+    _require_a_fit(place, table, tensors, params)
     for name, entry in table.entries.items():
         for path, array in zip(entry.paths, entry.split(tensors[name].mapped), strict=True):
             rule = sharding(path, array.shape) if callable(sharding) else sharding
@@ -110,15 +114,16 @@ def save_pretrained(
     """Writes a model so that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, M2-BERT, BERT, ModernBERT, ViT or DeiT;
-        others have no published layout.
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, Vision Mamba, M2-BERT, BERT, ModernBERT,
+        ViT or DeiT; others have no published layout.
       folder: made if it does not exist.
-      layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin), or
-        "transformers" (config.json, model.safetensors), which has neither Mamba-3 nor M2-BERT, and alone has BERT,
-        ModernBERT, ViT and DeiT; an encoder of text without a head is written for sentence-transformers too, with how
-        its rows are pooled.
+      layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
+        hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
+        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT, and alone has BERT, ModernBERT, ViT
+        and DeiT; an encoder of text without a head is written for sentence-transformers too, with how its rows are
+        pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
-      max_shard_bytes: largest file; more become numbered shards with an index.
+      max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
 
     Raises:
       ValueError: a model that the layout cannot describe, or fields that it does not have: names the option.
@@ -130,25 +135,28 @@ def save_pretrained(
     encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
     beside = {} if encoder is None else bert_layout.pooling_files(encoder)
     classes = getattr(model.config, "n_classes" if isinstance(model, ImageClassifier) else "n_labels", 0)
-    said = (table.entries, classes, beside.get(bert_layout.POOLING_FILE))
+    params = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    shapes = {name: entry.shape([params[path].shape for path in entry.paths]) for name, entry in table.entries.items()}
+    said = (shapes, classes, beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
     raw |= dict(extra or {})
     if _read_config(raw, *said) != described:
         raise ValueError(f"extra={extra!r} describes another model")
     text = json.dumps(raw, indent=2) + "\n"
-    params = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     tensors = {
         name: entry.join([np.asarray(params[path]) for path in entry.paths]) for name, entry in table.entries.items()
     }
     if encoder is not None:
         tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
-    if isinstance(model, ImageClassifier):
+    if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
         tensors = {vit_layout.full_name(name, model.config): tensor for name, tensor in tensors.items()}
     if layout == "official":  # the official code stores copies and constants all the same
         tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
-    save_weights(
-        folder, tensors, format="bin" if layout == "official" else "safetensors", max_shard_bytes=max_shard_bytes
-    )
+    formats: dict[Layout, Literal["safetensors", "bin", "pth"]] = {
+        "official": "pth" if vim_layout.is_vim(raw) else "bin",
+        "transformers": "safetensors",
+    }
+    save_weights(folder, tensors, format=formats[layout], max_shard_bytes=max_shard_bytes)
     for name, content in beside.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -179,8 +187,28 @@ def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:
     return rule
 
 
-def find_folder(path_or_repo: str | os.PathLike, *, revision: str | None = None) -> Path:
+def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:
+    """The folder of a published model, or the `.pth` file that is asked for, out of a repository on the hub too."""
+    path = Path(path_or_repo)
+    if path.suffix == ".pth" and path.is_file():
+        return path
+    if not (named := re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w.-]+\.pth)", str(path_or_repo))) or path.is_dir():
+        return find_folder(path_or_repo, revision=revision)
+    folder = find_folder(named[1], revision=revision, weights=(named[2],))
+    if not (folder / named[2]).is_file():
+        raise FileNotFoundError(f"{folder} holds no {named[2]}")
+    return folder / named[2]
+
+
+def find_folder(
+    path_or_repo: str | os.PathLike, *, revision: str | None = None, weights: Collection[str] = _WEIGHTS
+) -> Path:
     """The folder of a published model: the one given, or the hub's in its cache, downloaded where it is not there.
+
+    Args:
+      path_or_repo: a folder, or a name on the hub.
+      revision: branch, tag or commit on the hub.
+      weights: patterns of weight files; those of the first that the hub has are downloaded, no others.
 
     Raises:
       FileNotFoundError: neither is there.
@@ -200,9 +228,9 @@ def find_folder(path_or_repo: str | os.PathLike, *, revision: str | None = None)
 
     about = ["*.json", "tokenizer*", "*.model", "*.txt"]
     try:
-        for weights in ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors"):  # one format alone
-            folder = download([*about, weights])
-            if any(folder.glob(weights)):
+        for pattern in weights:
+            folder = download([*about, pattern])
+            if any(folder.glob(pattern)):
                 break
     except (OSError, ValueError) as error:  # what the hub's errors are: not found, no access, offline
         reason = str(error).strip().partition("\n")[0]
@@ -212,14 +240,22 @@ def find_folder(path_or_repo: str | os.PathLike, *, revision: str | None = None)
     return folder
 
 
-def read_config_file(folder: Path) -> tuple[Json, Path]:
+def read_config_file(place: Path) -> tuple[Json, Path]:
     """The config of a published model as it is in its file, and the file.
+
+    Vision Mamba's checkpoints have none: what says so is then in place of it, and their place in that of the file.
+
+    Args:
+      place: a folder, or a `.pth` file beside which the config is.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is not a JSON object.
     """
+    folder = place.parent if place.is_file() else place
     path = next((folder / name for name in _CONFIG_FILES if (folder / name).is_file()), None)
+    if path is None and (place.is_file() or any(folder.glob("*.pth"))):
+        return {"model_type": "vim"}, place
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {' or '.join(_CONFIG_FILES)}")
     try:
@@ -250,7 +286,10 @@ def _is_bert(raw: Json) -> bool:
     return bert_layout.is_bert(raw) and not m2_layout.is_m2_bert(raw)  # older M2-BERTs say that they are BERT
 
 
-def _read_config(raw: Json, tensors: Collection[str], n_labels: int, pooling: Json | None) -> ModelConfig:
+def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: int, pooling: Json | None) -> ModelConfig:
+    """The model of a config; tensors are the shapes of those in the file."""
+    if vim_layout.is_vim(raw):
+        return vim_layout.read_config(raw, tensors)
     if vit_layout.is_vit(raw):
         return vit_layout.read_config(raw, tensors, n_labels)
     if m2_layout.is_m2_bert(raw):
@@ -260,9 +299,9 @@ def _read_config(raw: Json, tensors: Collection[str], n_labels: int, pooling: Js
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
     if isinstance(config, ImageClassifierConfig):
-        if layout != "transformers":
-            raise ValueError(f"layout={layout!r}, expected 'transformers', which alone has image classifiers")
-        return vit_layout.write_config(config)
+        if layout not in get_args(Layout):
+            raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+        return (vim_layout if layout == "official" else vit_layout).write_config(config)
     if not isinstance(config, EncoderConfig):
         return layouts.write_config(config, layout)
     if layout == "transformers" and config.pattern != "m2/monarch":
@@ -272,7 +311,7 @@ def _write_config(config: ModelConfig, layout: Layout) -> Json:
 
 def _table(model: Model, layout: Layout) -> Table:
     if isinstance(model, ImageClassifier):
-        return vit_layout.tensor_table(model)
+        return (vim_layout if vim_layout.describes(model.config) else vit_layout).tensor_table(model)
     if isinstance(model, CausalLM):
         return layouts.tensor_table(model, layout)
     if model.config.pattern == "m2/monarch":
@@ -293,7 +332,7 @@ def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> M
     return config
 
 
-def _require_a_fit(folder: Path, table: Table, tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any]) -> None:
+def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any]) -> None:
     """Raises a ValueError unless tensors and parameters correspond one to one, in shape too."""
     entries = table.entries
     missing = sorted(entries.keys() - tensors.keys())
@@ -314,18 +353,18 @@ def _require_a_fit(folder: Path, table: Table, tensors: Mapping[str, LazyTensor]
         if (count := len(names))
     ]
     if parts:
-        raise ValueError(f"{folder}: the tensors do not fit the config. " + "; ".join(parts))
+        raise ValueError(f"{place}: the tensors do not fit the config. " + "; ".join(parts))
     for name in sorted(table.copies.keys() & tensors.keys()):
         original = table.copies[name]
         if not np.array_equal(tensors[name].mapped, tensors[original].mapped):
-            raise ValueError(f"{folder}: {name} differs from {original}, which the config says it is tied to")
+            raise ValueError(f"{place}: {name} differs from {original}, which the config says it is tied to")
     for name in sorted(table.constants.keys() & tensors.keys()):
         stored, constant = tensors[name].mapped, table.constants[name]
         # Rounding in the dtype that it was stored in, and in the library that computed it.
         if stored.shape != constant.shape or not np.allclose(
             stored.astype(np.float64), constant, rtol=2**-7, atol=1e-6
         ):
-            raise ValueError(f"{folder}: {name} is not what follows from the config")
+            raise ValueError(f"{place}: {name} is not what follows from the config")
 
 
 def _place(array: np.ndarray, dtype: Dtype, sharding: Sharding | None) -> jax.Array:

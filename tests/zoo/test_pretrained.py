@@ -23,7 +23,7 @@ from zoo.weight_files import open_weights, save_weights
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"  # how they were made: its README.md
-OTHERS = ("bert", "vit", "deit")  # those have tests of their own
+OTHERS = ("bert", "vit", "deit", "vim")  # those have tests of their own
 NAMES = sorted(p.name for p in PUBLISHED.iterdir() if p.is_dir() and not any(other in p.name for other in OTHERS))
 TIED = {"mamba1", "mamba3_siso", "mamba3_mimo", "mamba_hf"}
 OFFICIAL = {
@@ -610,6 +610,8 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
         ({"model-00001-of-00002.safetensors", "consolidated.safetensors"}, {"model-00001-of-00002.safetensors"}),
         ({"consolidated.safetensors"}, {"consolidated.safetensors"}),
         ({"pytorch_model.bin"}, {"pytorch_model.bin"}),
+        ({"pytorch_model.bin", "training.pth"}, {"pytorch_model.bin"}),
+        ({"vim_t_midclstok_76p1acc.pth"}, {"vim_t_midclstok_76p1acc.pth"}),
     ],
 )
 def test_weights_are_downloaded_in_one_format(held, fetched, tmp_path, monkeypatch):

@@ -99,9 +99,9 @@ def test_what_the_layout_has_no_word_for_is_an_error(fields, message, tmp_path):
         zoo.save_pretrained(model, tmp_path, "transformers")
 
 
-def test_the_official_layout_has_no_images(tmp_path):
+def test_the_official_layout_has_no_attention_over_images(tmp_path):
     model = zoo.ImageClassifier(zoo.ImageClassifierConfig(**TINY), rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match="layout='official', expected 'transformers', which alone has image classif"):
+    with pytest.raises(ValueError, match="pattern='attn/mlp' has no official layout for images, only vim has one"):
         zoo.save_pretrained(model, tmp_path)
 
 
