@@ -7,7 +7,9 @@ from m2.causal_monarch import causal_monarch as causal_monarch
 from m2.causal_monarch import causal_monarch_factors as causal_monarch_factors
 from m2.causal_monarch import causal_monarch_init as causal_monarch_init
 from m2.conv import fft_conv as fft_conv
+from m2.conv2d import fft_conv2d as fft_conv2d
 from m2.filters import HyenaFilter as HyenaFilter
+from m2.filters import HyenaFilter2D as HyenaFilter2D
 from m2.filters import HyenaFilterConfig as HyenaFilterConfig
 from m2.linear import BlockdiagLinear as BlockdiagLinear
 from m2.linear import MonarchLinear as MonarchLinear

@@ -111,15 +111,14 @@ def fft_conv(
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
-    padded_bytes = b * fft_size(l + max(later, earlier - 1)) * jnp.promote_types(u.dtype, jnp.float32).itemsize
-    block = _block(d, padded_bytes) if jax.default_backend() == "cpu" else d
+    block = channel_block(d, b * fft_size(l + max(later, earlier - 1)), u.dtype)
     plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype), block)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
     if mask is not None:
         u = jnp.where(mask[..., None], u, 0)
-    return _gated(plan, u, k, bias, input_gate, output_gate, runs)
+    return gated_conv(plan, u, k, bias, input_gate, output_gate, runs)
 
 
 class _Plan(NamedTuple):
@@ -136,9 +135,19 @@ class _Plan(NamedTuple):
     block: int
     """Channels that are taken at a time."""
 
+    def convolve(self, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
+        """The convolution itself, s (b, l, d) with k (d, m), in the dtype of both."""
+        return _convolve(self, s, k, runs)
+
 
 def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).itemsize == 2
+
+
+def channel_block(d: int, positions: int, dtype) -> int:
+    """How many of d channels of a dtype to take at a time where each has so many positions, padding included."""
+    channel_bytes = positions * jnp.promote_types(dtype, jnp.float32).itemsize
+    return _block(d, channel_bytes) if jax.default_backend() == "cpu" else d
 
 
 def _block(d: int, channel_bytes: int) -> int:
@@ -150,13 +159,14 @@ def _block(d: int, channel_bytes: int) -> int:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gated(plan, u, k, bias, input_gate, output_gate, runs):
+def gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
+    """output_gate * (plan.convolve(input_gate * u, k, runs) + bias input_gate * u), `plan.block` channels at a time."""
     run = lambda *inputs: _gated_block(plan, *inputs, runs)  # noqa: E731
     return _by_channels(plan.block, run, (u, k, bias, input_gate, output_gate), u)
 
 
 def _gated_forward(plan, *inputs):
-    return _gated(plan, *inputs), inputs
+    return gated_conv(plan, *inputs), inputs
 
 
 def _gated_backward(plan, inputs, dy):
@@ -172,7 +182,7 @@ def _gated_backward(plan, inputs, dy):
     return *gradients, None if runs is None else np.zeros(runs.shape, jax.dtypes.float0)
 
 
-_gated.defvjp(_gated_forward, _gated_backward)
+gated_conv.defvjp(_gated_forward, _gated_backward)
 
 
 def _by_channels(block, run, inputs, like):
@@ -192,7 +202,7 @@ def _by_channels(block, run, inputs, like):
 def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
     wide = jnp.promote_types(u.dtype, jnp.float32)
     s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
-    y = _convolve(plan, s, k.astype(wide), runs)
+    y = plan.convolve(s, k.astype(wide), runs)
     if bias is not None:
         y = y + bias.astype(wide) * s
     if output_gate is not None:
@@ -201,7 +211,6 @@ def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
 
 
 def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
-    """The convolution itself, s (b, l, d) with k (d, m), in the dtype of both."""
     l, reach = s.shape[1], plan.earlier + plan.later - 1
     backwards = k[:, k.shape[1] - plan.later :]  # lag -later first, lag -1 last
     taps = jnp.concatenate([backwards, k[:, : plan.earlier]], axis=1)  # d, lags from -later to earlier - 1

@@ -1,4 +1,4 @@
-"""Filters as long as the sequence whose taps are a function of the position: the Hyena filter.
+"""Filters as large as their input whose taps are a function of the position: the Hyena filter, in one and two axes.
 
 Letters besides those of the style guide: o width of the filter's network · z features of a position.
 """
@@ -6,7 +6,7 @@ Letters besides those of the style guide: o width of the filter's network · z f
 import dataclasses
 import itertools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ class HyenaFilterConfig:
     """Options of the Hyena filter. The defaults are those of the published M2-BERT models."""
 
     emb_dim: int = 5
-    """Features of a position: the position itself, and cosines and sines of (emb_dim - 1) / 2 frequencies. Odd."""
+    """Features of a position: the position itself, and cosines and sines of (emb_dim - 1) / 2 frequencies. Odd. Over an
+    image, those of the row and as many of the column."""
     order: int = 128
     """Width of the network that turns features into taps."""
     n_inner: int = 2
@@ -68,7 +69,79 @@ class HyenaFilterConfig:
             raise ValueError(f"init={self.init!r}, expected 'normal' or 'uniform'")
 
 
-class HyenaFilter(nnx.Module):
+class ImplicitFilter(nnx.Module):
+    """What filters in one and two axes share: a network from the features of a position to a tap for each channel.
+
+    Args:
+      channels: filters, one a channel.
+      config: options; see `HyenaFilterConfig`.
+      features: features of a position.
+      n_networks: networks, one for each direction that has its own.
+      param_dtype: dtype that parameters are kept in, at least float32.
+      rngs: source of keys, stream "params".
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        config: HyenaFilterConfig,
+        *,
+        features: int,
+        n_networks: int,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.channels = channels
+        dtype = jnp.promote_types(param_dtype, jnp.float32)
+        variable = nnx.Param if config.train_freq else nnx.Variable
+        frequency = jnp.full((config.order,), config.w, dtype)
+        self.freq = None if config.linear else variable(frequency, lr_scale=config.lr_scale)
+        self.bias = nnx.Param(jax.random.normal(rngs.params(), (channels,), dtype), decay=False)
+        self.implicit_filter = self._network(features, dtype, rngs)
+        self.implicit_filter_rev = self._network(features, dtype, rngs) if n_networks == 2 else None
+
+    def _network(self, features, dtype, rngs):
+        c = self.config
+        widths = [features, self.channels] if c.linear else [features, *[c.order] * (c.n_inner + 1), self.channels]
+
+        def linear(d_in, d_out, last):
+            uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1, 1) * d_in**-0.5  # noqa: E731
+            return nnx.Linear(
+                d_in,
+                d_out,
+                use_bias=not last,
+                kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
+                bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
+                param_dtype=dtype,
+                kernel_metadata={"lr_scale": c.lr_scale},
+                bias_metadata={"lr_scale": c.lr_scale, "decay": False},
+                precision=jax.lax.Precision.HIGHEST,
+                rngs=rngs,
+            )
+
+        ends = enumerate(itertools.pairwise(widths), 1)
+        return nnx.List([linear(*pair, last=i == len(widths) - 1) for i, pair in ends])
+
+    def _taps(self, network, z, *times):
+        """Taps (d, m) at positions of features z (m, features); of two arrays of times, m is all pairs."""
+        h = z
+        for i, layer in enumerate(network):
+            h = layer(h)
+            if i < len(network) - 1:
+                h = jnp.sin(self.config.w_mod * self.freq[...] * h)
+        if self.config.modulate:
+            delta, window = np.abs(decay_rates(self.channels, self.config)), jnp.ones((1, self.channels), h.dtype)
+            for t in times:
+                decay = jnp.exp(jnp.asarray(-np.abs(t[:, None]) * delta, h.dtype))
+                window = (window[:, None] * decay).reshape(-1, self.channels)
+            h = h * (window + self.config.shift)
+        if self.config.normalized:
+            h = h / jnp.sum(jnp.abs(h), axis=-1, keepdims=True)
+        return h.T
+
+
+class HyenaFilter(ImplicitFilter):
     """Taps of a long convolution, computed from their positions.
 
         k_j = (W_p sin(f W_(p-1) ... sin(f W_0 z_j))) (exp(-t_j |delta|) + shift)        t_j = j / (l_max - 1)
@@ -99,41 +172,14 @@ class HyenaFilter(nnx.Module):
     ):
         if l_max < 1:
             raise ValueError(f"l_max={l_max}, expected at least 1")
-        self.config = config
-        self.channels = channels
+        directions = 2 if bidirectional else 1
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(channels, config, features=config.emb_dim, n_networks=directions, **options)
         self.l_max = l_max
         dtype = jnp.promote_types(param_dtype, jnp.float32)
         self.z = nnx.Param(
             jnp.asarray(position_features(l_max, config.emb_dim), dtype), decay=False, lr_scale=config.features_lr_scale
         )
-        variable = nnx.Param if config.train_freq else nnx.Variable
-        frequency = jnp.full((config.order,), config.w, dtype)
-        self.freq = None if config.linear else variable(frequency, lr_scale=config.lr_scale)
-        self.bias = nnx.Param(jax.random.normal(rngs.params(), (channels,), dtype), decay=False)
-        self.implicit_filter = self._network(dtype, rngs)
-        self.implicit_filter_rev = self._network(dtype, rngs) if bidirectional else None
-
-    def _network(self, dtype, rngs):
-        c = self.config
-        widths = [c.emb_dim, self.channels] if c.linear else [c.emb_dim, *[c.order] * (c.n_inner + 1), self.channels]
-
-        def linear(d_in, d_out, last):
-            uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -1, 1) * d_in**-0.5  # noqa: E731
-            return nnx.Linear(
-                d_in,
-                d_out,
-                use_bias=not last,
-                kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
-                bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
-                param_dtype=dtype,
-                kernel_metadata={"lr_scale": c.lr_scale},
-                bias_metadata={"lr_scale": c.lr_scale, "decay": False},
-                precision=jax.lax.Precision.HIGHEST,
-                rngs=rngs,
-            )
-
-        ends = enumerate(itertools.pairwise(widths), 1)
-        return nnx.List([linear(*pair, last=i == len(widths) - 1) for i, pair in ends])
 
     def __call__(self, length: int) -> Float[Array, "d m"]:
         """The filters of a sequence of `length` positions, as `m2.fft_conv` takes them.
@@ -147,23 +193,66 @@ class HyenaFilter(nnx.Module):
         """
         if not 1 <= length <= self.l_max:
             raise ValueError(f"length={length}, expected 1 to l_max={self.l_max}, the longest filter that there is")
-        k = self._taps(self.implicit_filter, length)
+        z, t = self.z[...][:length], times(self.l_max)[:length]
+        k = self._taps(self.implicit_filter, z, t)
         if self.implicit_filter_rev is not None:
-            k = jnp.concatenate([k, jnp.flip(self._taps(self.implicit_filter_rev, length), axis=1)], axis=1)
+            k = jnp.concatenate([k, jnp.flip(self._taps(self.implicit_filter_rev, z, t), axis=1)], axis=1)
         return k
 
-    def _taps(self, network, length):
-        h = self.z[...][:length]
-        for i, layer in enumerate(network):
-            h = layer(h)
-            if i < len(network) - 1:
-                h = jnp.sin(self.config.w_mod * self.freq[...] * h)
-        if self.config.modulate:
-            t, delta = times(self.l_max)[:length], decay_rates(self.channels, self.config)
-            h = h * (jnp.exp(jnp.asarray(-t[:, None] * np.abs(delta), h.dtype)) + self.config.shift)
-        if self.config.normalized:
-            h = h / jnp.sum(jnp.abs(h), axis=-1, keepdims=True)
-        return h.T
+
+class HyenaFilter2D(ImplicitFilter):
+    """Taps of a long convolution over an image, computed from their lags in rows and columns.
+
+        k_ij = (W_p sin(f W_(p-1) ... sin(f W_0 z_ij))) (exp(-(|t_i| + |t_j|) |delta|) + shift)        t = lag / (s - 1)
+
+    z_ij is the features of the row lag i and of the column lag j, end to end, each (t, cos w t', -sin w t'). Lags have
+    a sign, so one network tells all directions apart; taps decay with the distance along either axis. The unit of
+    distance is s = sqrt(l_max), the side of a square image of l_max places. Features are not trained, unlike
+    `HyenaFilter`'s: there is a tap at any lag, and the filter of a larger image has that of a smaller one in its
+    middle. All of it is computed in at least float32.
+
+    Args:
+      channels: filters, one a channel.
+      config: options; see `HyenaFilterConfig`.
+      l_max: places of the image that distances are measured by. Filters of larger ones are the same, and longer.
+      param_dtype: dtype that parameters are kept in, at least float32.
+      rngs: source of keys, stream "params".
+
+    Source: Poli et al. 2023, arXiv:2302.10866, section 3.3, with a second axis.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        config: HyenaFilterConfig = HyenaFilterConfig(),
+        *,
+        l_max: int,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if l_max < 1:
+            raise ValueError(f"l_max={l_max}, expected at least 1")
+        options: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(channels, config, features=2 * config.emb_dim, n_networks=1, **options)
+        self.side = max(2.0, math.sqrt(l_max))
+
+    def __call__(self, grid: tuple[int, int]) -> Float[Array, "d m n"]:
+        """The filters of an image of that many rows and columns, as `m2.fft_conv2d` takes them.
+
+        Returns:
+          (d, 2 rows, 2 columns): along each axis the taps at lags 0, 1, ..., and from the end those at lags -1, -2, ...
+
+        Raises:
+          ValueError: no row, or no column.
+        """
+        if min(grid) < 1:
+            raise ValueError(f"grid={grid}, expected at least one row and one column")
+        lags = [np.concatenate([np.arange(size), np.arange(-size, 0)]) for size in grid]
+        times = [lag / (self.side - 1) for lag in lags]
+        rows, columns = (_features(t, lag / self.side, self.config.emb_dim) for t, lag in zip(times, lags, strict=True))
+        pairs = np.broadcast_arrays(rows[:, None], columns[None])
+        z = jnp.asarray(np.concatenate(pairs, axis=-1).reshape(-1, 2 * self.config.emb_dim), self.bias.dtype)
+        return self._taps(self.implicit_filter, z, *times).reshape(self.channels, *(len(lag) for lag in lags))
 
 
 def times(l_max: int) -> np.ndarray:
@@ -179,8 +268,13 @@ def decay_rates(channels: int, config: HyenaFilterConfig) -> np.ndarray:
 
 def position_features(l_max: int, emb_dim: int) -> np.ndarray:
     """What a filter's network is told of each position: its time, cosines and sines; (l_max, emb_dim)."""
+    return _features(times(l_max), np.arange(l_max) / l_max, emb_dim)
+
+
+def _features(t: np.ndarray, turns: np.ndarray, emb_dim: int) -> np.ndarray:
+    """Times, and cosines and sines of (emb_dim - 1) / 2 multiples of so many turns."""
     bands = (emb_dim - 1) // 2
     # The first frequency is nearly 0 and stands for none: with one band, cosine and sine are 1 and 0.
     frequency = np.linspace(1e-4, bands - 1, bands) if bands > 1 else np.array([1e-4])
-    angle = 2 * np.pi / l_max * np.arange(l_max)[:, None] * frequency
-    return np.concatenate([times(l_max)[:, None], np.cos(angle), -np.sin(angle)], axis=1)
+    angle = 2 * np.pi * turns[:, None] * frequency
+    return np.concatenate([t[:, None], np.cos(angle), -np.sin(angle)], axis=1)

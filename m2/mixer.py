@@ -5,7 +5,7 @@ Source: Fu et al. 2023, arXiv:2310.12109, section 5; m2's bert/src/mm/monarch_mi
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
-from m2.filters import HyenaFilter, HyenaFilterConfig
+from m2.conv2d import direct_conv2d, fft_conv2d
+from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
 
 
@@ -23,9 +24,13 @@ class M2Config:
     """Options of the Monarch Mixer. The defaults are those of M2-BERT, but for its residual convolution."""
 
     l_max: int = 1024
-    """The longest sequence: the filters have parameters for each position up to it."""
+    """The longest sequence: the filters have parameters for each position up to it. conv="2d" takes images of any size;
+    its filters are told distances, and decay, in sides of a square image of l_max places."""
+    conv: Literal["flat", "2d"] = "flat"
+    """What convolutions go along. flat: positions in a row, those of an image row by row. 2d: the rows and columns of
+    an image, to every side at once; the short convolution is then centred."""
     d_conv: int = 3
-    """Taps of the short convolution, which is causal in every model."""
+    """Taps of the short convolution, which is causal in every model; with conv="2d", taps to a side."""
     n_filters: int | None = None
     """Different filters of a long convolution, each shared by d_model / n_filters neighbouring channels, as heads share
     theirs in H3. None: one for each channel."""
@@ -44,6 +49,13 @@ class M2Config:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
         if self.n_filters is not None and self.n_filters < 1:
             raise ValueError(f"n_filters={self.n_filters}, expected None or at least 1")
+        if self.conv not in ("flat", "2d"):
+            raise ValueError(f"conv={self.conv!r}, expected 'flat' or '2d'")
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether the mixer goes by the rows and columns of an image."""
+        return self.conv == "2d"
 
 
 class M2State(NamedTuple):
@@ -63,17 +75,21 @@ class M2Mixer(nnx.Module):
         x1, x2, v = split(short(W_in u))        y = W_out (x2 * long(x1 * v) + residual(u))
 
     Each long convolution has a skip D besides its filter. The short one is causal even where the long ones look both
-    ways, as in the published models.
+    ways, as in the published models. With conv="2d" all are convolutions over the l places of an image, and look to
+    every side.
 
     Args:
       d_model: width of input and output.
       config: options; see `M2Config`.
-      causal: whether positions see only themselves and earlier ones.
+      causal: whether positions see only themselves and earlier ones. False with conv="2d".
       residual_scale: multiplies the initial output projection, 1 / sqrt(layers) in a residual stack.
       dtype: dtype of the projections. None: that of the parameters and the input. Filters and long convolutions are
         at least float32.
       param_dtype: dtype that parameters are kept in; those of filters are at least float32.
       rngs: source of keys, stream "params".
+
+    Raises:
+      ValueError: n_filters that do not divide d_model, or causal=True with conv="2d".
 
     Source: Fu et al. 2023, arXiv:2310.12109; m2's bert/src/mm/monarch_mixer_sequence_mixer.py (order of the parts, the
       residual convolution behind the gates, initial weights).
@@ -90,7 +106,10 @@ class M2Mixer(nnx.Module):
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if causal and config.conv == "2d":
+            raise ValueError("causal=True with conv='2d', which reads an image from every side, expected causal=False")
         self.config = config
+        self.needs_grid = config.needs_grid
         self.causal = causal
         self.dtype = dtype
         n_filters = config.n_filters or d_model
@@ -106,11 +125,10 @@ class M2Mixer(nnx.Module):
             rngs=rngs,
         )
         make_filter = functools.partial(
-            HyenaFilter,
+            HyenaFilter2D if config.conv == "2d" else functools.partial(HyenaFilter, bidirectional=not causal),
             n_filters,
             config.filter,
             l_max=config.l_max,
-            bidirectional=not causal,
             param_dtype=param_dtype,
             rngs=rngs,
         )
@@ -126,7 +144,8 @@ class M2Mixer(nnx.Module):
         )
         self.layernorm = make_norm() if config.training_additions else None
         self.in_linear = linear(d_model, 3 * d_model, kernel_init=jax.nn.initializers.normal(0.02))
-        self.short_filter = ShortConv(3 * d_model, config.d_conv, param_dtype=param_dtype, rngs=rngs)
+        make_short = ShortConv2D if config.conv == "2d" else ShortConv
+        self.short_filter = make_short(3 * d_model, config.d_conv, param_dtype=param_dtype, rngs=rngs)
         self.filter_fn = make_filter()
         self.filter_fn2 = make_filter() if config.residual_long_conv else None
         self.out_linear = linear(d_model, d_model, kernel_init=jax.nn.initializers.normal(0.02 * residual_scale))
@@ -137,17 +156,25 @@ class M2Mixer(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
+        grid: tuple[int, int] | None = None,
     ) -> Float[Array, "b l d"]:
         """Mixes whole sequences.
 
         Args:
-          x: input, at most l_max positions.
-          mask: False where a position is not there (padding, at either end).
-          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          x: input, at most l_max positions; with conv="2d", the places of an image of any size, row by row.
+          mask: False where a position is not there (padding, at either end). None with conv="2d".
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other. None with
+            conv="2d".
+          grid: rows and columns, with conv="2d"; flat mixers do not look at them.
 
         Raises:
-          ValueError: more positions than l_max.
+          ValueError: more positions than l_max; with conv="2d", a mask or segments, or a grid of another number of
+            places than x has, or none.
         """
+        if self.config.conv == "2d":
+            if mask is not None or segment_ids is not None:
+                raise ValueError("conv='2d' reads whole images, expected neither mask nor segment_ids")
+            return self._mix_image(x, grid)
 
         def convolve(filter_fn, u, **gates):
             return fft_conv(
@@ -166,6 +193,25 @@ class M2Mixer(nnx.Module):
         if self.filter_fn2 is not None:
             y = y + convolve(self.filter_fn2, x)
         return self.out_linear(y)
+
+    def _mix_image(self, x, grid):
+        """`__call__` over rows and columns."""
+        b, length, d = x.shape
+        if grid is None or grid[0] * grid[1] != length:
+            raise ValueError(f"grid={grid}, expected rows and columns of {length} places, the length of x")
+
+        def convolve(filter_fn, u, **gates):
+            taps, implementation = self._taps(filter_fn, grid), self.config.implementation
+            return fft_conv2d(u, taps, bias=self._bias(filter_fn), implementation=implementation, **gates)
+
+        if self.layernorm is not None:
+            x = self.layernorm(x)
+        p = self.short_filter(self.in_linear(x).reshape(b, *grid, -1))
+        x1, x2, v = jnp.split(p, 3, axis=-1)
+        y = convolve(self.filter_fn, v, input_gate=x1, output_gate=x2)
+        if self.filter_fn2 is not None:
+            y = y + convolve(self.filter_fn2, x.reshape(b, *grid, d).astype(p.dtype))
+        return self.out_linear(y.reshape(b, length, d))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> M2State:
         """The state before the first position, with the filters computed.
@@ -210,8 +256,9 @@ class M2Mixer(nnx.Module):
             y = y + more
         return self.out_linear(y), M2State(short, long, residual)
 
-    def _taps(self, filter_fn, length):
-        return jnp.repeat(filter_fn(length), self.sharing, axis=0)
+    def _taps(self, filter_fn, size):
+        """The filters, one a channel, of a length or of a grid."""
+        return jnp.repeat(filter_fn(size), self.sharing, axis=0)
 
     def _bias(self, filter_fn):
         return jnp.repeat(filter_fn.bias[...], self.sharing)
@@ -265,3 +312,27 @@ class ShortConv(nnx.Module):
             slot = length - trailing_absent(mask)[:, None] + jnp.arange(history)
             after = jnp.take_along_axis(inputs, slot[..., None], axis=1)
         return y.astype(x.dtype), after if state is None else after.astype(state.dtype)
+
+
+class ShortConv2D(nnx.Module):
+    """Depthwise convolution of a few taps to a side over an image, centred.
+
+    Args:
+      channels: width of input and output.
+      taps: to a side; the first one multiplies the place above and to the left, as in PyTorch.
+      param_dtype: dtype that parameters are kept in.
+      rngs: source of keys, stream "params". Weights and bias start uniform within 1 / taps, as PyTorch's.
+    """
+
+    def __init__(self, channels: int, taps: int, *, param_dtype: Dtype, rngs: nnx.Rngs):
+        def uniform(*shape):
+            return jax.random.uniform(rngs.params(), shape, param_dtype, -1, 1) / taps
+
+        self.kernel = nnx.Param(uniform(channels, taps, taps))
+        self.bias = nnx.Param(uniform(channels), decay=False)
+
+    def __call__(self, x: Float[Array, "b x y c"]) -> Float[Array, "b x y c"]:
+        """Convolves images, in at least float32."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        y = direct_conv2d(x.astype(wide), self.kernel[...].astype(wide)) + self.bias[...].astype(wide)
+        return y.astype(x.dtype)

@@ -84,3 +84,16 @@ def fft_conv(u, k, *, bias=None, causal=True, input_gate=None, output_gate=None,
     y = jnp.einsum("...dts,...sd->...td", kernel, s, precision="highest")
     y = y if bias is None else y + bias * s
     return y if output_gate is None else y * output_gate
+
+
+def fft_conv2d(u, k, *, bias=None, input_gate=None, output_gate=None):
+    """`m2.fft_conv2d` as a sum over every pair of places, O(x^2 y^2)."""
+    (_, x, y, _), (_, m, n) = u.shape, k.shape
+    s = u if input_gate is None else u * input_gate
+    i, j = (np.arange(size)[:, None] - np.arange(size) for size in (x, y))  # lags of output and input, by rows, columns
+    reached = lambda lag, taps: (lag >= -(taps // 2)) & (lag < taps // 2)  # noqa: E731
+    kernel = k[:, (i % m)[:, :, None, None], j % n]  # d r p c q; a negative lag is read from the end
+    kernel = jnp.where(reached(i, m)[:, :, None, None] & reached(j, n), kernel, 0)
+    out = jnp.einsum("drpcq,bpqd->brcd", kernel, s, precision="highest")
+    out = out if bias is None else out + bias * s
+    return out if output_gate is None else out * output_gate

@@ -115,6 +115,11 @@ def word_config(config: BackboneConfig, mixer: str) -> Any:
         raise ValueError(f"pattern={config.pattern!r}: {mixer}: {error}") from error
 
 
+def needs_grid(config: BackboneConfig, mixer: str) -> bool:
+    """Whether a pattern's mixer goes by the rows and columns of an image, and mixes nothing else."""
+    return getattr(word_config(config, mixer), "needs_grid", False)
+
+
 def _period(words: tuple[Word, ...]) -> int:
     """After how many blocks a pattern starts again; 0 where there is none."""
     return next((p for p in range(1, len(words) + 1) if words[p:] == words[:-p]), 0)

@@ -15,11 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import Backbone, BackboneConfig
+from zoo.backbone import Backbone, BackboneConfig, needs_grid
 from zoo.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.linear import linear
 from zoo.mlp import MLPConfig
-from zoo.pattern import mixer_name, pattern_mixers
+from zoo.pattern import pattern_mixers
 
 ClassToken = Literal["none", "first", "middle"]
 Position = Literal["learned", "sincos", "none"]
@@ -90,9 +90,11 @@ class ImageClassifierConfig(BackboneConfig):
             raise ValueError("pool='token' with class_token='none', expected pool='mean'")
         if self.distillation != "none" and (self.class_token != "first" or self.pool != "token"):
             raise ValueError(f"distillation={self.distillation!r}, expected class_token='first' and pool='token'")
-        images_only = {"ss2d"} & set(map(mixer_name, pattern_mixers(self.pattern, self.n_layers)))
-        if images_only and self.class_token != "none":
-            raise ValueError(f"pattern={self.pattern!r} goes by rows and columns, expected class_token='none'")
+        by_rows = sorted(mixer for mixer in pattern_mixers(self.pattern, self.n_layers) if needs_grid(self, mixer))
+        if by_rows and self.class_token != "none":
+            raise ValueError(
+                f"pattern={self.pattern!r}: {by_rows[0]} goes by rows and columns, expected class_token='none'"
+            )
         if self.stem == "conv":
             if self.patch_size & (self.patch_size - 1) or self.patch_size < 2:
                 raise ValueError(f"patch_size={self.patch_size}, expected a power of 2 with stem='conv'")

@@ -1,4 +1,7 @@
-"""The M2 mixer: any split equals the whole, padding changes nothing, documents stay apart; decoding is cheap."""
+"""The M2 mixer: any split equals the whole, padding changes nothing, documents stay apart; decoding is cheap.
+
+Over an image it is its formula, written out.
+"""
 
 import functools
 
@@ -144,6 +147,73 @@ def test_a_decode_step_costs_an_epoch_not_the_past():
         costs.append(step.lower(jax.ShapeDtypeStruct((1, 1, 8), jnp.float32), state).compile().cost_analysis()["flops"])
     assert costs[1] <= 2.2 * costs[0]
     assert costs[0] < 1024 * 8 * 2
+
+
+GRID = (4, 5)
+
+
+@functools.cache
+def make_2d(form, dtype="float64", **options):
+    config = m2.M2Config(l_max=16, conv="2d", filter=m2.HyenaFilterConfig(order=6), **FORMS[form], **options)
+    return with_random_parameters(
+        lambda: m2.M2Mixer(D_MODEL, config, causal=False, param_dtype=dtype, rngs=nnx.Rngs(0))
+    )
+
+
+def compiled_2d(mixer, grid=GRID):
+    graphdef, params = nnx.split(mixer)
+    return jax.jit(lambda x: nnx.merge(graphdef, params)(x, grid=grid))
+
+
+def test_over_an_image_equals_its_formula_written_out(x64):
+    """Depthwise 3x3, gate, sum over pairs of places, gate, and the same sum of the input."""
+    mixer, x = make_2d("whole"), inputs()
+    u = mixer.layernorm(x)
+    p = np.asarray(mixer.in_linear(u)).reshape(2, *GRID, -1)
+    padded, kernel = np.pad(p, ((0, 0), (1, 1), (1, 1), (0, 0))), np.asarray(mixer.short_filter.kernel[...])
+    p = sum(padded[:, i : i + GRID[0], j : j + GRID[1]] * kernel[:, i, j] for i in range(3) for j in range(3))
+    x1, x2, v = np.split(p + np.asarray(mixer.short_filter.bias[...]), 3, axis=-1)
+
+    def long(filter_fn, s):
+        taps, y = np.asarray(filter_fn(GRID)), np.asarray(filter_fn.bias[...]) * s
+        for r, c in np.ndindex(GRID):
+            for i, j in np.ndindex(GRID):
+                y[:, r, c] += taps[:, r - i, c - j] * s[:, i, j]
+        return y
+
+    y = x2 * long(mixer.filter_fn, x1 * v) + long(mixer.filter_fn2, np.asarray(u).reshape(2, *GRID, -1))
+    assert_close(compiled_2d(mixer)(x), mixer.out_linear(jnp.asarray(y.reshape(x.shape))))
+
+
+def test_filters_of_an_image_may_be_shared(x64):
+    mixer = make_2d("plain", n_filters=2)
+    taps = np.asarray(mixer._taps(mixer.filter_fn, GRID))
+    assert taps.shape == (D_MODEL, 8, 10)
+    np.testing.assert_array_equal(taps[::2], taps[1::2])
+
+
+def test_over_an_image_bfloat16_is_near_float32():
+    mixer, x = make_2d("whole", dtype="float32"), inputs().astype(jnp.float32)
+    half = m2.M2Mixer(D_MODEL, mixer.config, causal=False, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    nnx.update(half, nnx.state(mixer))
+    y = compiled_2d(half)(x.astype(jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
+    assert_close(y.astype(jnp.float32), compiled_2d(mixer)(x), tolerance=4e-2)  # as in a row
+
+
+def test_errors_over_an_image(unchecked):
+    mixer, x = make_2d("plain", dtype="float32"), jnp.zeros((1, LENGTH, D_MODEL))
+    with pytest.raises(ValueError, match="causal=True with conv='2d', which reads an image from every side"):
+        m2.M2Mixer(D_MODEL, mixer.config, rngs=nnx.Rngs(0))
+    for grid in (None, (3, 5)):
+        with pytest.raises(ValueError, match=r"grid=.*, expected rows and columns of 20 places, the length of x"):
+            mixer(x, grid=grid)
+    with pytest.raises(ValueError, match="reads whole images, expected neither mask nor segment_ids"):
+        mixer(x, grid=GRID, mask=jnp.ones((1, LENGTH), bool))
+    with pytest.raises(NotImplementedError, match="implementation='monarch' has one axis"):
+        compiled_2d(make_2d("plain", dtype="float32", implementation="monarch"))(x)
+    with pytest.raises(ValueError, match="conv='3d', expected 'flat' or '2d'"):
+        m2.M2Config(conv="3d")
 
 
 def test_errors(unchecked):

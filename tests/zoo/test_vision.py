@@ -89,7 +89,7 @@ def test_a_mean_is_over_patches_alone():
     assert_close(run(middle, IMAGES, "features"), (hidden.sum(axis=1) - hidden[:, 4]) / 9)
 
 
-@pytest.mark.parametrize("pattern", ["attn/mlp", "mamba", "vim", "ss2d/mlp", "m2/monarch"])
+@pytest.mark.parametrize("pattern", ["attn/mlp", "mamba", "vim", "ss2d/mlp", "m2/monarch", "m2[conv=2d]/monarch"])
 def test_every_mixer_sees_the_whole_image(pattern):
     model = make(pattern=pattern, **MEAN)
     call, params = jitted(model, "hidden")
@@ -104,6 +104,9 @@ def test_a_mixer_of_images_wants_to_know_the_grid():
     assert backbone(jnp.zeros((1, 6, 8)), grid=(2, 3)).shape == (1, 6, 8)
     with pytest.raises(ValueError, match=r"SS2D mixes images, expected grid=\(rows, columns\)"):
         backbone(jnp.zeros((1, 6, 8)))
+    config = zoo.BackboneConfig(d_model=8, n_layers=1, pattern="m2", causal=False, m2=M2Config(conv="2d"))
+    with pytest.raises(ValueError, match=r"M2Mixer mixes images, expected grid=\(rows, columns\)"):
+        nnx.eval_shape(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0))(jnp.zeros((1, 6, 8))))
 
 
 def test_positions_are_read_off_between_those_learned():
@@ -216,7 +219,9 @@ def test_bfloat16_is_near_float32():
         ({"distillation": "classifier", "class_token": "middle"}, "distillation='classifier', expected class_token="),
         ({"stem": "conv", "patch_size": 6}, "patch_size=6, expected a power of 2 with stem='conv'"),
         ({"stem": "conv", "patch_stride": 2}, "patch_stride=2, expected None with stem='conv'"),
-        ({"pattern": "ss2d/mlp attn/mlp"}, "goes by rows and columns, expected class_token='none'"),
+        ({"pattern": "ss2d/mlp attn/mlp"}, "ss2d goes by rows and columns, expected class_token='none'"),
+        ({"pattern": "m2 m2[conv=2d]"}, r"m2\[conv=2d\] goes by rows and columns, expected class_token='none'"),
+        ({"pattern": "m2", "m2": M2Config(conv="2d")}, "m2 goes by rows and columns, expected class_token='none'"),
         ({"n_classes": -1}, "n_classes=-1, expected at least 0"),
         ({"drop_path": 1.0}, "drop_path=1.0, expected 0 <= drop_path < 1"),
         ({"drop_path": 0.1, "mixer_residual": False}, "drop_path=0.1 with mixer_residual=False"),

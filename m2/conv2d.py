@@ -1,0 +1,137 @@
+"""Convolutions over an image: filters as large as the image in O(x y log(x y)), and those of a few taps a side.
+
+Letters besides those of the style guide: x rows and y columns of the image · m, n taps along them.
+
+Source: the two-sided long convolution of m2's `fftconv_ref` (Fu et al. 2023, arXiv:2310.12109), along both axes.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from m2.conv import Implementation, channel_block, fft_size, gated_conv
+
+
+def fft_conv2d(
+    u: Float[Array, "b x y d"],
+    k: Float[Array, "d m n"],
+    *,
+    bias: Float[Array, "d"] | None = None,
+    input_gate: Float[Array, "b x y d"] | None = None,
+    output_gate: Float[Array, "b x y d"] | None = None,
+    implementation: Implementation | None = None,
+) -> Float[Array, "b x y d"]:
+    """Convolves every channel of an image with its own filter, of any size, that looks to every side.
+
+        out_rc = sum_ij K_ij s_(r-i, c-j) + bias s_rc         with s = input_gate * u
+                                                              i from -m/2 to m/2 - 1, j from -n/2 to n/2 - 1
+        and, where there is an output gate, out_rc * output_gate_rc
+
+    Beyond the image all is zero: nothing wraps. Taps that reach beyond an edge do nothing. Gates and the sum with
+    `bias` are fused with the convolution, whose backward pass keeps nothing but the inputs and computes the rest again.
+    All is computed in at least float32: half precision only enters and leaves.
+
+    Args:
+      u: input, any grid.
+      k: filters, m and n even. Along each axis as in the bidirectional `fft_conv`: the first half are the taps at lags
+        0, 1, ..., which multiply inputs so many rows above or columns to the left, and the others, read from the end,
+        those at lags -1, -2, ... So a circular convolution of size (2 x, 2 y) with k of that size is this, on padded
+        input.
+      bias: weight of the input itself.
+      input_gate: multiplies the input before the convolution.
+      output_gate: multiplies the output, the bias's part included.
+      implementation: "xla" or None.
+
+    Returns:
+      The output, in u's dtype.
+
+    Raises:
+      ValueError: shapes that disagree, or a filter with an odd number of taps along an axis.
+      NotImplementedError: implementation="monarch", which has no second axis.
+
+    Source: m2's `fftconv_ref` along both axes.
+    """
+    b, x, y, d = u.shape
+    if k.ndim != 3 or k.shape[0] != d:
+        raise ValueError(f"k has shape {k.shape}, expected (d, m, n) with d={d}")
+    if k.shape[1] % 2 or k.shape[2] % 2:
+        raise ValueError(f"k has {k.shape[1]} x {k.shape[2]} taps, expected even numbers: half of them on each side")
+    if bias is not None and bias.shape != (d,):
+        raise ValueError(f"bias has shape {bias.shape}, expected (d,) with d={d}")
+    for name, gate in (("input_gate", input_gate), ("output_gate", output_gate)):
+        if gate is not None and gate.shape != u.shape:
+            raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
+    if 0 in (x, y, *k.shape):
+        raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one place and one tap")
+    if implementation == "monarch":
+        raise NotImplementedError("implementation='monarch' has one axis, expected 'xla' or None over an image")
+    if implementation not in (None, "xla"):
+        raise ValueError(f"implementation={implementation!r}, expected 'xla' or None")
+
+    rows, columns = _Axis.over(x, k.shape[1]), _Axis.over(y, k.shape[2])
+    flat, *gates = (None if a is None else a.reshape(b, x * y, d) for a in (u, input_gate, output_gate))
+    plan = _Plan(rows, columns, channel_block(d, b * rows.padded * columns.padded, u.dtype))
+    return gated_conv(plan, flat, k.reshape(d, -1), bias, *gates, None).reshape(u.shape)
+
+
+class _Axis(NamedTuple):
+    """One axis of a convolution."""
+
+    size: int
+    taps: int
+    earlier: int
+    """Taps at lags 0, 1, ... that reach a place."""
+    later: int
+    """Taps at lags -1, -2, ... that do."""
+    padded: int
+    """Size of the FFT."""
+
+    @classmethod
+    def over(cls, size: int, taps: int) -> "_Axis":
+        earlier, later = min(taps // 2, size), min(taps // 2, size - 1)
+        return cls(size, taps, earlier, later, fft_size(size + max(later, earlier - 1)))
+
+    def wrap(self, k: jax.Array, axis: int) -> jax.Array:
+        """The taps along an axis of the FFT's size, lag j at j modulo it."""
+        k = jnp.moveaxis(k, axis, -1)
+        gap = jnp.zeros((*k.shape[:-1], self.padded - self.earlier - self.later), k.dtype)
+        k = jnp.concatenate([k[..., : self.earlier], gap, k[..., self.taps - self.later :]], axis=-1)
+        return jnp.moveaxis(k, -1, axis)
+
+
+class _Plan(NamedTuple):
+    """What is known before any number is."""
+
+    rows: _Axis
+    columns: _Axis
+    block: int
+    """Channels that are taken at a time."""
+
+    def convolve(self, s: jax.Array, k: jax.Array, runs: None) -> jax.Array:
+        """The convolution itself, s (b, l, d) with k (d, taps), places and taps row by row, in the dtype of both."""
+        rows, columns = self.rows, self.columns
+        image = jnp.swapaxes(s, 1, 2).reshape(len(s), -1, rows.size, columns.size)
+        k = columns.wrap(rows.wrap(k.reshape(-1, rows.taps, columns.taps), 1), 2)
+        spectrum = self._fft(image) * self._fft(k)
+        out = jnp.fft.irfft(jnp.fft.ifft(spectrum, axis=-2)[..., : rows.size, :], columns.padded)
+        return jnp.swapaxes(out[..., : columns.size].reshape(len(s), -1, rows.size * columns.size), 1, 2)
+
+    def _fft(self, image: jax.Array) -> jax.Array:
+        # One axis after the other, so that rows that are nothing but padding are not transformed.
+        return jnp.fft.fft(jnp.fft.rfft(image, self.columns.padded), self.rows.padded, axis=-2)
+
+
+def direct_conv2d(u: Float[Array, "b x y d"], k: Float[Array, "d m n"]) -> Float[Array, "b x y d"]:
+    """A convolution tap by tap, for filters of a few taps, centred.
+
+        out_rc = sum_ij k_ij u_(r + i - m // 2, c + j - n // 2)
+
+    The first tap multiplies the input above and to the left, as in PyTorch. Beyond the image all is zero.
+    """
+    (_, x, y, _), (_, m, n) = u.shape, k.shape
+    padded = jnp.pad(u, ((0, 0), (m // 2, m - 1 - m // 2), (n // 2, n - 1 - n // 2), (0, 0)))
+    terms = (padded[:, i : i + x, j : j + y] * k[:, i, j] for i in range(m) for j in range(n))
+    return functools.reduce(jnp.add, terms)
