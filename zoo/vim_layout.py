@@ -23,7 +23,8 @@ from collections.abc import Collection, Mapping
 from flax import nnx
 
 import ssm
-from zoo.backbone import CHANNEL_MIXERS, MIXERS, mixer_name, parse_pattern
+from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.pattern import Word, parse_pattern
 from zoo.tensors import Entry, Json, Kind, Table
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 
@@ -66,8 +67,7 @@ def is_vim(raw: Json) -> bool:
 
 def describes(config: ImageClassifierConfig) -> bool:
     """Whether a model is made of Vision Mamba's blocks alone."""
-    words = {(mixer_name(a), b) for a, b in parse_pattern(config.pattern, config.n_layers)}
-    return words == {("vim", None)} and "[" not in config.pattern
+    return set(parse_pattern(config.pattern, config.n_layers)) == {Word(("vim",))}
 
 
 def read_config(raw: Json, shapes: Shapes) -> ImageClassifierConfig:
