@@ -108,6 +108,8 @@ class Config:
             raise ValueError("--scratch is for the shape of an --init; without one the encoder is fresh anyway")
         if self.epochs is not None and self.epochs <= 0:
             raise ValueError(f"--epochs {self.epochs}, expected more than 0")
+        if self.epochs is not None and self.train.steps != TrainConfig().steps:
+            raise ValueError(f"--steps {self.train.steps} with --epochs {self.epochs}; --epochs None goes by the steps")
         if self.warmup_fraction is not None and not 0 <= self.warmup_fraction < 1:
             raise ValueError(f"--warmup-fraction {self.warmup_fraction}, expected 0 <= warmup-fraction < 1")
         if self.stride is not None and self.stride < 1:
