@@ -15,7 +15,8 @@ from zoo.attention import AttentionConfig
 from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
 from zoo.parallel import Parallel
-from zoo.pattern import Word, mixer_name, parse_pattern, word_options
+from zoo.pattern import Word, fold, mixer_name, parse_pattern, word_options
+from zoo.scan_layers import run_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,8 @@ class BackboneConfig:
     remat: bool = False
     """Whether the backward pass recomputes each block instead of keeping its insides."""
     scan_layers: bool = False
-    """Whether equal blocks are compiled once and looped over. Stacks a copy of the parameters at each call."""
+    """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
+    compiled as the canonical pattern has words. Stacks a copy of the parameters at each call."""
     mamba: ssm.MambaConfig = ssm.MambaConfig()
     """Options of "mamba"."""
     mamba2: ssm.Mamba2Config = ssm.Mamba2Config()
@@ -118,11 +120,6 @@ def word_config(config: BackboneConfig, mixer: str) -> Any:
 def needs_grid(config: BackboneConfig, mixer: str) -> bool:
     """Whether a pattern's mixer goes by the rows and columns of an image, and mixes nothing else."""
     return getattr(word_config(config, mixer), "needs_grid", False)
-
-
-def _period(words: tuple[Word, ...]) -> int:
-    """After how many blocks a pattern starts again; 0 where there is none."""
-    return next((p for p in range(1, len(words) + 1) if words[p:] == words[:-p]), 0)
 
 
 class Block(nnx.Module):
@@ -278,27 +275,9 @@ class Backbone(nnx.Module):
         done = 0
         if not self.config.first_norm:  # the first block is not like those that its word comes back for
             x, done = run(*blocks[0], x, _of_block(noise, 0)), 1
-        period = _period(self.words[done:])
-        repeats = len(blocks[done:]) // period if self.config.scan_layers and period else 0
-        if repeats > 1:
-            # One loop step runs one period of the pattern; layer r * period + j of these is slice r of stack j.
-            scanned = blocks[done : done + repeats * period]
-            stacks = [
-                jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for _, params in scanned[j::period]))
-                for j in range(period)
-            ]
-            stacked_noise = jax.tree.map(lambda a: a[done:][: len(scanned)].reshape(repeats, period), noise)
-
-            def run_period(x, inputs):
-                params, noise = inputs
-                for j in range(period):
-                    x = run(scanned[j][0], params[j], x, _of_block(noise, j))
-                return x, None
-
-            x, _ = jax.lax.scan(run_period, x, (stacks, stacked_noise))
-            done += len(scanned)
-        for i in range(done, len(blocks)):
-            x = run(*blocks[i], x, _of_block(noise, i))
+        words = self.words[done:]
+        rest = jax.tree.map(lambda a: a[done:], noise)
+        x = run_blocks(run, fold(words) if self.config.scan_layers else words, blocks[done:], rest, x)
         return self._leave(x)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:

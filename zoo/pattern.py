@@ -138,7 +138,7 @@ def fold(words: tuple[Word, ...]) -> tuple[Word | Repeat, ...]:
                 written, once = best[i, i + period]
                 items = (Repeat(once, length // period),)
             best[i, j] = written, items
-    return best[0, len(words)][1]
+    return best[0, len(words)][1] if words else ()
 
 
 def _write(items: tuple[Word | Repeat, ...]) -> str:

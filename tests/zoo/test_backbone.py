@@ -163,7 +163,7 @@ def value_and_gradients(backbone, x, key=None):
         ("-/mlp", 3, [{"remat": True}, {"scan_layers": True}]),
         ("mamba", 2, [{"remat": True, "scan_layers": True}]),
         pytest.param("attn/mlp", 2, [{"remat": True, "scan_layers": True}], marks=pytest.mark.slow),
-        ("-/mlp*2 attn", 7, [{"remat": True, "scan_layers": True}]),  # two periods and a remainder of one layer
+        ("-/mlp[d_ff=5] (-/mlp*2 attn)*2", 7, [{"remat": True, "scan_layers": True}]),  # one, and a loop in a loop
         pytest.param("mamba*3 attn/mlp", 9, [{"remat": True, "scan_layers": True}], marks=pytest.mark.slow),
         ("attn attn[window=2], first without norm", 6, [{"remat": True, "scan_layers": True}]),
         ("attn, first without norm", 1, [{"scan_layers": True}]),
@@ -186,25 +186,34 @@ def test_remat_and_scan_layers_change_neither_values_nor_gradients(x64, pattern,
         )
 
 
-def test_scan_layers_compiles_a_period_once_whatever_the_depth():
-    def program_size(n_layers, scan_layers):
-        backbone = make_backbone(pattern="mamba attn/mlp", n_layers=n_layers, scan_layers=scan_layers)
-        graphdef, params = nnx.split(backbone)
-        lowered = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)).lower(params, make_input())
-        return sum("dot_general" in line for line in lowered.as_text().splitlines())
+def program_size(pattern, n_layers, scan_layers=True, **options):
+    """Matrix products in the program that is compiled."""
+    config = dataclasses.replace(SMALL, pattern=pattern, n_layers=n_layers, scan_layers=scan_layers, **options)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0))))
+    lowered = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)).lower(params, make_input())
+    return sum("dot_general" in line for line in lowered.as_text().splitlines())
 
-    assert program_size(4, True) == program_size(8, True) == program_size(2, False)
-    assert program_size(8, False) == 4 * program_size(2, False)
+
+@pytest.mark.parametrize(("pattern", "period"), [("mamba attn/mlp", 2), ("mamba*3 attn/mlp", 4)])
+def test_scan_layers_compiles_every_word_once_whatever_the_depth(pattern, period):
+    once = program_size("mamba attn/mlp", 2, scan_layers=False)
+    assert program_size(pattern, 2 * period) == program_size(pattern, 4 * period) == once
+    assert program_size("mamba attn/mlp", 8, scan_layers=False) == 4 * once
+
+
+def test_scan_layers_finds_what_repeats_in_a_pattern_without_a_period():
+    pattern = zoo.hybrid_pattern(24).replace("mamba2", "-/mlp[d_ff=5]")  # cheap in its place
+    assert pattern.count("mlp") == 9
+    assert pattern.count("attn") == 2
+    mlp, attention = program_size("-/mlp", 1), program_size("attn", 1)
+    assert program_size(pattern, 24) == 9 * mlp + 2 * attention
+    assert program_size(pattern, 24, scan_layers=False) == 22 * mlp + 2 * attention
 
 
 def test_scan_layers_leaves_out_the_first_block_where_it_is_not_like_the_others():
-    def program_size(n_layers, pattern="attn[window=2]/mlp attn/mlp"):
-        backbone = make_backbone(pattern=pattern, n_layers=n_layers, scan_layers=True, first_norm=False)
-        graphdef, params = nnx.split(backbone)
-        lowered = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)).lower(params, make_input())
-        return sum("dot_general" in line for line in lowered.as_text().splitlines())
-
-    assert program_size(5) == program_size(9) == 3 * program_size(1, "attn/mlp")
+    pattern, options = "attn[window=2]/mlp attn/mlp", {"first_norm": False}
+    once = program_size("attn/mlp", 1, **options)
+    assert program_size(pattern, 5, **options) == program_size(pattern, 9, **options) == 3 * once
 
 
 def test_remat_keeps_less_for_the_backward_pass():

@@ -1,0 +1,75 @@
+"""Equal blocks compiled once: a folded pattern is loops in loops, over stacked parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.pattern import Repeat, Word
+
+Items = tuple[Word | Repeat, ...]
+
+
+def run_blocks(
+    run: Callable,
+    items: Items,
+    blocks: Sequence[tuple[nnx.GraphDef, Any]],
+    noise: Any,
+    x: Float[Array, "b l d"],
+) -> Float[Array, "b l d"]:
+    """Runs blocks one after another. What their pattern repeats is a loop whose body is compiled once.
+
+        ((mamba2*3 attn/mlp)*4 mamba2)  ->  a loop of 4 steps, each a loop of 3 and a block, and then another block
+
+    Args:
+      run: run(graphdef, params, x, noise) -> x, for one block.
+      items: the blocks' words, as `fold` gives them; or as they are, which makes no loops.
+      blocks: graphdef and parameters of each block. Those of one word have equal graphdefs.
+      noise: a pytree of arrays with a row for each block, or None.
+      x: what enters the first block.
+    """
+    return _run(run, items, blocks, _stack(items, blocks, noise, np.array(0)), 0, x)
+
+
+def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
+    """Parameters and noise of each item's blocks, with an axis for each loop that they are in, the outermost first.
+
+    `depths` has these axes too: where in the stack the first block of the items is, each time that it comes.
+    """
+    stacked: list = []
+    for item in items:
+        if isinstance(item, Repeat):
+            again = depths[..., None] + _length(item.items) * np.arange(item.times)
+            stacked.append(_stack(item.items, blocks, noise, again))
+        else:
+            params = [blocks[i][1] for i in depths.flat]
+            if depths.ndim:
+                shape = depths.shape
+                params = [jax.tree.map(lambda *a, shape=shape: jnp.stack(a).reshape(*shape, *a[0].shape), *params)]
+            stacked.append((params[0], jax.tree.map(lambda a, here=depths: a[here], noise)))
+        depths = depths + _length((item,))
+    return stacked
+
+
+def _run(run, items: Items, blocks, stacked: list, depth: int, x):
+    for item, given in zip(items, stacked, strict=True):
+        if isinstance(item, Repeat):
+
+            def step(x, given, items=item.items, depth=depth):
+                return _run(run, items, blocks, given, depth, x), None
+
+            x, _ = jax.lax.scan(step, x, given, length=item.times)
+        else:
+            params, noise = given
+            x = run(blocks[depth][0], params, x, noise)
+        depth += _length((item,))
+    return x
+
+
+def _length(items: Items) -> int:
+    """How many blocks the items stand for."""
+    return sum(item.times * _length(item.items) if isinstance(item, Repeat) else 1 for item in items)
