@@ -99,7 +99,10 @@ class BackboneConfig:
             raise ValueError(f"norm_place={self.norm_place!r}, expected 'pre' or 'post'")
         if not self.first_norm and self.norm_place == "post":
             raise ValueError("first_norm=False, expected norm_place='pre': a block's norm comes behind its mixer")
-        for word in set(parse_pattern(self.pattern, self.n_layers)):
+        words = parse_pattern(self.pattern, self.n_layers)
+        if not self.first_norm and words[0].shared:
+            raise ValueError(f"first_norm=False, expected pattern={self.pattern!r} to begin with a block of its own")
+        for word in set(words):
             for mixer in word.mixers + ((word.channel,) if word.channel else ()):
                 word_config(self, mixer)
 
@@ -238,8 +241,17 @@ class Backbone(nnx.Module):
     def __init__(self, config: BackboneConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.words = parse_pattern(config.pattern, config.n_layers)
-        self.layers = nnx.List([Block(config, word, first=i == 0, rngs=rngs) for i, word in enumerate(self.words)])
+        # Which layer is at each depth: one of its own, or for words that share one that of the first of them.
+        built: dict[Any, int] = {}
+        self.order = tuple(built.setdefault(w if w.shared else depth, len(built)) for depth, w in enumerate(self.words))
+        words = [self.words[self.order.index(i)] for i in range(len(built))]
+        self.layers = nnx.List([Block(config, word, first=i == 0, rngs=rngs) for i, word in enumerate(words)])
         self.norm_f = make_norm(config, rngs) if config.norm_place == "pre" else None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The block at each depth. `layers` has each block once, where the pattern lets several depths share it."""
+        return tuple(self.layers[i] for i in self.order)
 
     def __call__(
         self,
@@ -271,7 +283,7 @@ class Backbone(nnx.Module):
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
 
-        blocks = [nnx.split(block) for block in self.layers]
+        blocks = [nnx.split(block) for block in self.blocks]
         done = 0
         if not self.config.first_norm:  # the first block is not like those that its word comes back for
             x, done = run(*blocks[0], x, _of_block(noise, 0)), 1
@@ -282,7 +294,7 @@ class Backbone(nnx.Module):
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first position: one mixer's state a block. Attention needs `max_len`."""
-        return tuple(() if b.mixer is None else b.mixer.init_state(batch_size, max_len) for b in self.layers)
+        return tuple(() if b.mixer is None else b.mixer.init_state(batch_size, max_len) for b in self.blocks)
 
     def extend(
         self,
@@ -303,7 +315,7 @@ class Backbone(nnx.Module):
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
-        for i, (block, block_state) in enumerate(zip(self.layers, state, strict=True)):
+        for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
         return self._leave(x), tuple(after)
@@ -317,7 +329,7 @@ class Backbone(nnx.Module):
         inside = any(word_config(self.config, channel).dropout for channel in channels)
         if rngs is None or not (self.config.dropout or self.config.drop_path or inside):
             return None
-        n = len(self.layers)
+        n = len(self.words)
         return jax.random.split(rngs.dropout(), n), self.config.drop_path * jnp.arange(n) / max(1, n - 1)
 
     def _enter(self, x):

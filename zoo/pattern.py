@@ -13,6 +13,11 @@ A pattern is words separated by blanks, and the list of them cycles until there 
     "mamba2*3 attn/mlp"            three Mamba-2 blocks, then one Transformer block, and again
     "(mamba2*3 attn/mlp)*4 mamba2" the same four times, and one more
 
+Blocks of words with the same `@name` are one block: it has its parameters once, and a state at each depth:
+
+    "mamba*6 attn/mlp@a"           every seventh block is the same Transformer block, as in Zamba
+    "attn/mlp@a"                   ALBERT
+
 A mixer or channel mixer may carry options, which replace those of the config in its blocks:
 
     "attn/mlp attn[window=65,rope_base=10000]/mlp*2"   one block that sees all, two that see near
@@ -48,6 +53,8 @@ class Word(NamedTuple):
     """Sequence mixers side by side, mostly one; empty where there is none."""
     channel: str | None = None
     """Channel mixer behind them."""
+    shared: str | None = None
+    """Name of the block that all words with this name are."""
 
     @property
     def plain(self) -> "Word":
@@ -56,7 +63,8 @@ class Word(NamedTuple):
 
     def __str__(self) -> str:
         """The word as a pattern spells it."""
-        return ("+".join(self.mixers) or "-") + (f"/{self.channel}" if self.channel else "")
+        channel, shared = (before + text if text else "" for before, text in (("/", self.channel), ("@", self.shared)))
+        return ("+".join(self.mixers) or "-") + channel + shared
 
 
 class Repeat(NamedTuple):
@@ -163,18 +171,19 @@ def _spell_out(pattern: str) -> str:
 
 
 # A name, and options in brackets.
-_MIXER = r"[^/*+\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
+_MIXER = r"[^/*+@\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
 _COUNT = r"(?:\*(?P<count>\d+))?"
-_WORD = rf"(?P<mixers>{_MIXER}(?:\+{_MIXER})*)(?:/(?P<channel>{_MIXER}))?{_COUNT}"
+_WORD = rf"(?P<mixers>{_MIXER}(?:\+{_MIXER})*)(?:/(?P<channel>{_MIXER}))?(?:@(?P<shared>\w+))?{_COUNT}"
 _EXPECTED = (
-    "expected mixer, mixer/channel or either with +mixer or *count, each mixer perhaps with [option=value,...], without"
-    " blanks; several words as (...)*count"
+    "expected mixer or mixer+mixer, perhaps with /channel, @name and *count, in this order and without blanks, each "
+    "mixer perhaps with [option=value,...]; several words as (...)*count"
 )
 
 
 def _read(pattern: str) -> list[Word]:
     """The words of a pattern, each as often as it says."""
     groups: list[list[Word]] = [[]]  # one for each open parenthesis, and that of all
+    shared: dict[str, Word] = {}
     for text in re.findall(r"\(|\)[^\s()]*|[^\s()]+", pattern):
         if text == "(":
             groups.append([])
@@ -185,21 +194,24 @@ def _read(pattern: str) -> list[Word]:
             raise ValueError(f"cannot read {text!r}, {_EXPECTED}")
         if closes and len(groups) == 1:
             raise ValueError(f"{text!r} closes no parenthesis")
-        words = groups.pop() if closes else [_read_word(match["mixers"], match["channel"] or "-")]
+        words = groups.pop() if closes else [_read_word(match["mixers"], match["channel"] or "-", match["shared"])]
         count = int(match["count"] or 1)
-        if words in ([], [Word(())]) or count < 1:
+        if not words or not any(words[0][:2]) or count < 1:
             raise ValueError(f"{text!r} is an empty {'group' if closes else 'block'}")
+        if (name := words[0].shared) and (first := shared.setdefault(name, words[0])) != words[0]:
+            raise ValueError(f"{str(first)!r} and {str(words[0])!r}, expected @{name} to be one block")
         groups[-1] += words * count
     if len(groups) > 1:
         raise ValueError("'(' is not closed")
     return groups[0]
 
 
-def _read_word(mixers: str, channel: str) -> Word:
+def _read_word(mixers: str, channel: str, shared: str | None) -> Word:
     names = () if mixers == "-" else re.findall(_MIXER, mixers)
     return Word(
         tuple(_read_mixer("mixer", text, MIXERS) for text in names),
         None if channel == "-" else _read_mixer("channel mixer", channel, CHANNEL_MIXERS),
+        shared,
     )
 
 

@@ -38,6 +38,8 @@ def run_blocks(
 def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
     """Parameters and noise of each item's blocks, with an axis for each loop that they are in, the outermost first.
 
+    Blocks outside of loops, and those that share their parameters, have no stack of them, None.
+
     `depths` has these axes too: where in the stack the first block of the items is, each time that it comes.
     """
     stacked: list = []
@@ -46,11 +48,12 @@ def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
             again = depths[..., None] + _length(item.items) * np.arange(item.times)
             stacked.append(_stack(item.items, blocks, noise, again))
         else:
-            params = [blocks[i][1] for i in depths.flat]
-            if depths.ndim:
+            params = None
+            if depths.ndim and not item.shared:
                 shape = depths.shape
-                params = [jax.tree.map(lambda *a, shape=shape: jnp.stack(a).reshape(*shape, *a[0].shape), *params)]
-            stacked.append((params[0], jax.tree.map(lambda a, here=depths: a[here], noise)))
+                several = (blocks[i][1] for i in depths.flat)
+                params = jax.tree.map(lambda *a, shape=shape: jnp.stack(a).reshape(*shape, *a[0].shape), *several)
+            stacked.append((params, jax.tree.map(lambda a, here=depths: a[here], noise)))
         depths = depths + _length((item,))
     return stacked
 
@@ -65,7 +68,8 @@ def _run(run, items: Items, blocks, stacked: list, depth: int, x):
             x, _ = jax.lax.scan(step, x, given, length=item.times)
         else:
             params, noise = given
-            x = run(blocks[depth][0], params, x, noise)
+            graphdef, alone = blocks[depth]  # its parameters, if they are not one of a loop's
+            x = run(graphdef, alone if params is None else params, x, noise)
         depth += _length((item,))
     return x
 

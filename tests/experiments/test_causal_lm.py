@@ -321,6 +321,10 @@ def test_flops_count_six_a_weight_and_the_attended_pairs():
     config = zoo.CausalLMConfig(d_model=64, n_layers=2, pattern="attn/mlp", vocab_size=96, mlp=zoo.MLPConfig(d_ff=128))
     weights = 2 * (4 * 64 * 64 + 3 * 64 * 128) + 96 * 64
     assert causal_lm.flops_per_token(config, 100) == 6 * weights + 2 * 12 * 64 * 50
+    shared, parallel = (dataclasses.replace(config, pattern=pattern) for pattern in ("attn/mlp@a", "attn+attn/mlp"))
+    assert causal_lm.flops_per_token(shared, 100) == causal_lm.flops_per_token(config, 100)
+    attention = 2 * (6 * 4 * 64**2 + 12 * 64 * 50)
+    assert causal_lm.flops_per_token(parallel, 100) == causal_lm.flops_per_token(config, 100) + attention
 
 
 def test_bench_prints_a_row_for_each_contender(tmp_path, command):

@@ -186,6 +186,51 @@ def test_remat_and_scan_layers_change_neither_values_nor_gradients(x64, pattern,
         )
 
 
+def test_a_shared_block_is_the_same_at_every_depth(x64):
+    """Its gradient is the sum of those that blocks of their own, with the same parameters, would have."""
+    pattern, x = "-/mlp[d_ff=6]*2 -/mlp@a", make_input(3, b=1)
+    options = {"n_layers": 6, "dropout": 0.3, "dtype": "float64", "param_dtype": "float64"}
+    shared = make_backbone(pattern=pattern, **options)
+    assert (len(shared.layers), shared.order) == (5, (0, 1, 2, 3, 4, 2))
+    plain = make_backbone(pattern=pattern.replace("@a", ""), **options)
+    nnx.update(plain.norm_f, nnx.state(shared.norm_f))
+    for own, block in zip(plain.layers, shared.blocks, strict=True):
+        nnx.update(own, nnx.state(block))
+
+    def gradients(backbone):
+        graphdef, params = nnx.split(backbone)
+        run = lambda params, x: jnp.sum(nnx.merge(graphdef, params)(x, rngs=nnx.Rngs(dropout=3)) ** 3)  # noqa: E731
+        value, (of_params, of_x) = jax.jit(jax.value_and_grad(run, argnums=(0, 1)))(params, x)
+        return value, of_x, [jax.tree.leaves(of_params["layers"][i]) for i in range(len(backbone.layers))]
+
+    value, of_x, apart = gradients(plain)
+    depths = [[depth for depth, layer in enumerate(shared.order) if layer == i] for i in range(5)]
+    summed = [[sum(leaves) for leaves in zip(*(apart[depth] for depth in those), strict=True)] for those in depths]
+    for switches in ({}, {"remat": True, "scan_layers": True}):
+        switched = make_backbone(pattern=pattern, **options, **switches)
+        nnx.update(switched, nnx.state(shared))
+        assert_close(gradients(switched), (value, of_x, summed), name=str(switches))
+
+
+def test_a_shared_block_is_stored_once_and_has_a_state_at_each_depth():
+    config = dataclasses.replace(SMALL, pattern="mamba@a attn/mlp@b", n_layers=5)
+    shared = nnx.eval_shape(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0)))
+    once = nnx.eval_shape(lambda: zoo.Backbone(dataclasses.replace(config, n_layers=2), rngs=nnx.Rngs(0)))
+    assert [p for p, _ in nnx.to_flat_state(nnx.state(shared))] == [p for p, _ in nnx.to_flat_state(nnx.state(once))]
+    backbone, x = make_backbone(pattern="attn@a"), make_input()
+    state, outputs, extend = backbone.init_state(2, 6), [], jax.jit(backbone.extend)
+    assert len(state) == 3
+    for piece in jnp.split(x, [4, 5], axis=1):
+        y, state = extend(piece, state)
+        outputs.append(y)
+    assert_close(jnp.concatenate(outputs, axis=1), jax.jit(backbone)(x))
+
+
+def test_a_shared_first_block_cannot_go_without_its_norm():
+    with pytest.raises(ValueError, match="first_norm=False, expected pattern='attn@a' to begin with a block of"):
+        zoo.BackboneConfig(pattern="attn@a", first_norm=False)
+
+
 def program_size(pattern, n_layers, scan_layers=True, **options):
     """Matrix products in the program that is compiled."""
     config = dataclasses.replace(SMALL, pattern=pattern, n_layers=n_layers, scan_layers=scan_layers, **options)
@@ -194,11 +239,12 @@ def program_size(pattern, n_layers, scan_layers=True, **options):
     return sum("dot_general" in line for line in lowered.as_text().splitlines())
 
 
-@pytest.mark.parametrize(("pattern", "period"), [("mamba attn/mlp", 2), ("mamba*3 attn/mlp", 4)])
-def test_scan_layers_compiles_every_word_once_whatever_the_depth(pattern, period):
-    once = program_size("mamba attn/mlp", 2, scan_layers=False)
-    assert program_size(pattern, 2 * period) == program_size(pattern, 4 * period) == once
-    assert program_size("mamba attn/mlp", 8, scan_layers=False) == 4 * once
+@pytest.mark.parametrize(("pattern", "words"), [("mamba attn/mlp", 2), ("-/mlp*3 attn/mlp", 4)])
+def test_scan_layers_compiles_every_word_once_whatever_the_depth(pattern, words):
+    once = program_size(pattern.replace("*3", ""), 2, scan_layers=False)
+    assert program_size(pattern, 2 * words) == program_size(pattern, 4 * words) == once
+    assert program_size(pattern.replace("attn/mlp", "attn/mlp@a"), 3 * words) == once
+    assert program_size(pattern.replace("*3", ""), 8, scan_layers=False) == 4 * once
 
 
 def test_scan_layers_finds_what_repeats_in_a_pattern_without_a_period():

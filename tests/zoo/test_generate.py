@@ -32,7 +32,7 @@ VARIANTS = {
     "window": {"pattern": "attn/mlp", "attn": WINDOW},
     "m2": {"pattern": "m2 m2/monarch", "m2": M2Config(l_max=20, n_filters=4)},
     "hybrid": {"pattern": "mamba attn/mlp"},
-    "parallel": {"pattern": "mamba+attn/mlp"},
+    "parallel, shared": {"pattern": "mamba+attn/mlp@a"},
 }
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8]]
 

@@ -29,6 +29,9 @@ MAMBA2, NEAR = Word(("mamba2",)), Word(("attn[window=4]",), "mlp")
         ("mamba2+attn", 2, [Word(("mamba2", "attn"))] * 2),
         ("attn[window=4]+mamba2+attn/mlp*2", 2, [Word(("attn[window=4]", "mamba2", "attn"), "mlp")] * 2),
         ("attn[rope_base=1e+5]+mamba", 1, [Word(("attn[rope_base=100000]", "mamba"))]),
+        # Blocks that are one.
+        ("mamba attn/mlp@a", 4, [MAMBA, TRANSFORMER._replace(shared="a")] * 2),
+        ("mamba+attn@b_2*2 attn@1", 3, [Word(("mamba", "attn"), None, "b_2")] * 2 + [Word(("attn",), None, "1")]),
         # Groups.
         ("(mamba attn/mlp)*2 attn", 5, [MAMBA, TRANSFORMER] * 2 + [ATTENTION]),
         ("((mamba*2 attn)*2 -/mlp)*2", 14, ([MAMBA, MAMBA, ATTENTION] * 2 + [MLP]) * 2),
@@ -62,7 +65,7 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
         ("-", "'-' is an empty block"),
         ("-/-", "'-/-' is an empty block"),
         ("mamba*0", r"'mamba\*0' is an empty block"),
-        ("mamba*", r"cannot read 'mamba\*', expected mixer, mixer/channel or either with"),
+        ("mamba*", r"cannot read 'mamba\*', expected mixer or mixer\+mixer, perhaps with /channel"),
         ("mamba*x", "cannot read"),
         ("mamba*-1", "cannot read"),
         ("attn/", "cannot read 'attn/'"),
@@ -74,6 +77,13 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
         ("mamba+atn", "unknown mixer 'atn', did you mean 'attn'"),
         ("mamba+-", "unknown mixer '-'"),
         ("attn/mlp+mlp", "cannot read"),
+        ("attn@a mamba@a", "'attn@a' and 'mamba@a', expected @a to be one block"),
+        ("(attn@a)*2 attn[window=3]@a", r"'attn@a' and 'attn\[window=3\]@a', expected @a to be one"),
+        ("attn@a/mlp", "cannot read 'attn@a/mlp'"),
+        ("attn@a+mamba", "cannot read"),
+        ("attn@", "cannot read"),
+        ("attn@a b", "unknown mixer 'b'"),
+        ("-@a", "'-@a' is an empty block"),
         ("(mamba", r"'\(' is not closed"),
         ("(mamba (attn)", r"'\(' is not closed"),
         ("mamba)*2", r"'\)\*2' closes no parenthesis"),
@@ -156,6 +166,7 @@ def random_pattern(rng, depth=0):
             mixers = rng.choice(["mamba", "mamba2", "attn", "attn[window=4]", "attn[rope_base=1.6e5,bias=True]"], 2)
             text = "+".join(mixers[: rng.integers(1, 3)]) if rng.random() < 0.8 else "-/mlp"
             text += "/mlp[d_ff=064]" if rng.random() < 0.3 and "/" not in text else ""
+        text = text if rng.random() < 0.9 else "attn/mlp@a"
         texts.append(text + (f"*{rng.integers(1, 4)}" if rng.random() < 0.4 else ""))
     return "  ".join(texts)
 
