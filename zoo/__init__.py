@@ -24,6 +24,8 @@ from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM
 from zoo.models import CausalLMConfig as CausalLMConfig
 from zoo.models import TokenConfig as TokenConfig
+from zoo.moe import MoE as MoE
+from zoo.moe import MoEConfig as MoEConfig
 from zoo.parallel import Parallel as Parallel
 from zoo.pattern import Word as Word
 from zoo.pattern import canonical_pattern as canonical_pattern
@@ -34,6 +36,7 @@ from zoo.presets import create as create
 from zoo.presets import presets as presets
 from zoo.pretrained import from_pretrained as from_pretrained
 from zoo.pretrained import save_pretrained as save_pretrained
+from zoo.pretrained import shard_experts as shard_experts
 from zoo.pretrained import shard_largest as shard_largest
 from zoo.vision import ImageClassifier as ImageClassifier
 from zoo.vision import ImageClassifierConfig as ImageClassifierConfig

@@ -187,6 +187,32 @@ def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:
     return rule
 
 
+def shard_experts(mesh: Mesh, axis: str = "expert") -> ShardingRule:
+    """A rule that spreads the experts of mixtures over the mesh's axis, and puts everything else on every device.
+
+        params = nnx.to_flat_state(nnx.state(model))
+        placed = [(path, p.replace(jax.device_put(p[...], rule(path, p.shape)))) for path, p in params]
+        nnx.update(model, nnx.from_flat_state(placed))
+
+    With a capacity_factor each device computes its own experts; without one, experts are sent to where they are needed.
+
+    Args:
+      mesh: the devices.
+      axis: one of its axes, whose size divides the number of experts.
+    """
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")
+
+    def rule(path: tuple, shape: tuple[int, ...]) -> Sharding:
+        if "experts" not in path:
+            return NamedSharding(mesh, PartitionSpec())
+        if shape[0] % mesh.shape[axis]:
+            raise ValueError(f"n_experts={shape[0]}, expected a multiple of {mesh.shape[axis]}, the size of {axis!r}")
+        return NamedSharding(mesh, PartitionSpec(axis))
+
+    return rule
+
+
 def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:
     """The folder of a published model, or the `.pth` file that is asked for, out of a repository on the hub too."""
     path = Path(path_or_repo)
