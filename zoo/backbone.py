@@ -14,6 +14,7 @@ from m2 import M2Config, MonarchMLPConfig
 from zoo.attention import AttentionConfig
 from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
+from zoo.moe import MoE, MoEConfig
 from zoo.parallel import Parallel
 from zoo.pattern import Word, fold, mixer_name, parse_pattern, word_options
 from zoo.scan_layers import run_blocks
@@ -79,6 +80,8 @@ class BackboneConfig:
     """Options of "mlp"."""
     monarch: MonarchMLPConfig = MonarchMLPConfig()
     """Options of "monarch"."""
+    moe: MoEConfig = MoEConfig()
+    """Options of "moe", a mixture of experts."""
 
     def __post_init__(self):
         for name in ("d_model", "n_layers"):
@@ -163,20 +166,25 @@ class Block(nnx.Module):
 
     def __call__(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None):
         """One block over whole sequences. `key` switches dropout on; a share `skip` of the rows goes past it."""
+        return self.run(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, grid=grid)[0]
+
+    def run(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None):
+        """As `__call__`, and the auxiliary loss of the channel mixer: (y, loss), 0 where it has none."""
         options = {"mask": mask, "segment_ids": segment_ids}
         if getattr(self.mixer, "needs_grid", False):
             if grid is None:
                 raise ValueError(f"{type(self.mixer).__name__} mixes images, expected grid=(rows, columns)")
             options["grid"] = grid
-        return self._run(x, lambda x: (self.mixer(x, **options), ()), (), key, skip)[0]
+        y, _, loss = self._run(x, lambda x: (self.mixer(x, **options), ()), (), mask, key, skip)
+        return y, loss
 
     def extend(self, x, state, *, mask=None, segment_ids=None, key=None, skip=None):
         """One block from the mixer's state. `key` and `skip` are as in `__call__`."""
         mix = lambda x: self.mixer.extend(x, state, mask=mask, segment_ids=segment_ids)  # noqa: E731
-        return self._run(x, mix, state, key, skip)
+        return self._run(x, mix, state, mask, key, skip)[:2]
 
-    def _run(self, x, mix, state, key, skip):
-        rngs = None if key is None else nnx.Rngs(dropout=key)
+    def _run(self, x, mix, state, mask, key, skip):
+        rngs, loss = None if key is None else nnx.Rngs(dropout=key), jnp.float32(0)
         if self.mixer is not None:
             y, state = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
             y = self._drop(y if self.scale is None else y * self.scale[...], rngs, skip)
@@ -184,11 +192,15 @@ class Block(nnx.Module):
             if not self.norm_first and self.norm is not None:
                 x = self.norm(x)
         if self.mlp is not None:
-            y = self.mlp(self.norm2(x) if self.norm_first else x, rngs=rngs)
+            y = self.norm2(x) if self.norm_first else x
+            if isinstance(self.mlp, MoE):
+                y, loss = self.mlp.run(y, mask=mask, rngs=rngs)
+            else:
+                y = self.mlp(y, rngs=rngs)
             x = x + self._drop(y if self.scale2 is None else y * self.scale2[...], rngs, skip)
             if not self.norm_first:
                 x = self.norm2(x)
-        return x, state
+        return x, state, loss
 
     def _drop(self, x, rngs, skip):
         if rngs is None:
@@ -274,11 +286,26 @@ class Backbone(nnx.Module):
         Raises:
           ValueError: a mixer of images without a grid.
         """
-        x, noise = self._enter(x), self._noise(rngs)
+        return self.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs, grid=grid)[0]
 
-        def run(graphdef, params, x, noise):
-            key, skip = noise or (None, None)
-            return nnx.merge(graphdef, params)(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, grid=grid)
+    def run(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `__call__`, and what training adds to its loss: the sum of the channel mixers' auxiliary losses."""
+        x, noise = self._enter(x), self._noise(rngs)
+        carry = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))  # the stream, the losses so far
+
+        def run(graphdef, params, carry, noise):
+            (x, total), (key, skip) = carry, noise or (None, None)
+            block = nnx.merge(graphdef, params)
+            x, loss = block.run(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, grid=grid)
+            return x, total + loss.astype(total.dtype)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
@@ -286,11 +313,17 @@ class Backbone(nnx.Module):
         blocks = [nnx.split(block) for block in self.blocks]
         done = 0
         if not self.config.first_norm:  # the first block is not like those that its word comes back for
-            x, done = run(*blocks[0], x, _of_block(noise, 0)), 1
+            carry, done = run(*blocks[0], carry, _of_block(noise, 0)), 1
         words = self.words[done:]
         rest = jax.tree.map(lambda a: a[done:], noise)
-        x = run_blocks(run, fold(words) if self.config.scan_layers else words, blocks[done:], rest, x)
-        return self._leave(x)
+        items = fold(words) if self.config.scan_layers else words
+        x, loss = run_blocks(run, items, blocks[done:], rest, carry)
+        return self._leave(x), loss
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether training adds something to its loss (see `run`): there is a mixture of experts."""
+        return any(isinstance(block.mlp, MoE) for block in self.layers)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first position: one mixer's state a block. Attention needs `max_len`."""

@@ -7,6 +7,7 @@ import ssm
 from m2 import M2Config, M2Mixer, MonarchMLP, MonarchMLPConfig
 from zoo.attention import Attention, AttentionConfig
 from zoo.mlp import MLP, MLPConfig
+from zoo.moe import MoE, MoEConfig
 
 
 class Kind(NamedTuple):
@@ -33,4 +34,5 @@ MIXERS: dict[str, Kind] = {
 CHANNEL_MIXERS: dict[str, Kind] = {
     "mlp": Kind(MLP, MLPConfig()),
     "monarch": Kind(MonarchMLP, MonarchMLPConfig()),
+    "moe": Kind(MoE, MoEConfig()),
 }

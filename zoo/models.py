@@ -124,7 +124,18 @@ class CausalLM(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l d"]:
         """The backbone's output, after its final normalisation."""
-        return self.backbone(self.embedding(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
+        return self.run(ids, mask, segment_ids, rngs=rngs)[0]
+
+    def run(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        return self.backbone.run(self.embedding(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits from the backbone's output: one column a row of the embedding, padding rows included."""

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
 
 from zoo.pattern import Repeat, Word
 
@@ -19,20 +18,20 @@ def run_blocks(
     items: Items,
     blocks: Sequence[tuple[nnx.GraphDef, Any]],
     noise: Any,
-    x: Float[Array, "b l d"],
-) -> Float[Array, "b l d"]:
+    carry: Any,
+) -> Any:
     """Runs blocks one after another. What their pattern repeats is a loop whose body is compiled once.
 
         ((mamba2*3 attn/mlp)*4 mamba2)  ->  a loop of 4 steps, each a loop of 3 and a block, and then another block
 
     Args:
-      run: run(graphdef, params, x, noise) -> x, for one block.
+      run: run(graphdef, params, carry, noise) -> carry, for one block.
       items: the blocks' words, as `fold` gives them; or as they are, which makes no loops.
       blocks: graphdef and parameters of each block. Those of one word have equal graphdefs.
       noise: a pytree of arrays with a row for each block, or None.
-      x: what enters the first block.
+      carry: what enters the first block, arrays in a pytree.
     """
-    return _run(run, items, blocks, _stack(items, blocks, noise, np.array(0)), 0, x)
+    return _run(run, items, blocks, _stack(items, blocks, noise, np.array(0)), 0, carry)
 
 
 def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
@@ -58,20 +57,20 @@ def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
     return stacked
 
 
-def _run(run, items: Items, blocks, stacked: list, depth: int, x):
+def _run(run, items: Items, blocks, stacked: list, depth: int, carry):
     for item, given in zip(items, stacked, strict=True):
         if isinstance(item, Repeat):
 
-            def step(x, given, items=item.items, depth=depth):
-                return _run(run, items, blocks, given, depth, x), None
+            def step(carry, given, items=item.items, depth=depth):
+                return _run(run, items, blocks, given, depth, carry), None
 
-            x, _ = jax.lax.scan(step, x, given, length=item.times)
+            carry, _ = jax.lax.scan(step, carry, given, length=item.times)
         else:
             params, noise = given
             graphdef, alone = blocks[depth]  # its parameters, if they are not one of a loop's
-            x = run(graphdef, alone if params is None else params, x, noise)
+            carry = run(graphdef, alone if params is None else params, carry, noise)
         depth += _length((item,))
-    return x
+    return carry
 
 
 def _length(items: Items) -> int:

@@ -19,6 +19,7 @@ SMALL = zoo.BackboneConfig(
     mamba=ssm.MambaConfig(d_state=4, d_conv=3, dt_rank=2),
     attn=zoo.AttentionConfig(n_heads=2),
     mlp=zoo.MLPConfig(d_ff=12),
+    moe=zoo.MoEConfig(n_experts=3, d_ff=4, bias=True, dropout=0.1, balance_weight=0.5, z_weight=0.1),
 )
 
 
@@ -144,14 +145,30 @@ def test_layer_norm_may_have_no_bias(x64):
     assert_close(backbone.norm_f(x), expected * backbone.norm_f.scale[...])
 
 
+def test_auxiliary_losses_of_all_blocks_add_up_and_padding_does_not_count(x64):
+    options = {"pattern": "-/moe -/mlp -/moe[z_weight=0,top_k=1]", "dtype": "float64", "param_dtype": "float64"}
+    backbone, x, mask = make_backbone(**options), make_input(), jnp.arange(6) < jnp.array([[4], [6]])
+    expected = 0.0
+    y = x
+    for block in backbone.layers:
+        y, loss = block.run(y, mask=mask)
+        assert (loss > 0) == isinstance(block.mlp, zoo.MoE)
+        expected += loss
+    run = jax.jit(backbone.run)
+    assert_close(run(x, mask=mask), (backbone.norm_f(y), expected))
+    elsewhere = run(jnp.where(mask[..., None], x, 9.0), mask=mask)
+    assert_close(elsewhere[1], expected)
+    assert abs(run(x)[1] - expected) > 1e-6
+
+
 def value_and_gradients(backbone, x, key=None):
-    """The output, weighted at random, and its gradient in the parameters and the input."""
+    """The output and the auxiliary loss, weighted at random, and the gradient in the parameters and the input."""
     graphdef, params = nnx.split(backbone)
     weight = normal(jax.random.key(2), *x.shape)
 
     def total(params, x, key):
-        y = nnx.merge(graphdef, params)(x, rngs=None if key is None else nnx.Rngs(dropout=key))
-        return jnp.sum(y * weight), y
+        y, loss = nnx.merge(graphdef, params).run(x, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return jnp.sum(y * weight) + loss, (y, loss)
 
     (_, y), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, x, key)
     return y, jax.tree.leaves(gradients)
@@ -167,6 +184,7 @@ def value_and_gradients(backbone, x, key=None):
         pytest.param("mamba*3 attn/mlp", 9, [{"remat": True, "scan_layers": True}], marks=pytest.mark.slow),
         ("attn attn[window=2], first without norm", 6, [{"remat": True, "scan_layers": True}]),
         ("attn, first without norm", 1, [{"scan_layers": True}]),
+        ("-/moe*2 -/mlp", 7, [{"remat": True, "scan_layers": True}]),
     ],
 )
 def test_remat_and_scan_layers_change_neither_values_nor_gradients(x64, pattern, n_layers, switches):
@@ -325,10 +343,10 @@ def test_bfloat16_keeps_the_residual_stream_in_float32_unless_told(residual_in_f
     stream = []
 
     class Watched(zoo.Block):
-        def __call__(self, x, **kwargs):
-            y = super().__call__(x, **kwargs)
+        def run(self, x, **kwargs):
+            y, loss = super().run(x, **kwargs)
             stream.extend([x.dtype, y.dtype])
-            return y
+            return y, loss
 
         def extend(self, x, state, **kwargs):
             y, state = super().extend(x, state, **kwargs)
