@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from zoo.backbone import needs_grid
 from zoo.build import MODELS, Model, build
 from zoo.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.names import unknown_name
@@ -105,13 +106,18 @@ def extend_positions(model: Model, max_len: int) -> Model:
     computes what it did. A Monarch Mixer does not: its filters decay over `m2.l_max` positions, so they now decay more
     slowly. Models whose positions are not learned (RoPE, ALiBi, state spaces) take inputs of any length as they are.
 
+    Of an `ImageClassifier` only an m2 along positions in a row (conv="flat") needs this: its table of positions is
+    interpolated at each size, and an m2 along rows and columns (conv="2d") has a tap at any lag. In a row, a lag that
+    was one row down in an image of the old width is another place in a wider one, so such a model is to be trained on.
+
     Args:
       model: any model.
-      max_len: the longest input, at least the present one. It becomes `max_len` where there is a table of positions,
-        and `m2.l_max` where the pattern has an m2.
+      max_len: the longest input, at least the present one; of images, the number of their patches and class tokens. It
+        becomes `max_len` where there is a table of positions, and `m2.l_max` where the pattern has a flat m2.
 
     Raises:
-      ValueError: max_len is less than the model has, or the pattern itself says l_max.
+      ValueError: max_len is less than the model has, the pattern itself says l_max, or an m2 of conv="2d" beside a flat
+        one does not: its filters would change with m2.l_max.
 
     Source: `expand_8k_model_to_32k` in bert/ of HazyResearch/m2.
     """
@@ -119,12 +125,16 @@ def extend_positions(model: Model, max_len: int) -> Model:
     changes: dict[str, Any] = {}
     if getattr(config, "max_len", None) is not None:
         changes["max_len"] = max_len
-    mixers = [mixer for mixer in pattern_mixers(config.pattern, config.n_layers) if mixer_name(mixer) == "m2"]
-    if mixers:
-        if any("l_max" in word_options(mixer) for mixer in mixers):
+    mixers = {mixer for mixer in pattern_mixers(config.pattern, config.n_layers) if mixer_name(mixer) == "m2"}
+    flat = {mixer for mixer in mixers if not needs_grid(config, mixer)}
+    if flat:
+        if any("l_max" in word_options(mixer) for mixer in flat):
             raise ValueError(f"pattern={config.pattern!r} says l_max itself, expected it in m2.l_max")
+        for word in mixers - flat:
+            if "l_max" not in word_options(word):
+                raise ValueError(f"pattern={config.pattern!r}: {word} beside a flat m2, expected its own l_max")
         changes["m2"] = dataclasses.replace(config.m2, l_max=max_len)
-    for name, old in (("max_len", getattr(config, "max_len", None)), ("m2.l_max", mixers and config.m2.l_max)):
+    for name, old in (("max_len", getattr(config, "max_len", None)), ("m2.l_max", flat and config.m2.l_max)):
         if old and max_len < old:
             raise ValueError(f"max_len={max_len}, expected at least the model's {name}={old}")
     new = nnx.eval_shape(lambda: build(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0)))

@@ -15,11 +15,11 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import Backbone, BackboneConfig, needs_grid
+from zoo.backbone import Backbone, BackboneConfig, needs_grid, word_config
 from zoo.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.linear import linear
 from zoo.mlp import MLPConfig
-from zoo.pattern import pattern_mixers
+from zoo.pattern import mixer_name, pattern_mixers
 
 ClassToken = Literal["none", "first", "middle"]
 Position = Literal["learned", "sincos", "none"]
@@ -115,6 +115,13 @@ class ImageClassifierConfig(BackboneConfig):
         return grid_of(self.image_size, self.image_size, self.patch_size, self.stride)
 
     @property
+    def max_tokens(self) -> int | None:
+        """The most tokens of an image, those that stand for the whole of it included: what the filters of an m2 along
+        positions in a row reach over. None: any number."""
+        mixers = (mixer for mixer in pattern_mixers(self.pattern, self.n_layers) if mixer_name(mixer) == "m2")
+        return min((word_config(self, mixer).l_max for mixer in mixers if not needs_grid(self, mixer)), default=None)
+
+    @property
     def n_tokens(self) -> int:
         """Tokens that stand for the whole image: 0, 1, or 2 with DeiT's."""
         return 0 if self.class_token == "none" else 1 + (self.distillation != "none")
@@ -122,6 +129,12 @@ class ImageClassifierConfig(BackboneConfig):
 
 class ImageClassifier(nnx.Module):
     """Embeds patches, mixes them, and classifies the image.
+
+    Images of another size than the model was made for are taken as they are, whatever their proportions: learned
+    positions are interpolated, and attention, state spaces and an m2 along rows and columns (`m2[conv=2d]`) have no
+    longest input. An m2 along positions in a row takes as many tokens as m2.l_max, and more after
+    `zoo.extend_positions`. It counts lags along that row, so the lag that was one place down in training is another
+    place in an image of another width: it is to be trained on.
 
     Args:
       config: shape and options.
@@ -165,11 +178,12 @@ class ImageClassifier(nnx.Module):
         """Logits of the k classes, in at least float32.
 
         Args:
-          images: pixels, normalised as the model was trained; any size that patches cover.
+          images: pixels, normalised as the model was trained; any size that patches cover, and filters too.
           rngs: stream "dropout" switches dropout and stochastic depth on; None leaves them off.
 
         Raises:
-          ValueError: a model without classes; images of another number of channels, or that patches do not cover.
+          ValueError: a model without classes; images of another number of channels, that patches do not cover, or of
+            more tokens than filters reach over.
         """
         if self.classifier is None:
             raise ValueError("n_classes=0: the model has no classifier, expected `features` or `hidden`")
@@ -197,6 +211,12 @@ class ImageClassifier(nnx.Module):
         if images.shape[-1] != config.channels:
             raise ValueError(f"images have {images.shape[-1]} channels, expected {config.channels} in the last axis")
         grid = grid_of(*images.shape[1:3], config.patch_size, config.stride)
+        tokens, most = grid[0] * grid[1] + config.n_tokens, config.max_tokens
+        if most is not None and tokens > most:
+            raise ValueError(
+                f"images of {images.shape[1]} x {images.shape[2]} pixels: {tokens} tokens, expected at most "
+                f"m2.l_max={most}; `extend_positions` makes filters longer, and m2[conv=2d] takes any size"
+            )
         x = self.patch_embedding(images).reshape(len(images), grid[0] * grid[1], -1)
         at = x.shape[1] // 2 if config.class_token == "middle" else 0
         x, positions = x.astype(jnp.dtype(config.param_dtype)), self._positions(grid, at)

@@ -226,6 +226,7 @@ def test_positions_that_are_not_learned_need_nothing(position):
     [
         ({}, "max_len=11, expected at least the model's max_len=12"),
         ({"pattern": "m2", "max_len": None}, "max_len=11, expected at least the model's m2.l_max=12"),
+        ({"pattern": "m2 m2[conv=2d]"}, r"m2\[conv=2d\] beside a flat m2, expected its own l_max"),
         ({"pattern": "m2[l_max=12]"}, r"pattern='m2\[l_max=12\]' says l_max itself, expected it in m2.l_max"),
     ],
 )

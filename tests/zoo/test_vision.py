@@ -130,6 +130,29 @@ def test_other_sizes_keep_the_class_tokens_own_position():
         np.testing.assert_array_equal(positions[at], model.position_embeddings[...][old])
 
 
+def test_filters_in_a_row_are_extended_for_larger_images(unchecked):
+    model, larger = make(pattern="m2", **MEAN), jnp.zeros((1, 12, 20, 2))  # 3 x 5 patches
+    message = r"images of 12 x 20 pixels: 15 tokens, expected at most m2.l_max=9; `extend_positions` makes filters"
+    with pytest.raises(ValueError, match=message):
+        model(larger)
+    longer = zoo.extend_positions(model, 15)
+    assert (longer.config.max_tokens, longer.config.image_size) == (15, 12)
+    assert longer.position_embeddings[...] is model.position_embeddings[...]
+    filters, its = (m.backbone.layers[0].mixer.filter_fn for m in (longer, model))
+    np.testing.assert_array_equal(filters.z[...], np.resize(its.z[...], (15, 5)))
+    assert run(longer, larger).shape == (1, 3)
+    with pytest.raises(ValueError, match="13 x 16 pixels"):
+        longer(jnp.zeros((1, 13, 16, 2)))
+
+
+def test_filters_along_rows_and_columns_are_for_images_of_any_size():
+    model, larger = make(pattern="m2[conv=2d]", **MEAN), jnp.ones((1, 20, 12, 2))
+    assert model.config.max_tokens is None
+    extended = zoo.extend_positions(model, 100)  # an l_max of 100 would have stretched its filters
+    assert extended.config == model.config
+    np.testing.assert_array_equal(run(extended, larger), run(model, larger))
+
+
 def test_sines_and_cosines_tell_rows_from_columns():
     table = sincos_positions((2, 3), 8).reshape(2, 3, 8)
     np.testing.assert_array_equal(table[0, :, :4], table[1, :, :4])  # by column
