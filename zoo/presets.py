@@ -167,6 +167,23 @@ def _vim(d_model: int) -> ImageClassifierConfig:
     )
 
 
+def _ss2d(d_model: int) -> ImageClassifierConfig:
+    # Ours, for comparison with DeiT and Vim of these widths: VMamba's blocks (Liu et al. 2024, arXiv:2401.10166: the
+    # cross scan with one state a channel, a channel mixer of ratio 4, no positions, the mean of all places) at one
+    # resolution, a patch of 16 pixels. Not the published VMamba, which has four stages of growing width and falling
+    # resolution, so there is no published number of parameters to meet.
+    return _vit(
+        d_model,
+        pattern="ss2d/mlp",
+        norm_eps=1e-5,
+        stem="conv",
+        position="none",
+        class_token="none",
+        pool="mean",
+        ss2d=ssm.SS2DConfig(d_state=1),
+    )
+
+
 presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
@@ -246,6 +263,8 @@ presets: dict[str, ModelConfig] = {
     "vim-tiny": _vim(192),
     "vim-small": _vim(384),
     "vim-base": _vim(768),
+    "ss2d-tiny": _ss2d(192),
+    "ss2d-small": _ss2d(384),
 }
 
 

@@ -1,5 +1,6 @@
 """Published models by name: their sizes are the published ones."""
 
+import itertools
 import math
 
 import jax
@@ -65,6 +66,9 @@ import zoo
         ("vim-tiny", 7_148_008),
         ("vim-small", 25_796_584),
         ("vim-base", 97_598_440),
+        # Ours: VMamba's blocks at one resolution. The published model, of four stages, has other numbers.
+        ("ss2d-tiny", 6_363_544),
+        ("ss2d-small", 24_736_840),
     ],
 )
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
@@ -121,6 +125,18 @@ def test_encoders_of_attention_have_the_parts_that_their_papers_describe(name, p
     if published:
         without_head = total(*parts[:3], 0)
         assert (without_head if pre_norm else built) == pytest.approx(published, rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "d"), [("ss2d-tiny", 192), ("ss2d-small", 384)])
+def test_image_models_of_ss2d_have_the_parts_of_vmambas_blocks(name, d):
+    widths = [3, d // 8, d // 4, d // 2, d]
+    stem = sum(9 * a * b + b for a, b in itertools.pairwise(widths)) + d * d + d
+    e, rank = 2 * d, d // 16
+    direction = e * (rank + 2) + (rank * e + e) + e + e  # step sizes, B and C of one state; dt_proj; A; D
+    mixer = d * e + 9 * e + 4 * direction + 2 * e + e * d
+    layer = mixer + (4 * d * d + 4 * d) + (4 * d * d + d) + 2 * 2 * d
+    built = dict(test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1])[name]
+    assert total(stem, layer, 12, 2 * d + 1000 * (d + 1)) == built
 
 
 def test_the_mambas_that_look_both_ways_are_of_bert_bases_size():
