@@ -372,7 +372,12 @@ def prepare(config: Config) -> Prepared:
         raise ValueError(f"--init {config.init} has {model.n_classes} classes, {data.where} has {n_classes}")
     model = dataclasses.replace(model, n_classes=n_classes)
     size = config.image_size or model.image_size
-    grid_of(size, size, model.patch_size, model.stride)
+    rows, columns = grid_of(size, size, model.patch_size, model.stride)
+    if model.max_tokens is not None and rows * columns + model.n_tokens > model.max_tokens:
+        raise ValueError(
+            f"images of {size} x {size} pixels are {rows * columns + model.n_tokens} tokens, --model.m2.l-max "
+            f"{model.max_tokens}: filters are at most l-max long"
+        )
     train_config, optim = config.train, config.optim
     n_batches = -(-len(next(iter(data.splits.values())).labels) // train_config.batch_size)
     if config.epochs is not None:

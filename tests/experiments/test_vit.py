@@ -217,6 +217,7 @@ def test_published_preprocessing_is_read(tmp_path):
         (["tiny", "--data.path", "nowhere"], "--data.path nowhere is no folder"),
         (["tiny", "--model.n-classes", "7"], "--model.n-classes 7, but scikit-learn's digits has 10 classes"),
         (["tiny", "--image-size", "9", "--model.patch-size", "2"], "patch_size=2"),
+        (["tiny", "--image-size", "9"], "images of 9 x 9 pixels are 81 tokens, --model.m2.l-max 64"),
         (["tiny", "--init", "nowhere"], "nowhere is neither a folder nor a name on the hub"),
         (["tiny", "--steps", "7"], "--steps 7 with --epochs 30; --epochs None goes by the steps"),
         (["tiny", "--evaluate-only"], "--evaluate-only is for an --init"),
