@@ -19,6 +19,8 @@ from zoo.generate import generate_stream as generate_stream
 from zoo.heads import extend_positions as extend_positions
 from zoo.heads import with_head as with_head
 from zoo.hybrid import hybrid_pattern as hybrid_pattern
+from zoo.mixers import register_channel_mixer as register_channel_mixer
+from zoo.mixers import register_mixer as register_mixer
 from zoo.mlp import MLP as MLP
 from zoo.mlp import MLPConfig as MLPConfig
 from zoo.models import CausalLM as CausalLM

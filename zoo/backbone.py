@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 import ssm
 from m2 import M2Config, MonarchMLPConfig
 from zoo.attention import AttentionConfig
-from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.mlp import MLPConfig
 from zoo.moe import MoE, MoEConfig
 from zoo.parallel import Parallel
@@ -116,7 +116,8 @@ def word_config(config: BackboneConfig, mixer: str) -> Any:
     Raises:
       ValueError: together they make no mixer.
     """
-    options = getattr(config, mixer_name(mixer))
+    default, given = find_kind(mixer_name(mixer)).config_default, getattr(config, mixer_name(mixer), None)
+    options = given if isinstance(given, type(default)) else default  # a registered mixer mostly has no field
     try:
         return dataclasses.replace(options, **word_options(mixer))
     except ValueError as error:
@@ -221,7 +222,7 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
     """A word's mixer; where the backbone looks both ways, a state space is one of each direction."""
     kind = MIXERS[mixer_name(mixer)]
-    build = functools.partial(kind.build, config.d_model, word_config(config, mixer), **kwargs)
+    build = functools.partial(kind.constructor, config.d_model, word_config(config, mixer), **kwargs)
     if kind.two_sided:
         return build(causal=config.causal)
     return build() if config.causal else ssm.Bidirectional(build(), build())
@@ -229,7 +230,8 @@ def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
 
 def make_channel_mixer(config: BackboneConfig, channel: str, **kwargs) -> Any:
     """A word's channel mixer."""
-    return CHANNEL_MIXERS[mixer_name(channel)].build(config.d_model, word_config(config, channel), **kwargs)
+    kind = CHANNEL_MIXERS[mixer_name(channel)]
+    return kind.constructor(config.d_model, word_config(config, channel), **kwargs)
 
 
 def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
@@ -359,7 +361,7 @@ class Backbone(nnx.Module):
     def _noise(self, rngs):
         """(key, share of rows that skip it) of every block, or None."""
         channels = {word.channel for word in self.words if word.channel}
-        inside = any(word_config(self.config, channel).dropout for channel in channels)
+        inside = any(getattr(word_config(self.config, channel), "dropout", 0) for channel in channels)
         if rngs is None or not (self.config.dropout or self.config.drop_path or inside):
             return None
         n = len(self.words)

@@ -36,7 +36,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
-from zoo.mixers import CHANNEL_MIXERS, MIXERS, Kind
+from zoo.mixers import CHANNEL_MIXERS, MIXERS, Kind, find_kind
 from zoo.names import unknown_name
 from zoo.options import read_options, write_options
 
@@ -235,5 +235,4 @@ def word_options(mixer: str) -> dict[str, Any]:
       ValueError: an option or value that the mixer does not have: names it.
     """
     name, _, text = mixer.partition("[")
-    kind = MIXERS.get(name) or CHANNEL_MIXERS[name]
-    return read_options(name, type(kind.options), text.removesuffix("]")) if text else {}
+    return read_options(name, type(find_kind(name).config_default), text.removesuffix("]")) if text else {}

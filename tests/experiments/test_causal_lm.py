@@ -25,6 +25,7 @@ from experiments.checkpoints import Checkpoints
 from experiments.metrics import read_metrics
 from experiments.train import split_model
 from tests.numerics import assert_close, with_random_parameters
+from zoo.mixers import MIXERS
 
 REPOSITORY = Path(causal_lm.__file__).parents[1]
 SMALL = [
@@ -315,6 +316,14 @@ def test_streamed_text_equals_the_whole(text):
     tokenizer = causal_lm.load_corpus(causal_lm.DataConfig(path=str(text), seq_len=32)).tokenizer
     written = "naïve 雪 🙂 text"
     assert "".join(sample.stream_text(tokenizer, tokenizer.encode(written).tolist())) == written
+
+
+def test_a_registered_mixer_is_one_flag_away(monkeypatch):
+    monkeypatch.setitem(MIXERS, "mine", MIXERS["mamba2"])
+    monkeypatch.setattr(sys, "argv", ["causal_lm", "tiny", "--model.pattern", "mine[d_state=8]/mlp"])
+    config = flags.parse(causal_lm.PRESETS, prog="causal_lm", description="")
+    model = nnx.eval_shape(lambda: zoo.CausalLM(dataclasses.replace(config.model, vocab_size=9), rngs=nnx.Rngs(0)))
+    assert model.backbone.layers[0].mixer.config.d_state == 8
 
 
 def test_flops_count_six_a_weight_and_the_attended_pairs():
