@@ -9,6 +9,7 @@ from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.attention import AttentionConfig
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig, MaskedLMConfig, SequenceClassifierConfig
+from zoo.hybrid import hybrid_pattern
 from zoo.layouts import official_mlp
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLMConfig
@@ -220,6 +221,18 @@ presets: dict[str, ModelConfig] = {
         vocab_size=32_768,
         tie_embeddings=False,
         mamba2=ssm.Mamba2Config(n_groups=8),
+    ),
+    # Source: Waleffe et al. 2024, arXiv:2406.07887 (mamba2-hybrid-8b-3t on the hub), and examples/mamba in
+    # NVIDIA/Megatron-LM. The activation is that of the example's script, which leaves it at GELU.
+    "mamba2-hybrid-8b": CausalLMConfig(
+        d_model=4096,
+        n_layers=56,
+        pattern=hybrid_pattern(56, attention=0.08, mlp=0.5),
+        vocab_size=256_000,
+        tie_embeddings=False,
+        mamba2=ssm.Mamba2Config(n_groups=8),
+        attn=AttentionConfig(n_heads=32, n_kv_heads=8, position="none"),
+        mlp=MLPConfig(d_ff=16_384, gated=False, activation="gelu"),
     ),
     "m2-gpt-145m": _m2_gpt(1024, 22),
     "m2-gpt-360m": _m2_gpt(1280, 45),

@@ -33,6 +33,7 @@ import zoo
         ("mamba3-mimo-1.5b", 1_497_082_880),
         ("falcon-mamba-7b", 7_272_665_088),
         ("codestral-mamba-7b", 7_285_403_648),
+        ("mamba2-hybrid-8b", 8_654_517_248),
         ("m2-gpt-145m", 144_730_240),
         ("m2-gpt-360m", 361_553_760),
         ("m2-bert-80m", 80_267_328),
@@ -74,6 +75,12 @@ import zoo
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
     # All layers are alike, or all periods of the pattern but for its first norm, and building them takes a while.
     n_layers, pattern = zoo.presets[name].n_layers, zoo.presets[name].pattern
+    if "(" in pattern:  # no period
+        words = list(map(str, zoo.parse_pattern(pattern, n_layers)))
+        one = {word: count_parameters(name, n_layers=1, pattern=word) for word in set(words)}
+        rest = 2 * one[words[0]] - count_parameters(name, n_layers=2, pattern=words[0])
+        assert sum(one[word] - rest for word in words) + rest == parameters
+        return
     period = 3 if " " in pattern else 1
     few = n_layers % period + period
     less, more = (count_parameters(name, n_layers=n) for n in (few, few + period))
@@ -137,6 +144,18 @@ def test_image_models_of_ss2d_have_the_parts_of_vmambas_blocks(name, d):
     layer = mixer + (4 * d * d + 4 * d) + (4 * d * d + d) + 2 * 2 * d
     built = dict(test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1])[name]
     assert total(stem, layer, 12, 2 * d + 1000 * (d + 1)) == built
+
+
+def test_the_hybrid_has_the_layers_of_the_study():
+    """24 of Mamba-2, 4 of attention, 28 of MLPs, and two tables: 8.66B in all, by Waleffe et al. 2024."""
+    config, d, e = zoo.presets["mamba2-hybrid-8b"], 4096, 8192
+    letters = zoo.canonical_pattern(config.pattern, config.n_layers, "megatron")
+    assert letters == "M-M-M--M-M*-M-M-M-M--M*-M-M-M-M-M*--M-M-M-M-M*-M--M-M-M-"
+    conv, heads = e + 2 * 8 * 128, e // 64
+    mamba2 = d * (e + conv + heads) + (4 + 1) * conv + 3 * heads + e + e * d
+    parts = 2 * 256_000 * d + 24 * mamba2 + 4 * (2 * d * d + 2 * d * 1024) + 28 * 2 * d * 4 * d + 57 * d
+    assert parts == dict(test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1])["mamba2-hybrid-8b"]
+    assert parts == pytest.approx(8.66e9, rel=0.001)
 
 
 def test_the_mambas_that_look_both_ways_are_of_bert_bases_size():
