@@ -74,6 +74,9 @@ class Repeat(NamedTuple):
     times: int
 
 
+Folded = tuple[Word | Repeat, ...]
+
+
 def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
     """Reads a pattern into one word a block.
 
@@ -119,22 +122,24 @@ def format_pattern(words: tuple[Word, ...], style: Style = "words") -> str:
 
 
 def canonical_pattern(pattern: str, n_layers: int, style: Style = "words") -> str:
-    """What `format_pattern` makes of a pattern: of all that say the same, the one that tells every layer.
+    """What `format_pattern` makes of a pattern: one spelling for all that say the same, which tells every layer.
 
-    canonical_pattern("M-M-M-M*-", 9)  ->  "(mamba2 -/mlp)*3 mamba2 attn -/mlp"
+        canonical_pattern("M-M-M-M*-", 9)  ->  "(mamba2 -/mlp)*3 mamba2 attn -/mlp"
+
+    Raises:
+      ValueError: as `parse_pattern` and `format_pattern`.
     """
     return format_pattern(parse_pattern(pattern, n_layers), style)
 
 
 @functools.lru_cache
-def fold(words: tuple[Word, ...]) -> tuple[Word | Repeat, ...]:
+def fold(words: tuple[Word, ...]) -> Folded:
     """Words with what comes several times in a row written once: of all ways, one that writes the fewest words.
 
     It takes the time of the cube of their number: 0.4 s for 128 words.
     """
     # (i, j) -> how many words the best way writes for words i to j, and that way; shorter stretches come first.
-    best: dict[tuple[int, int], tuple[int, tuple[Word | Repeat, ...]]]
-    best = {(i, i + 1): (1, (word,)) for i, word in enumerate(words)}
+    best: dict[tuple[int, int], tuple[int, Folded]] = {(i, i + 1): (1, (word,)) for i, word in enumerate(words)}
     for length in range(2, len(words) + 1):
         for i in range(len(words) - length + 1):
             j = i + length
@@ -149,7 +154,7 @@ def fold(words: tuple[Word, ...]) -> tuple[Word | Repeat, ...]:
     return best[0, len(words)][1] if words else ()
 
 
-def _write(items: tuple[Word | Repeat, ...]) -> str:
+def _write(items: Folded) -> str:
     texts = []
     for item in items:
         if isinstance(item, Repeat):

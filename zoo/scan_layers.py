@@ -8,14 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zoo.pattern import Repeat, Word
-
-Items = tuple[Word | Repeat, ...]
+from zoo.pattern import Folded, Repeat
 
 
 def run_blocks(
     run: Callable,
-    items: Items,
+    items: Folded,
     blocks: Sequence[tuple[nnx.GraphDef, Any]],
     noise: Any,
     carry: Any,
@@ -34,7 +32,7 @@ def run_blocks(
     return _run(run, items, blocks, _stack(items, blocks, noise, np.array(0)), 0, carry)
 
 
-def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
+def _stack(items: Folded, blocks, noise, depths: np.ndarray) -> list:
     """Parameters and noise of each item's blocks, with an axis for each loop that they are in, the outermost first.
 
     Blocks outside of loops, and those that share their parameters, have no stack of them, None.
@@ -57,7 +55,7 @@ def _stack(items: Items, blocks, noise, depths: np.ndarray) -> list:
     return stacked
 
 
-def _run(run, items: Items, blocks, stacked: list, depth: int, carry):
+def _run(run, items: Folded, blocks, stacked: list, depth: int, carry):
     for item, given in zip(items, stacked, strict=True):
         if isinstance(item, Repeat):
 
@@ -73,6 +71,6 @@ def _run(run, items: Items, blocks, stacked: list, depth: int, carry):
     return carry
 
 
-def _length(items: Items) -> int:
+def _length(items: Folded) -> int:
     """How many blocks the items stand for."""
     return sum(item.times * _length(item.items) if isinstance(item, Repeat) else 1 for item in items)
