@@ -5,6 +5,7 @@
     python -m experiments.bench mamba2 mamba3 --lengths 1024 4096 --json out.json
     python -m experiments.bench mamba2 --only zoo mamba2-jax --passes decode
     python -m experiments.bench bert --lengths 128 512 2048 8192 --plot bert.png
+    python -m experiments.bench_vision                             # image classifiers, from 224 to 1024 pixels
     pip install torch transformers mambapy mamba2-jax mamba3-jax   # what stands beside ours; missing ones are left out
 
 `scan` and `conv` time one operation, `mlp` one channel mixer; `mamba`, `mamba2` and `mamba3` (single-input, and mimo)
@@ -136,7 +137,7 @@ def main() -> int:
     # Or PyTorch's threads wait for each other and for more by spinning, at the cost of whoever else needs the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     chosen = _chosen(config)
-    environment = _environment()
+    environment = read_environment()
     print(f"{environment['hardware']}; " + ", ".join(f"{name} {v}" for name, v in environment["versions"].items()))
     print(f"float32, b={config.batch} d_model={config.d_model} layers={config.layers}, commit {environment['commit']}")
     print(
@@ -250,19 +251,24 @@ def plot(figures: list[dict], path: Path) -> None:
     panels = picture.subplots(len(rows), len(columns), squeeze=False)
     for (what, label), panel in curves.items():
         axes = panels[rows.index(what), columns.index(label)]
-        for name, speeds in panel.items():
-            axes.plot(*zip(*sorted(speeds.items()), strict=True), marker="o", markersize=3.5, label=name)
-        axes.set(title=f"{what}, {label}", xlabel="length", ylabel="tokens / s", yscale="log")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(lengths := sorted(set().union(*panel.values())), [str(length) for length in lengths])
-        axes.grid(color="0.9")
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        draw(axes, panel, title=f"{what}, {label}", xlabel="length", ylabel="tokens / s")
     picture.savefig(path, dpi=80)
 
 
-def _environment() -> dict:
+def draw(axes, curves: dict[str, dict[int, float]], **labels: str) -> None:
+    """Draws a panel: a line for each curve, both axes logarithmic, with a tick at each size."""
+    for name, points in curves.items():
+        axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=3.5, label=name)
+    axes.set(**labels, yscale="log")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes := sorted(set().union(*curves.values())), [str(size) for size in sizes])
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+
+
+def read_environment() -> dict:
     """What the figures depend on: the machine, the versions, the commit."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

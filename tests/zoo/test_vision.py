@@ -223,6 +223,36 @@ def test_layer_scale_multiplies_what_a_mixer_gives():
     np.testing.assert_array_equal(fresh.backbone.layers[0].scale[...], np.full(16, 0.1, np.float32))
 
 
+def block_flops(pattern, side):
+    """FLOPs of one block on an image of side x side patches, as the compiler counts them."""
+    # It counts the body of a loop once, so a scan takes all places in one chunk.
+    scan = {"d_state": 2, "chunk_size": side**2, "implementation": "associative"}
+    config = zoo.BackboneConfig(
+        d_model=8,
+        n_layers=1,
+        pattern=pattern,
+        causal=False,
+        attn=zoo.AttentionConfig(n_heads=1),
+        vim=MambaConfig(**scan),
+        ss2d=SS2DConfig(**scan),
+        m2=M2Config(l_max=side**2, filter=HyenaFilterConfig(order=6)),
+    )
+    block, params = nnx.split(nnx.eval_shape(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0)).layers[0]))
+    run = jax.jit(lambda params, x: nnx.merge(block, params)(x, grid=(side, side)))
+    x = jax.ShapeDtypeStruct((1, side**2, 8), jnp.float32)
+    return run.lower(params, x).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("pattern", ["attn", "m2", "m2[conv=2d]", "vim", "ss2d"])
+def test_cost_grows_with_the_places_of_an_image(pattern):
+    """Four times the places, as at twice the resolution: all but attention are linear in them, to the log."""
+    growth = block_flops(pattern, 32) / block_flops(pattern, 16)
+    if pattern == "attn":
+        assert growth > 13  # 16, less what projections take
+    else:
+        assert 3.9 < growth < 5.2  # 4, and at most the log's 10 / 8
+
+
 def test_bfloat16_is_near_float32():
     model = make(dtype="bfloat16")
     logits = run(model, IMAGES)
