@@ -30,7 +30,7 @@ from experiments import bench, flags
 from experiments.bench_contenders import JaxCall
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from ssm import SS2DConfig
-from zoo.backbone import parse_pattern
+from zoo.pattern import parse_pattern
 
 Part = Literal["model", "block"]
 # What is measured -> its name in a figure.
@@ -77,7 +77,7 @@ class Config:
 def classifier(config: Config, pattern: str, size: int) -> zoo.ImageClassifierConfig:
     """The model of a pattern for images of a size."""
     words = parse_pattern(pattern, config.layers)
-    halves = all(mixer is None or channel is None for mixer, channel in words)
+    halves = all(not word.mixers or word.channel is None for word in words)
     return zoo.ImageClassifierConfig(
         d_model=config.d_model,
         n_layers=config.layers * (2 if halves else 1),
