@@ -51,7 +51,7 @@ def _step(pattern: str, loss=masked_loss) -> Contender:
         graphdef, params = nnx.split(zoo.MaskedLM(encoder(sizes, pattern), rngs=nnx.Rngs(0)))
 
         def mean(params, batch):
-            total, weight = loss(nnx.merge(graphdef, params), batch, None)
+            total, weight = loss(nnx.merge(graphdef, params), batch, None)[:2]
             return total / weight
 
         arguments = (params, make_batch(sizes))

@@ -32,7 +32,7 @@ from experiments.optim import OptimConfig
 from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
 from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
-from zoo.pattern import mixer_name, pattern_mixers
+from zoo.pattern import parse_pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,9 @@ FREE = ("eval_batches", "prompt", "data.cache_dir")
 
 def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """Cross-entropy of the targets, summed over the tokens that count."""
-    return _cross_entropy(model(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs), batch)
+    hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
+    loss = _cross_entropy(model.head(hidden), batch)
+    return loss._replace(auxiliary=auxiliary) if model.backbone.has_auxiliary_loss else loss
 
 
 def _cross_entropy(logits, batch) -> Loss:
@@ -133,9 +135,10 @@ def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
 def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
     """Floating-point operations that training needs for one token, forward and backward.
 
-    6 for each weight of a matrix product (the embedding counts as the head, a shared block at each depth), and for each
-    attention layer 12 a position that is seen and channel, half of the positions on average. Scans, convolutions and
-    their filters are left out: some per cent of it in models of a usual width.
+    6 for each weight of a matrix product (the embedding counts as the head, a shared block at each depth, experts as
+    often as they are chosen), and for each attention layer 12 a position that is seen and channel, half of the
+    positions on average. Scans, convolutions and their filters are left out: some per cent of it in models of a usual
+    width.
     """
     model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
 
@@ -150,6 +153,9 @@ def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
 
     blocks, layers = model.backbone.blocks, model.backbone.layers
     passed = weights(model) - weights(layers) + sum(map(weights, blocks))
+    for mixture in (block.mlp for block in blocks if isinstance(block.mlp, zoo.MoE)):
+        stacked = [leaf.size for leaf in jax.tree.leaves(nnx.state(mixture.experts)) if leaf.ndim == 3]
+        passed -= sum(stacked) * (1 - mixture.config.top_k / mixture.config.n_experts)
     mixers = (mixer for layer in blocks for mixer in getattr(layer.mixer, "mixers", [layer.mixer]))
     pairs = sum(
         mixer.n_heads * mixer.head_dim * min(mixer.config.window or seq_len, seq_len) / 2
@@ -163,13 +169,16 @@ def make_task(config: Config, corpus: Corpus) -> Task:
     """The task of a configuration whose model.vocab_size is known."""
     seq_len, batch_size = config.data.seq_len, config.train.batch_size
     held_out = corpus.validation
-    mixers = set(map(mixer_name, pattern_mixers(config.model.pattern, config.model.n_layers)))
-    for mixer, name in (("attn", "attention"), ("m2", "a long convolution")):
+    pattern = config.model.pattern
+    words = parse_pattern(pattern, config.model.n_layers)
+    mixers = {name for word in words for name in (*word.plain.mixers, word.plain.channel)}
+    for mixer, reason in (
+        ("attn", "attention's state grows with the text"),
+        ("m2", "a long convolution's state grows with the text"),
+        ("moe", "the balance of experts is not trained on rows that go on"),
+    ):
         if config.train.carry_state and mixer in mixers:
-            pattern = config.model.pattern
-            raise ValueError(
-                f"--train.carry-state with --model.pattern {pattern!r}: {name}'s state grows with the text"
-            )
+            raise ValueError(f"--train.carry-state with --model.pattern {pattern!r}: {reason}")
     runs.check_filters(config.model, seq_len)
     make = make_lanes if config.train.carry_state else make_batches
 

@@ -353,10 +353,11 @@ def held_out(data: Data, *, batch_size: int, n_batches: int) -> Iterable[Batch]:
 
 def answer_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """Cross-entropy of the answers, summed over those that count. The head sees no other position."""
-    hidden = model.hidden(batch["tokens"], rngs=rngs)
+    hidden, auxiliary = model.run(batch["tokens"], rngs=rngs)
     asked = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
     nats = optax.softmax_cross_entropy_with_integer_labels(model.head(asked), batch["targets"])
-    return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+    loss = Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+    return loss._replace(auxiliary=auxiliary) if model.backbone.has_auxiliary_loss else loss
 
 
 def answer_logits(model: zoo.CausalLM, batch: Batch, *, chunk_size: int) -> Float[np.ndarray, "b a v"]:

@@ -86,6 +86,8 @@ class Loss(NamedTuple):
     """Summed loss, in nats."""
     weight: jax.Array
     """What it is a sum over: tokens, or examples."""
+    auxiliary: jax.Array | None = None
+    """What training adds to total / weight, such as the balance of a mixture of experts. Evaluations leave it out."""
 
 
 LossFunction = Callable[[Any, Batch, nnx.Rngs | None], Loss]
@@ -174,25 +176,29 @@ def make_train_step(
       model: its structure is taken; its parameters are those in the state.
       loss: loss of a model on a batch, as sums.
       optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
-      accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same.
+      accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same, but
+        for auxiliary losses, which are averaged over micro-batches by weight.
       carried: whether the loss takes and returns the state's `carry`. No gradient flows back into it.
       ema: decay of the state's `average`, where it has one: (1 + step) / (10 + step) as long as that is less.
 
     Returns:
-      step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}).
+      step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}), and "auxiliary_loss" where the loss has one.
     """
     graphdef, _, rest = split_model(model)
 
     def micro_loss(params, batch, key, carry):
         model, rngs = nnx.merge(graphdef, params, rest), nnx.Rngs(dropout=key)
         out, carry = loss(model, batch, rngs, carry) if carried else (loss(model, batch, rngs), carry)
-        return out.total, (out.weight, carry)
+        if out.auxiliary is None:
+            return out.total, (out, carry)
+        out = out._replace(auxiliary=out.auxiliary * out.weight)
+        return out.total + out.auxiliary, (out, carry)
 
-    gradients_of = jax.value_and_grad(micro_loss, has_aux=True)
+    gradients_of = jax.grad(micro_loss, has_aux=True)
 
-    def add_gradients(sums, inputs, params):
-        (total, (weight, carry)), gradients = gradients_of(params, *inputs)
-        return jax.tree.map(jnp.add, sums, (total, weight, gradients)), carry
+    def sums_of(params, inputs):
+        gradients, (sums, carry) = gradients_of(params, *inputs)
+        return (sums, gradients), carry
 
     # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
     def cut(tree):
@@ -204,23 +210,28 @@ def make_train_step(
     def step(state: TrainState, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
         if accumulate == 1:
-            (total, (weight, carry)), gradients = gradients_of(state.params, batch, key, state.carry)
+            (sums, gradients), carry = sums_of(state.params, (batch, key, state.carry))
         else:
-            zeros = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params))
-            (total, weight, gradients), carry = jax.lax.scan(
-                lambda sums, inputs: add_gradients(sums, inputs, state.params),
-                zeros,
-                (cut(batch), jax.random.split(key, accumulate), cut(state.carry)),
-            )
+            inputs = (cut(batch), jax.random.split(key, accumulate), cut(state.carry))
+            shapes, _ = jax.eval_shape(sums_of, state.params, jax.tree.map(lambda x: x[0], inputs))
+
+            def add(sums, inputs):
+                more, carry = sums_of(state.params, inputs)
+                return jax.tree.map(jnp.add, sums, more), carry
+
+            zeros = jax.tree.map(jnp.zeros_like, shapes)
+            (sums, gradients), carry = jax.lax.scan(add, zeros, inputs)
             carry = join(carry)
-        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        gradients = jax.tree.map(lambda g: g / sums.weight.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": total / weight,
+            "loss": sums.total / sums.weight,
             "grad_norm": optax.tree.norm(gradients),
             "param_norm": optax.tree.norm(state.params),
         }
+        if sums.auxiliary is not None:
+            metrics["auxiliary_loss"] = sums.auxiliary / sums.weight
         average = state.average
         if average is not None:
             decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))

@@ -58,9 +58,10 @@ class MoEConfig:
     """None: an expert takes all that come. A number: of each row it takes this many times its even share, rounded up,
     earlier positions first, and those that come later go without it."""
     balance_weight: float = 0.01
-    """Weight, in training, of the loss that is least where all experts have as much to do (`balance_loss`)."""
+    """Weight, in training, of the loss that is least where all experts have as much to do (`balance_loss`). Causal
+    language models are trained with it; what trains encoders and image classifiers leaves it out."""
     z_weight: float = 0.0
-    """Weight, in training, of the loss that keeps the router's logits small (`z_loss`). ST-MoE's is 0.001."""
+    """Weight, likewise, of the loss that keeps the router's logits small (`z_loss`). ST-MoE's is 0.001."""
 
     def __post_init__(self):
         if not 1 <= self.top_k <= self.n_experts:

@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -23,7 +24,7 @@ import zoo
 from experiments import bench, causal_lm, convert, flags, sample
 from experiments.checkpoints import Checkpoints
 from experiments.metrics import read_metrics
-from experiments.train import split_model
+from experiments.train import TrainState, make_train_step, split_model
 from tests.numerics import assert_close, with_random_parameters
 from zoo.mixers import MIXERS
 
@@ -140,6 +141,9 @@ def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, 
     status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "m2/monarch")
     assert (status, err.count("\n")) == (1, 1)
     assert "--model.pattern 'm2/monarch': a long convolution's state grows" in err
+    status, _, err = command(causal_lm, *small, "--run-dir", "no", "--model.pattern", "mamba/moe")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "--model.pattern 'mamba/moe': the balance of experts is not trained" in err
 
 
 def test_monarch_mixer_by_one_flag(text, command):
@@ -334,6 +338,44 @@ def test_flops_count_six_a_weight_and_the_attended_pairs():
     assert causal_lm.flops_per_token(shared, 100) == causal_lm.flops_per_token(config, 100)
     attention = 2 * (6 * 4 * 64**2 + 12 * 64 * 50)
     assert causal_lm.flops_per_token(parallel, 100) == causal_lm.flops_per_token(config, 100) + attention
+
+
+def test_flops_count_experts_as_often_as_they_are_chosen():
+    dense, mixture = (
+        causal_lm.flops_per_token(zoo.CausalLMConfig(d_model=64, pattern=pattern, vocab_size=96), 100)
+        for pattern in ("-/mlp[d_ff=128,bias=true]", "-/moe[n_experts=7,top_k=1,d_ff=128,bias=true]")
+    )
+    assert mixture == pytest.approx(dense + 6 * 4 * 64 * 7)  # the routers
+
+
+def test_a_mixture_of_experts_trains_and_its_balance_is_part_of_the_loss():
+    config = zoo.CausalLMConfig(
+        d_model=16,
+        n_layers=2,
+        pattern="mamba2/moe",
+        vocab_size=11,
+        mamba2=ssm.Mamba2Config(d_state=4, head_dim=8, chunk_size=8),
+        moe=zoo.MoEConfig(n_experts=4, d_ff=8, n_shared=1, balance_weight=0.02, z_weight=0.001),
+        scan_layers=True,
+        remat=True,
+    )
+    model = zoo.CausalLM(config, rngs=nnx.Rngs(0))
+    optimizer = optax.adam(1e-2)
+    step = make_train_step(model, causal_lm.next_token_loss, optimizer)
+    graphdef, params, rest = split_model(model)
+    text = (np.arange(4)[:, None] + np.arange(17)) % 11
+    batch = {"tokens": text[:, :-1], "targets": text[:, 1:], "segment_ids": np.zeros((4, 16), int)}
+    batch["weights"] = np.ones((4, 16), np.float32)
+    auxiliary = jax.jit(lambda params: nnx.merge(graphdef, params, rest).run(jnp.asarray(batch["tokens"]))[1])(params)
+    state, records = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(0)), []
+    for _ in range(12):
+        state, metrics = step(state, batch)
+        records.append(metrics)
+    losses, auxiliaries = ([float(record[name]) for record in records] for name in ("loss", "auxiliary_loss"))
+    assert losses[-1] < 0.7 * losses[0]
+    assert auxiliaries[0] == pytest.approx(float(auxiliary), rel=1e-5)
+    assert np.isfinite(auxiliaries).all()
+    assert min(auxiliaries) > 2 * 2 * 0.02  # two blocks, each at least top_k times its weight
 
 
 def test_bench_prints_a_row_for_each_contender(tmp_path, command):

@@ -120,6 +120,33 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch():
     assert_close(cut.params, whole.params, tolerance=1e-3)
 
 
+class Slope(nnx.Module):
+    def __init__(self):
+        self.slope = nnx.Param(jnp.float32(0.5))
+
+
+def loss_with_auxiliary(model, batch, rngs):
+    slope = model.slope[...]
+    return Loss(jnp.sum(slope**2 * batch["x"]), jnp.sum(batch["weights"]), auxiliary=3 * slope * jnp.mean(batch["x"]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_auxiliary_losses_are_trained_and_shown_apart(accumulate):
+    batch = {"x": np.float32([1, 2, 3, 6]), "weights": np.float32([1, 1, 2, 4])}
+    step = make_train_step(Slope(), loss_with_auxiliary, optax.sgd(1.0), accumulate=accumulate)
+    optimizer_state = optax.sgd(1.0).init({"slope": jnp.float32(0.5)})
+    state, metrics = step(
+        TrainState(jnp.int32(0), {"slope": jnp.float32(0.5)}, optimizer_state, jax.random.key(0)), batch
+    )
+    # Rows 0 and 2 are the first micro-batch, 1 and 3 the second: 3 of the weights and 5 of them.
+    mean = 3.0 if accumulate == 1 else (3 * 2 + 5 * 4) / 8
+    assert metrics["loss"] == pytest.approx(0.5**2 * 12 / 8)
+    assert metrics["auxiliary_loss"] == pytest.approx(3 * 0.5 * mean)
+    assert state.params["slope"] == pytest.approx(0.5 - (2 * 0.5 * 12 / 8 + 3 * mean))
+    total, weight = loss_with_auxiliary(Slope(), batch, None)[:2]
+    assert mean_loss(Slope(), loss_with_auxiliary, [batch]) == pytest.approx(float(total / weight))
+
+
 def test_dropout_is_a_function_of_key_and_step():
     assert_identical(run_steps(2, loss=loss)[0], run_steps(2, loss=loss)[0])
     assert run_steps(1, loss=loss)[1]["loss"] != run_steps(1)[1]["loss"]
@@ -183,8 +210,8 @@ def test_mean_loss_weighs_tokens_not_batches():
     model, source = make_model(), CountingBatches()
     batches = [next(source) for _ in range(3)]
     together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    total, weight = loss_without_dropout(model, jax.tree.map(jnp.asarray, together), None)
-    assert mean_loss(model, loss, batches) == pytest.approx(float(total / weight), rel=1e-6)
+    sums = loss_without_dropout(model, jax.tree.map(jnp.asarray, together), None)
+    assert mean_loss(model, loss, batches) == pytest.approx(float(sums.total / sums.weight), rel=1e-6)
 
 
 def test_learns_to_count(tmp_path):
