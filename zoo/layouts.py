@@ -1,9 +1,9 @@
 """Published layouts of language models: what their config files mean here, and which tensor is which parameter.
 
     official       config.json of state-spaces/mamba ("d_model", "ssm_cfg"), or params.json of Codestral-Mamba ("dim")
-    transformers   config.json with "model_type": mamba, falcon_mamba or mamba2
+    transformers   config.json with "model_type": mamba, falcon_mamba or mamba2; llama, which is `llama_layout`'s
 
-Both hold the same tensors under nearly the same names. Reading a config and writing it are inverse to each other; an
+Both hold the Mambas' tensors under nearly the same names. Reading a config and writing it are inverse to each other; an
 option that a layout has no word for is an error, never a guess.
 
 Source: mamba_ssm/models/config_mamba.py and mixer_seq_simple.py; transformers' configuration_{mamba,mamba2,
@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 from flax import nnx
 
+from zoo import llama_layout
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
@@ -122,6 +123,8 @@ def read_config(raw: Json) -> CausalLMConfig:
     Raises:
       ValueError: a layout that is not known, or an option that its family does not have or that we do not: names it.
     """
+    if llama_layout.is_llama(raw):
+        return llama_layout.read_config(raw)
     if "dim" in raw and "n_layers" in raw:
         return _read_codestral(raw)
     if "d_model" in raw and "n_layer" in raw and "hidden_size" not in raw:
@@ -188,7 +191,7 @@ def _read_codestral(raw: Json) -> CausalLMConfig:
 def _read_transformers(raw: Json) -> CausalLMConfig:
     kind = raw["model_type"]
     if kind not in _TRANSFORMERS:
-        raise ValueError(unknown_name("model_type", str(kind), _TRANSFORMERS))
+        raise ValueError(unknown_name("model_type", str(kind), [*_TRANSFORMERS, "llama"]))
     raw = _TRANSFORMERS_DEFAULTS[kind] | raw
     family = _TRANSFORMERS[kind]
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -246,12 +249,16 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
     """
     if layout not in get_args(Layout):
         raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+    if layout == "transformers" and llama_layout.describes(config):
+        return llama_layout.write_config(config)
     words = set(parse_pattern(config.pattern, config.n_layers))
     word = words.pop() if len(words) == 1 else Word(())
     mixer, channel = word.mixers[0] if len(word.mixers) == 1 else "", word.channel or ""
     kind = _kind(config, mixer, layout)
     if kind is None or channel not in ("", "mlp" if layout == "official" else ""):
-        known = {"official": "mamba, mamba2, mamba3, each alone or with /mlp", "transformers": "mamba, mamba2"}[layout]
+        known = "mamba, mamba2, attn/mlp"
+        if layout == "official":
+            known = "mamba, mamba2, mamba3, each alone or with /mlp"
         raise ValueError(f"pattern={config.pattern!r} has no {layout} layout; those that have one: {known}")
     raw = _write_official(config, kind, channel) if layout == "official" else _write_transformers(config, kind)
     # What the layout cannot say is what reading it back gives another value.
@@ -352,6 +359,8 @@ def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
 
 def tensor_table(model: CausalLM, layout: Layout) -> Table:
     """The tensors of a model's file. Where the head is tied, a file may store it all the same."""
+    if llama_layout.describes(model.config):
+        return llama_layout.tensor_table(model)
     table: dict[str, Entry] = {}
     for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         *owner, leaf = (str(part) for part in path)

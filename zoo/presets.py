@@ -234,6 +234,15 @@ presets: dict[str, ModelConfig] = {
         attn=AttentionConfig(n_heads=32, n_kv_heads=8, position="none"),
         mlp=MLPConfig(d_ff=16_384, gated=False, activation="gelu"),
     ),
+    # Source: the config.json of HuggingFaceTB/SmolLM2-135M; Ben Allal et al. 2025, arXiv:2502.02737. Its head is tied.
+    "smollm2-135m": CausalLMConfig(
+        d_model=576,
+        n_layers=30,
+        pattern="attn/mlp",
+        vocab_size=49_152,
+        attn=AttentionConfig(n_heads=9, n_kv_heads=3, rope_base=100_000.0),
+        mlp=MLPConfig(d_ff=1536),
+    ),
     "m2-gpt-145m": _m2_gpt(1024, 22),
     "m2-gpt-360m": _m2_gpt(1280, 45),
     "m2-bert-80m": _m2_bert(768, 128),

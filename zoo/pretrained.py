@@ -19,7 +19,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo import bert_layout, layouts, m2_layout, vim_layout, vit_layout
+from zoo import bert_layout, layouts, llama_layout, m2_layout, vim_layout, vit_layout
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig
 from zoo.layouts import EMBEDDINGS, Layout
@@ -34,7 +34,12 @@ ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
-_TOKEN_VECTORS = (*EMBEDDINGS.values(), m2_layout.WORD_EMBEDDINGS, *bert_layout.WORD_EMBEDDINGS)
+_TOKEN_VECTORS = (
+    *EMBEDDINGS.values(),
+    llama_layout.WORD_EMBEDDINGS,
+    m2_layout.WORD_EMBEDDINGS,
+    *bert_layout.WORD_EMBEDDINGS,
+)
 _INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES, vim_layout.PATCHES)
 
 
@@ -45,7 +50,7 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
 ) -> Model:
-    """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), M2-BERT, BERT, ModernBERT, ViT or DeiT.
+    """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, a BERT, ViT or DeiT.
 
     A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
     n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
@@ -114,14 +119,14 @@ def save_pretrained(
     """Writes a model so that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, Vision Mamba, M2-BERT, BERT, ModernBERT,
-        ViT or DeiT; others have no published layout.
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, Vision Mamba, Llama (a causal attn/mlp),
+        M2-BERT, BERT, ModernBERT, ViT or DeiT; others have no published layout.
       folder: made if it does not exist.
       layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
         hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
-        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT, and alone has BERT, ModernBERT, ViT
-        and DeiT; an encoder of text without a head is written for sentence-transformers too, with how its rows are
-        pooled.
+        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT, and alone has Llama, BERT,
+        ModernBERT, ViT and DeiT; an encoder of text without a head is written for sentence-transformers too, with how
+        its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
 
@@ -148,6 +153,8 @@ def save_pretrained(
     }
     if encoder is not None:
         tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
+    if llama_layout.is_llama(raw):
+        tensors = {llama_layout.full_name(name): tensor for name, tensor in tensors.items()}
     if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
         tensors = {vit_layout.full_name(name, model.config): tensor for name, tensor in tensors.items()}
     if layout == "official":  # the official code stores copies and constants all the same

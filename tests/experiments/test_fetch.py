@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import fetch, packaged_data
+from experiments import fetch, gguf_model, packaged_data
 from experiments.fetch import DataSet, Package
 from experiments.packaged_data import Archive
 
@@ -510,5 +510,5 @@ def test_registry_pins_every_package_and_names_no_host():
         assert data_set.rights, name
         for package in data_set.packages:
             assert re.fullmatch("[0-9a-f]{64}", package.sha256), package
-    for module in (fetch, packaged_data):
+    for module in (fetch, gguf_model, packaged_data):
         assert "://" not in Path(module.__file__).read_text()
