@@ -19,6 +19,7 @@ from zoo.names import unknown_name
 
 Config = TypeVar("Config")  # a dataclass
 Positional = tyro.conf.Positional
+Hidden = tyro.conf.Suppress  # a field without a flag
 
 
 def alias(flag: str) -> Any:

@@ -173,7 +173,7 @@ def make_train_step(
     """Builds the jitted training step. Its state argument is donated: use the returned one.
 
     Args:
-      model: its structure is taken; its parameters are those in the state.
+      model: its structure is taken, and its variables that are no parameters; its parameters are those in the state.
       loss: loss of a model on a batch, as sums.
       optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
       accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same, but
@@ -186,7 +186,7 @@ def make_train_step(
     """
     graphdef, _, rest = split_model(model)
 
-    def micro_loss(params, batch, key, carry):
+    def micro_loss(params, rest, batch, key, carry):
         model, rngs = nnx.merge(graphdef, params, rest), nnx.Rngs(dropout=key)
         out, carry = loss(model, batch, rngs, carry) if carried else (loss(model, batch, rngs), carry)
         if out.auxiliary is None:
@@ -196,8 +196,8 @@ def make_train_step(
 
     gradients_of = jax.grad(micro_loss, has_aux=True)
 
-    def sums_of(params, inputs):
-        gradients, (sums, carry) = gradients_of(params, *inputs)
+    def sums_of(params, rest, inputs):
+        gradients, (sums, carry) = gradients_of(params, rest, *inputs)
         return (sums, gradients), carry
 
     # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
@@ -207,16 +207,17 @@ def make_train_step(
     def join(tree):
         return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
 
-    def step(state: TrainState, batch: Batch):
+    # Variables that are not trained are an argument: inside the program, a frozen model's would be copied into it.
+    def step(state: TrainState, rest: Any, batch: Batch):
         key = jax.random.fold_in(state.key, state.step)
         if accumulate == 1:
-            (sums, gradients), carry = sums_of(state.params, (batch, key, state.carry))
+            (sums, gradients), carry = sums_of(state.params, rest, (batch, key, state.carry))
         else:
             inputs = (cut(batch), jax.random.split(key, accumulate), cut(state.carry))
-            shapes, _ = jax.eval_shape(sums_of, state.params, jax.tree.map(lambda x: x[0], inputs))
+            shapes, _ = jax.eval_shape(sums_of, state.params, rest, jax.tree.map(lambda x: x[0], inputs))
 
             def add(sums, inputs):
-                more, carry = sums_of(state.params, inputs)
+                more, carry = sums_of(state.params, rest, inputs)
                 return jax.tree.map(jnp.add, sums, more), carry
 
             zeros = jax.tree.map(jnp.zeros_like, shapes)
@@ -238,7 +239,8 @@ def make_train_step(
             average = optax.incremental_update(params, average, 1 - decay)
         return TrainState(state.step + 1, params, opt_state, state.key, carry, average), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    compiled = jax.jit(step, donate_argnums=0)
+    return lambda state, batch: compiled(state, rest, batch)
 
 
 def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
@@ -292,6 +294,8 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     optimizer = make_optimizer(optim, config.steps, model)
     schedule = make_schedule(optim, config.steps)
     graphdef, params, rest = split_model(model)
+    rest = jax.device_put(rest, NamedSharding(mesh, PartitionSpec()))
+    model = nnx.merge(graphdef, params, rest)
     average = jax.tree.map(jnp.copy, params) if config.ema else None  # the step donates both
     key = jax.random.key(config.seed)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), key, average=average)

@@ -2,6 +2,11 @@
 
 from ssm.bidirectional import Bidirectional as Bidirectional
 from ssm.conv import causal_conv1d as causal_conv1d
+from ssm.linear_attention import LinearAttention as LinearAttention
+from ssm.linear_attention import LinearAttentionConfig as LinearAttentionConfig
+from ssm.linear_attention import LinearAttentionState as LinearAttentionState
+from ssm.linear_attention import linear_attention as linear_attention
+from ssm.linear_attention import linear_attention_step as linear_attention_step
 from ssm.mamba import Mamba as Mamba
 from ssm.mamba import MambaConfig as MambaConfig
 from ssm.mamba import MambaState as MambaState

@@ -67,6 +67,28 @@ def ssd(x, dt, A, B, C, D=None, *, initial_state=None, mask=None, segment_ids=No
     return jax.vmap(head, (2, 2, 0, 2, 2, 0, 1), (2, 1))(x, dt, A, B, C, D, initial_state)
 
 
+def linear_attention(q, k, v, log_decay, *, initial_state=None, mask=None, segment_ids=None):
+    """`ssm.linear_attention` as a loop over positions: same arguments, same results."""
+    dtype = jnp.result_type(v, log_decay, jnp.float32)
+    (b, length, h, n), p = q.shape, v.shape[3]
+    k, v = (jnp.repeat(m, h // m.shape[2], axis=2) for m in (k, v))
+    if initial_state is None:
+        initial_state = jnp.zeros((b, h, p, n), dtype)
+
+    def step(state, t):
+        fresh = jnp.zeros((b,), bool)
+        if segment_ids is not None:
+            fresh = (t > 0) & (segment_ids[:, t] != segment_ids[:, t - 1])
+        state = jnp.where(fresh[:, None, None, None], 0, state)
+        new = jnp.exp(log_decay[:, t, :, None, None]) * state + jnp.einsum("bhp,bhn->bhpn", v[:, t], k[:, t])
+        if mask is not None:
+            new = jnp.where(mask[:, t, None, None, None], new, state)
+        return new, jnp.einsum("bhpn,bhn->bhp", new, q[:, t])
+
+    state, y = lax.scan(step, initial_state.astype(dtype), jnp.arange(length))
+    return jnp.moveaxis(y, 0, 1).astype(v.dtype), state
+
+
 def trapezoid(v, k, q, dt, A, lam, D=None, *, initial_state=None, mask=None, segment_ids=None):
     """`ssm.trapezoid` as a loop over positions: same arguments, same results."""
     dtype = jnp.result_type(v, dt, jnp.float32)

@@ -5,6 +5,11 @@ from zoo.attention import AttentionConfig as AttentionConfig
 from zoo.backbone import Backbone as Backbone
 from zoo.backbone import BackboneConfig as BackboneConfig
 from zoo.backbone import Block as Block
+from zoo.distill import Compared as Compared
+from zoo.distill import backbone_of as backbone_of
+from zoo.distill import compare_layers as compare_layers
+from zoo.distill import converted_layers as converted_layers
+from zoo.distill import seed_from_attention as seed_from_attention
 from zoo.encoder import Encoder as Encoder
 from zoo.encoder import EncoderConfig as EncoderConfig
 from zoo.encoder import MaskedLM as MaskedLM

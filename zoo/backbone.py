@@ -76,6 +76,8 @@ class BackboneConfig:
     """Options of "m2"."""
     attn: AttentionConfig = AttentionConfig()
     """Options of "attn"."""
+    linear_attn: ssm.LinearAttentionConfig = ssm.LinearAttentionConfig()
+    """Options of "linear_attn", linear attention with a decay."""
     mlp: MLPConfig = MLPConfig()
     """Options of "mlp"."""
     monarch: MonarchMLPConfig = MonarchMLPConfig()

@@ -273,9 +273,9 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
 
 # Options that a layout need not hold: how to compute, and what is initialised or dropped in training.
 _FREE = _names(
-    "chunk_size implementation remat scan_layers causal dropout drop_path pattern attn mamba mamba2 mamba3 vim ss2d m2 "
-    "mlp monarch moe dt_min dt_max dt_floor dt_init dt_scale A_min A_max conv_init init d_ff bcdt_rms_eps vocab_size "
-    "pad_vocab_multiple"
+    "chunk_size implementation remat scan_layers causal dropout drop_path pattern attn linear_attn mamba mamba2 mamba3 "
+    "vim ss2d m2 mlp monarch moe dt_min dt_max dt_floor dt_init dt_scale A_min A_max conv_init init d_ff bcdt_rms_eps "
+    "vocab_size pad_vocab_multiple"
 )
 
 

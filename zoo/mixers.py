@@ -49,6 +49,7 @@ MIXERS: dict[str, Kind] = {
     "ss2d": Kind(ssm.SS2D, ssm.SS2DConfig(), two_sided=True),
     "m2": Kind(M2Mixer, M2Config(), two_sided=True),
     "attn": Kind(Attention, AttentionConfig(), two_sided=True),
+    "linear_attn": Kind(ssm.LinearAttention, ssm.LinearAttentionConfig()),
 }
 CHANNEL_MIXERS: dict[str, Kind] = {
     "mlp": Kind(MLP, MLPConfig()),

@@ -45,6 +45,21 @@ MIXERS = {
             chunk_size=3,
         ),
     ),
+    "linear attention": (ssm.LinearAttention, ssm.LinearAttentionConfig(n_heads=2, chunk_size=3)),
+    "linear attention with options": (
+        ssm.LinearAttention,
+        ssm.LinearAttentionConfig(
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=3,
+            d_conv=3,
+            activation="identity",
+            norm=False,
+            gate_bias=True,
+            bias=True,
+            chunk_size=3,
+        ),
+    ),
 }
 
 # Beside biases, which all of them leave out: "D", the rates, the norms.
@@ -54,6 +69,11 @@ WITHOUT_WEIGHT_DECAY = {
     "mamba2 with options": {"A_log", "D", "dt_bias", "conv1d/bias", "norm/scale", "in_proj/bias", "out_proj/bias"},
     "mamba3": {"D", "dt_bias", "B_bias", "C_bias", "B_norm/scale", "C_norm/scale"},
     "mamba3 mimo": {"D", "dt_bias", "B_bias", "C_bias", "B_norm/scale", "C_norm/scale", "norm/scale"},
+    "linear attention": {"A_log", "dt_bias", "norm/scale", "conv1d/bias"},
+    "linear attention with options": {
+        *("A_log", "dt_bias", "conv1d/bias", "gate_proj/bias"),
+        *("q_proj/bias", "k_proj/bias", "v_proj/bias", "o_proj/bias"),
+    },
 }
 
 IN_FLOAT32 = {
@@ -62,6 +82,8 @@ IN_FLOAT32 = {
     "mamba2 with options": {"A_log", "D", "dt_bias", "norm/scale"},
     "mamba3": WITHOUT_WEIGHT_DECAY["mamba3"],
     "mamba3 mimo": WITHOUT_WEIGHT_DECAY["mamba3 mimo"] | {"mimo_x", "mimo_z", "mimo_o"},
+    "linear attention": {"A_log", "dt_bias", "norm/scale"},
+    "linear attention with options": {"A_log", "dt_bias"},
 }
 
 # Packed rows, and how each is cut: the padding at the ends of row 1 bears the ids of its neighbours.
@@ -249,13 +271,14 @@ def test_exactly_the_documented_parameters_go_without_weight_decay(name):
 def test_projections_start_uniform_within_one_over_root_fan_in_the_output_scaled(name):
     mixer, config = MIXERS[name]
     plain, scaled = (flat(mixer(32, config, residual_scale=scale, rngs=nnx.Rngs(0))) for scale in (1.0, 0.25))
-    for path, fan_in in (("in_proj/kernel", 32), ("out_proj/kernel", 64)):
-        values = np.asarray(plain[path][...]) * fan_in**0.5
+    out = "o_proj/kernel" if "o_proj/kernel" in plain else "out_proj/kernel"
+    for path in ("in_proj/kernel" if "in_proj/kernel" in plain else "q_proj/kernel", out):
+        values = np.asarray(plain[path][...]) * plain[path].shape[0] ** 0.5
         assert np.abs(values).max() <= 1 + 1e-6
         assert abs(values.std() * 3**0.5 - 1) < 0.05  # uniform on [-1, 1] has variance 1/3
         assert abs(values.mean()) < 0.05
     for path in plain:
-        assert_close(scaled[path][...], plain[path][...] * (0.25 if path == "out_proj/kernel" else 1), name=path)
+        assert_close(scaled[path][...], plain[path][...] * (0.25 if path == out else 1), name=path)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +300,12 @@ def test_projections_start_uniform_within_one_over_root_fan_in_the_output_scaled
         (ssm.Mamba2Config, {"A_max": 0.5}, "A_min=1.0 and A_max=0.5, expected"),
         (ssm.Mamba2Config, {"dt_limit": (0.2, 0.1)}, r"dt_limit=\(0.2, 0.1\), expected 0 <= lowest <= highest"),
         (ssm.Mamba2Config, {"dt_limit": (-1.0, 0.1)}, r"dt_limit=\(-1.0, 0.1\), expected"),
+        (ssm.LinearAttentionConfig, {"n_heads": 0}, "n_heads=0, expected at least 1"),
+        (ssm.LinearAttentionConfig, {"d_conv": 0}, "d_conv=0, expected at least 1"),
+        (ssm.LinearAttentionConfig, {"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1, expected 0 < dt_min <= dt_max"),
+        (ssm.LinearAttentionConfig, {"activation": "relu"}, "activation='relu', expected 'silu' or 'identity'"),
+        (ssm.LinearAttentionConfig, {"init": "copy"}, "init='copy', expected 'mamba2' or 'mimic'"),
+        (ssm.LinearAttentionConfig, {"gate": False, "gate_bias": True}, "gate_bias=True, expected gate=True"),
         (ssm.Mamba3Config, {"d_state": 7}, "d_state=7, expected an even number"),
         (ssm.Mamba3Config, {"d_state": 0}, "d_state=0, expected an even number"),
         (ssm.Mamba3Config, {"head_dim": 0}, "head_dim=0, expected at least 1"),
@@ -301,6 +330,8 @@ def test_config_errors_name_the_option(config, options, message, unchecked):
         (ssm.Mamba2, ssm.Mamba2Config(head_dim=4, d_ssm=20), "the width of the state space, 20 of expand .* = 16"),
         (ssm.Mamba2, ssm.Mamba2Config(head_dim=4, d_ssm=0), "the width of the state space, 0 of"),
         (ssm.Mamba2, ssm.Mamba2Config(head_dim=4, n_groups=3), "n_groups=3 must divide the 4 heads"),
+        (ssm.LinearAttention, ssm.LinearAttentionConfig(n_heads=3), "n_heads=3 must divide d_model=8"),
+        (ssm.LinearAttention, ssm.LinearAttentionConfig(n_heads=4, n_kv_heads=3), "n_kv_heads=3 must divide n_heads=4"),
         (ssm.Mamba3, ssm.Mamba3Config(head_dim=5), r"head_dim=5 must divide expand \* d_model = 16"),
         (ssm.Mamba3, ssm.Mamba3Config(head_dim=4, n_groups=3), "n_groups=3 must divide the 4 heads"),
     ],

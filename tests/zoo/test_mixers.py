@@ -138,7 +138,7 @@ def test_mistakes_in_a_pattern_know_its_name_and_options():
         ("Average", AverageConfig(), "name='Average', expected lower-case letters"),
         ("my-mixer", AverageConfig(), "name='my-mixer', expected lower-case letters"),
         ("2average", AverageConfig(), "name='2average', expected lower-case"),
-        ("attn", AverageConfig(), "name='attn' is taken, expected another than attn, m2"),
+        ("attn", AverageConfig(), "name='attn' is taken, expected another than attn, linear_attn, m2"),
         ("mlp", AverageConfig(), "name='mlp' is taken"),
         ("scale", AverageConfig(), "name='scale' is taken"),
         ("other", {"rate": 1}, "config_default={'rate': 1}, expected an instance of a dataclass"),

@@ -58,9 +58,9 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
     [
         ("", "pattern='', expected at least one word"),
         ("  ", "expected at least one word"),
-        ("manba", "unknown mixer 'manba', did you mean 'mamba'\\? Known: attn, m2, mamba"),
+        ("manba", "unknown mixer 'manba', did you mean 'mamba'\\? Known: attn, linear_attn, m2, mamba"),
         ("attn/mpl", "unknown channel mixer 'mpl', did you mean 'mlp'\\? Known: mlp"),
-        ("mlp", "unknown mixer 'mlp'. Known: attn, m2, mamba"),
+        ("mlp", "unknown mixer 'mlp'. Known: attn, linear_attn, m2, mamba"),
         ("mamba/attn", "unknown channel mixer 'attn'. Known: mlp"),
         ("-", "'-' is an empty block"),
         ("-/-", "'-/-' is an empty block"),

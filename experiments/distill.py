@@ -1,0 +1,562 @@
+"""Attention into linear attention, by distillation: a language model teaches a copy of itself whose mixers are others.
+
+    python -m experiments.distill tiny                                       # trains its teacher too; two minutes
+    python -m experiments.distill tiny runs/causal_lm/RUN                    # a teacher of experiments.causal_lm
+    python -m experiments.distill tiny RUN --pattern "attn linear_attn*3"    # a hybrid: every fourth layer stays
+    python -m experiments.distill tiny RUN --init random                     # nothing is copied, for comparison
+    python -m experiments.distill tiny RUN --layers.steps 0 --qkv.steps 0    # the last stage alone
+    python -m experiments.distill smollm2 --data.path my.txt                 # SmolLM2-135M; for accelerators
+
+A teacher is a run of experiments.causal_lm, a folder in a published layout, a name on the hub, or what `python -m
+experiments.data fetch` brings; its tokenizer reads the text. The student starts from it (`zoo.seed_from_attention`) and
+learns in stages, each in a folder of its own below the run's; one of 0 steps is left out:
+
+    layers   what attention does not have: decay, convolution, gate, norm; each layer gives what its attention gives
+    qkv      also the maps of queries, keys and values; by the same loss
+    hidden   all of these mixers; each block gives what the teacher's block gives
+    logits   all of these mixers, through the whole model: KL divergence from the teacher's next token
+
+In the first three, a layer reads what the teacher's layer reads, so that all learn at once. MLPs, norms, embeddings and
+attention that stays are never trained. The same command again resumes a run that was stopped. The student is in
+RUN/student: `python -m experiments.sample RUN/student`, or a teacher for more.
+
+Source: Liao et al. 2025, arXiv:2502.13145 (mmMamba: layers, qkv, logits); Bick et al. 2024, arXiv:2408.10189 (MOHAWK:
+hidden).
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import ssm
+import zoo
+from experiments import causal_lm, fetch, flags, runs
+from experiments.checkpoints import Checkpoints
+from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches
+from experiments.frozen import freeze, thaw
+from experiments.metrics import read_metrics
+from experiments.model_size import count_params
+from experiments.optim import OptimConfig
+from experiments.seeds import Summary, table
+from experiments.tokenizers import FILE_NAME, restore_tokenizer, save_tokenizer
+from experiments.train import Loss, Task, TrainConfig, mean_loss, split_model, sum_over, train
+from zoo.pretrained import find_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage of the distillation."""
+
+    steps: int = 1000
+    """Optimiser steps. 0 leaves the stage out."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+
+    def __post_init__(self):
+        if self.steps < 0:
+            raise ValueError(f"steps={self.steps}, expected at least 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class MixerConfig(ssm.LinearAttentionConfig):
+    """Options of linear_attn that the teacher leaves open."""
+
+    n_heads: Annotated[int | None, flags.Hidden] = None
+    n_kv_heads: Annotated[int | None, flags.Hidden] = None
+    head_dim: Annotated[int | None, flags.Hidden] = None
+    bias: Annotated[bool, flags.Hidden] = False
+    init: Annotated[Literal["mamba2", "mimic"], flags.Hidden] = "mamba2"
+
+    @property
+    def options(self) -> ssm.LinearAttentionConfig:
+        """The same as the mixer takes them."""
+        return ssm.LinearAttentionConfig(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig(TrainConfig):
+    """How often to look, and what to keep, in every stage."""
+
+    steps: Annotated[int, flags.Hidden] = 1000
+    ema: Annotated[float, flags.Hidden] = 0.0
+    carry_state: Annotated[bool, flags.Hidden] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOptimConfig(OptimConfig):
+    """The optimiser, of every stage. The defaults are mmMamba's."""
+
+    learning_rate: Annotated[float, flags.Hidden] = 1e-3
+    warmup_steps: Annotated[int, flags.Hidden] = 0
+    schedule: Literal["cosine", "linear", "trapezoid"] = "trapezoid"
+    """How the learning rate falls from its peak. trapezoid: not at all until the last tenth of the steps."""
+    final_fraction: float = 0.0
+    """Learning rate at the last step, as a share of the peak."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay, times the learning rate, of what is trained."""
+    beta2: float = 0.999
+    """Decay of the running mean of squared gradients."""
+    clip: float = 5.0
+    """Largest norm of the whole gradient; longer ones are scaled down. 0 switches clipping off."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Whose attention becomes what, and how the student learns."""
+
+    teacher: Annotated[str | None, flags.Positional] = None
+    """Run of experiments.causal_lm, published folder, hub name, or a name of experiments.data. None: a small model is
+    trained first, with --teacher-steps."""
+    pattern: str = "linear_attn"
+    """What each layer's attention becomes, linear_attn or attn as it is, e.g. "attn linear_attn*3"; cycles."""
+    init: Literal["mimic", "copy", "random"] = "mimic"
+    """How the student starts. mimic: attention's maps are copied, the rest starts as if attention went on. copy: the
+    rest starts as in Mamba-2. random: nothing is copied."""
+    mixer: MixerConfig = MixerConfig()
+    """Options of linear_attn; heads and biases are the teacher's."""
+    data: DataConfig = DataConfig()
+    """Text. Its tokenizer is the teacher's; --data.tokenizer is that of a teacher that is trained here."""
+    layers: Stage = Stage(20_000, 1e-3)
+    """Layer by layer, what is new."""
+    qkv: Stage = Stage(20_000, 5e-4)
+    """Layer by layer, also the maps of queries, keys and values."""
+    hidden: Stage = Stage(0, 5e-4)
+    """Block by block, the whole mixers."""
+    logits: Stage = Stage(20_000, 5e-5)
+    """End to end, the whole mixers."""
+    warmup_fraction: float = 0.1
+    """Share of a stage's steps that warm up."""
+    teacher_steps: int = 300
+    """Steps of a teacher that is trained here."""
+    train: LoopConfig = LoopConfig()
+    """How often to look, what to keep."""
+    optim: StageOptimConfig = StageOptimConfig()
+    """Optimiser and schedule."""
+    eval_batches: int | None = 20
+    """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
+    run_dir: str | None = None
+    """Folder of the run. None: runs/distill/PRESET, with a suffix that depends on the flags that were changed."""
+
+    def __post_init__(self):
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f"--warmup-fraction {self.warmup_fraction}, expected 0 <= warmup-fraction < 1")
+        if self.teacher_steps < 1:
+            raise ValueError(f"--teacher-steps {self.teacher_steps}, expected at least 1")
+        if not any(getattr(self, name).steps for name in STAGES):
+            raise ValueError(f"no stage has steps, expected some in --{'.steps, --'.join(STAGES)}.steps")
+
+
+class StageKind(NamedTuple):
+    """What one stage trains, and by what."""
+
+    loss: str
+    """Which of `measure`'s distances."""
+    parts: frozenset[str] | None
+    """Parts of a converted layer's mixer that are trained. None: all."""
+
+
+_NEW = frozenset({"A_log", "dt_bias", "dt_proj", "conv1d", "gate_proj", "norm"})
+STAGES = {
+    "layers": StageKind("layer_error", _NEW),
+    "qkv": StageKind("layer_error", _NEW | {"q_proj", "k_proj", "v_proj"}),
+    "hidden": StageKind("hidden_error", None),
+    "logits": StageKind("kl", None),
+}
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "tiny": (
+        "A teacher of 0.5 M parameters on Python's standard library, and its student: two minutes on two CPU cores.",
+        Config(
+            data=DataConfig(tokenizer="bytes", seq_len=256),
+            layers=Stage(60, 1e-2),
+            qkv=Stage(60, 3e-3),
+            hidden=Stage(0, 3e-3),
+            logits=Stage(120, 2e-3),
+            train=LoopConfig(batch_size=8, eval_every=60, save_every=60, log_every=20),
+        ),
+    ),
+    "smollm2": (
+        "SmolLM2-135M, every fourth layer of which stays attention, on your text; fetched, for accelerators.",
+        Config(
+            teacher="smollm2",
+            pattern="attn linear_attn*3",
+            data=DataConfig(seq_len=512, allow_short_documents=True),
+            layers=Stage(500, 1e-3),
+            qkv=Stage(500, 5e-4),
+            hidden=Stage(0, 5e-4),
+            logits=Stage(1000, 1e-4),
+            train=LoopConfig(batch_size=16, eval_every=250, save_every=250),
+        ),
+    ),
+}
+
+# Fields that may change between two starts of one run, besides those of every experiment.
+FREE = ("data.cache_dir",)
+RESULTS_FILE = "results.json"
+
+
+class Pair(nnx.Module):
+    """A teacher and its student, and how large what the teacher's layers give is, to measure distances by."""
+
+    def __init__(self, teacher: zoo.CausalLM, student: zoo.CausalLM):
+        self.teacher, self.student = teacher, student
+        n = len(zoo.converted_layers(teacher.backbone, student.backbone))
+        self.mixed_square = nnx.Variable(jnp.ones((n,)))
+        self.update_square = nnx.Variable(jnp.ones((n,)))
+
+    def compare(self, batch: Mapping[str, Any]) -> list[zoo.Compared]:
+        """The converted blocks on a batch."""
+        x = self.teacher.embedding(batch["tokens"])
+        return zoo.compare_layers(self.teacher.backbone, self.student.backbone, x, segment_ids=batch["segment_ids"])
+
+
+def _per_token(x: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+    """Mean square over the channels, summed over the tokens that count."""
+    return jnp.sum(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) * batch["weights"])
+
+
+def layer_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
+    """Squared error of the mixers' outputs over the mean square of the teacher's: 1 is what zeros would have.
+
+    A mean over channels and layers, and a sum over tokens. Each layer is fed what enters the teacher's.
+    """
+    errors = [_per_token(each.student.mixed - each.teacher.mixed, batch) for each in pair.compare(batch)]
+    return jnp.mean(jnp.stack(errors) / pair.mixed_square[...])
+
+
+def hidden_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
+    """Squared error of the blocks' outputs, over the mean square of what the teacher's blocks add to their input."""
+    errors = [_per_token(each.student.out - each.teacher.out, batch) for each in pair.compare(batch)]
+    return jnp.mean(jnp.stack(errors) / pair.update_square[...])
+
+
+def kl(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
+    """KL divergence of the student's next token from the teacher's, in nats at temperature 1, summed over tokens."""
+    log_p, log_q = (
+        jax.nn.log_softmax(model(batch["tokens"], segment_ids=batch["segment_ids"]))
+        for model in (pair.teacher, pair.student)
+    )
+    return jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * batch["weights"])
+
+
+DISTANCES: dict[str, Callable[[Pair, Mapping[str, Any]], jax.Array]] = {
+    "layer_error": layer_error,
+    "hidden_error": hidden_error,
+    "kl": kl,
+}
+
+
+def measure(pair: Pair, batch: Mapping[str, Any], rngs: None) -> dict[str, jax.Array]:
+    """All distances of a student from its teacher and its own loss, as sums over "weight" tokens."""
+    loss = causal_lm.next_token_loss(pair.student, batch, None)
+    return {"nats": loss.total, "weight": loss.weight} | {name: f(pair, batch) for name, f in DISTANCES.items()}
+
+
+def _squares(pair: Pair, batch: Mapping[str, Any], rngs: None) -> tuple[Any, ...]:
+    """Mean squares of what the teacher's mixers give and of what its blocks add, as sums over tokens."""
+    compared = pair.compare(batch)
+    mixed = tuple(_per_token(each.teacher.mixed, batch) for each in compared)
+    update = tuple(_per_token(each.teacher.out - each.x, batch) for each in compared)
+    return mixed, update, jnp.sum(batch["weights"])
+
+
+def make_pair(teacher: zoo.CausalLM, student: zoo.CausalLM, batches: Any) -> Pair:
+    """A pair whose distances are relative to what the teacher gives on these batches."""
+    pair = Pair(teacher, student)
+    mixed, update, weight = sum_over(pair, _squares, batches)
+    for variable, squares in ((pair.mixed_square, mixed), (pair.update_square, update)):
+        variable[...] = jnp.maximum(jnp.asarray(squares) / weight, 1e-20)
+    return pair
+
+
+def stage_model(pair: Pair, kind: StageKind) -> Pair:
+    """The pair in which a stage's parameters alone are trained."""
+    layers = zoo.converted_layers(pair.teacher.backbone, pair.student.backbone)
+
+    def trained(name: str) -> bool:
+        model, _, _, *inside = name.split(".")
+        if model != "student" or len(inside) < 3 or inside[1] != "mixer" or int(inside[0]) not in layers:
+            return False
+        return kind.parts is None or inside[2] in kind.parts
+
+    return freeze(pair, trained)
+
+
+class Teacher(NamedTuple):
+    """A model to learn from."""
+
+    model: zoo.CausalLM
+    folder: Path
+    """Where it lies, its tokenizer beside it."""
+
+
+def load_teacher(source: str | Path) -> Teacher:
+    """Loads a teacher. Changes nothing in its folder.
+
+    Args:
+      source: run of experiments.causal_lm, published folder, hub name, or a name that `experiments.data` fetches.
+
+    Raises:
+      FileNotFoundError: nothing there, or it has not been fetched.
+      ValueError: what is there is no causal language model, or has no tokenizer that fits it.
+    """
+    folder = Path(source)
+    if not folder.exists() and str(source) in fetch.SETS:
+        folder = fetch.path(str(source))
+    if (folder / "checkpoints").is_dir():
+        return Teacher(causal_lm.load_run(folder)[0], folder)
+    folder = find_folder(folder if folder.exists() else str(source))
+    model = zoo.from_pretrained(folder, dtype="float32")
+    if not isinstance(model, zoo.CausalLM):
+        raise ValueError(f"{source} holds a {type(model).__name__}, expected a causal language model")
+    if not (folder / FILE_NAME).is_file():
+        raise ValueError(f"{source} has no {FILE_NAME}, expected the teacher's tokenizer beside its weights")
+    needed, rows = restore_tokenizer(folder).vocab_size, model.config.padded_vocab_size
+    if needed > rows:
+        raise ValueError(f"{source}: the tokenizer has {needed} ids, the model has {rows} rows for them")
+    return Teacher(model, folder)
+
+
+def teacher_config(config: Config) -> causal_lm.Config:
+    """The run of experiments.causal_lm that a teacher is trained by here."""
+    tiny = causal_lm.PRESETS["tiny"][1]
+    return dataclasses.replace(
+        tiny,
+        model=dataclasses.replace(tiny.model, d_model=96, pattern="attn/mlp"),
+        data=config.data,
+        train=dataclasses.replace(
+            tiny.train,
+            steps=config.teacher_steps,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            tensorboard=config.train.tensorboard,
+        ),
+        eval_batches=config.eval_batches,
+        prompt="",
+    )
+
+
+def chosen_layers(pattern: str, model: zoo.CausalLMConfig) -> list[int]:
+    """The teacher's layers of attention that a pattern makes linear attention.
+
+    Raises:
+      ValueError: the pattern has other words, or none of linear attention.
+    """
+    words = zoo.parse_pattern(pattern, model.n_layers)
+    if any(word not in (zoo.Word(("attn",)), zoo.Word(("linear_attn",))) for word in words):
+        raise ValueError(f"--pattern {pattern!r}, expected the words attn and linear_attn, their options by --mixer")
+    there = zoo.parse_pattern(model.pattern, model.n_layers)
+    layers = [
+        i
+        for i, (now, then) in enumerate(zip(there, words, strict=True))
+        if now.plain.mixers == ("attn",) and then.mixers == ("linear_attn",)
+    ]
+    if not layers:
+        raise ValueError(f"--pattern {pattern!r} converts none of the teacher's layers, {model.pattern!r}")
+    return layers
+
+
+class Evaluation:
+    """What a model gives on held-out text."""
+
+    def __init__(self, config: Config, corpus: Corpus):
+        stream = corpus.validation
+        self.bits_per_nat = stream.n_tokens / stream.n_bytes / math.log(2)
+        self.batches = evaluation_batches(
+            stream,
+            batch_size=config.train.batch_size,
+            seq_len=config.data.seq_len,
+            max_batches=config.eval_batches,
+        )
+
+    def of_teacher(self, teacher: zoo.CausalLM) -> dict[str, float]:
+        """Perplexity, and bits per byte of text."""
+        nats = mean_loss(teacher, causal_lm.next_token_loss, self.batches)
+        return causal_lm.describe(nats, self.bits_per_nat)
+
+    def __call__(self, pair: Pair) -> dict[str, float]:
+        """These of a student, and its distances from its teacher."""
+        sums = sum_over(thaw(pair), measure, self.batches)
+        means = {name: total / sums["weight"] for name, total in sums.items() if name != "weight"}
+        return causal_lm.describe(means.pop("nats"), self.bits_per_nat) | means
+
+
+def make_task(name: str, config: Config, pair: Pair, corpus: Corpus, evaluate: Evaluation) -> Task:
+    """The task of one stage, from a pair on."""
+    kind = STAGES[name]
+    distance = DISTANCES[kind.loss]
+
+    def loss(pair: Pair, batch: Mapping[str, Any], rngs: Any) -> Loss:
+        return Loss(distance(pair, batch), jnp.sum(batch["weights"]))
+
+    def held_out(pair: nnx.Module) -> dict[str, float]:
+        found = evaluate(cast(Pair, pair))
+        return {"loss": found[kind.loss]} | found
+
+    batch_size, seq_len = config.train.batch_size, config.data.seq_len
+    seed = config.train.seed + list(STAGES).index(name)
+    return Task(
+        init=lambda rngs: stage_model(pair, kind),
+        loss=loss,
+        batches=make_batches(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=seed),
+        evaluate=held_out,
+        tokens_per_batch=batch_size * seq_len,
+    )
+
+
+class Distilled(NamedTuple):
+    """A run that has ended."""
+
+    student: zoo.CausalLM
+    rows: dict[str, dict[str, float]]
+    """Perplexity and distances on held-out text: of the teacher, of a random student, seeded, and after each stage."""
+    stopped: bool
+    """Whether a signal ended it before its last step."""
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/distill/PRESET for a preset as it is, with a digest of the changes for a changed one."""
+    return runs.default_run_dir(config, PRESETS, "distill", FREE)
+
+
+def fit(config: Config, folder: Path) -> Distilled:
+    """Distils in a folder, from where a run that was stopped there had come to.
+
+    Raises:
+      UsageError: teacher, text or folder are not what the configuration says; nothing has been written.
+      FloatingPointError: see `train`.
+    """
+    with flags.usage_errors():
+        runs.holds_run(config, folder, FREE)
+        if config.teacher is None:
+            chosen_layers(config.pattern, teacher_config(config).model)
+            load_corpus(config.data)
+        else:
+            teacher, student, corpus = _begin(config, load_teacher(config.teacher))
+        folder.mkdir(parents=True, exist_ok=True)
+        flags.save_config(config, folder / "config.json")
+    if config.teacher is None:
+        print("the teacher first:", flush=True)
+        trained, _ = causal_lm.fit(teacher_config(config), folder / "teacher")
+        if trained.stopped:
+            return Distilled(trained.model, {}, stopped=True)
+        with flags.usage_errors():
+            teacher, student, corpus = _begin(config, load_teacher(folder / "teacher"))
+
+    sizes = f"{count_params(teacher.config):,} parameters, the student {count_params(student.config):,}"
+    print(f"{teacher.config.pattern} -> {student.config.pattern}: {sizes}; {folder}", flush=True)
+    path = folder / RESULTS_FILE
+    rows: dict[str, dict[str, float]] = json.loads(path.read_text())["rows"] if path.exists() else {}
+    evaluate = Evaluation(config, corpus)
+    batch_size, seq_len = config.train.batch_size, config.data.seq_len
+    some = evaluation_batches(corpus.train, batch_size=batch_size, seq_len=seq_len, max_batches=4)
+    pair = make_pair(teacher, student, some)
+    if "seeded" not in rows:
+        rows["teacher"] = evaluate.of_teacher(teacher)
+        rows["random"] = evaluate(_random(pair, config))
+        rows["seeded"] = evaluate(pair)
+        save_results(config, rows, folder)
+    for name, kind in STAGES.items():
+        stage: Stage = getattr(config, name)
+        if not stage.steps:
+            continue
+        print(f"stage {name}: {kind.loss.replace('_', ' ')}, {stage.steps} steps", flush=True)
+        loop = dataclasses.replace(config.train, steps=stage.steps)
+        warmup = round(config.warmup_fraction * stage.steps)
+        optim = dataclasses.replace(config.optim, learning_rate=stage.learning_rate, warmup_steps=warmup)
+        task = make_task(name, config, pair, corpus, evaluate)
+        finished = train(task, loop, optim, folder / name, record=dataclasses.asdict(config))
+        pair = thaw(finished.model)
+        if finished.stopped:
+            return Distilled(pair.student, rows, stopped=True)
+        held_out = [record for record in read_metrics(folder / name) if record["split"] == "validation"][-1]
+        rows[name] = {metric: held_out[metric] for metric in rows["seeded"]}
+        save_results(config, rows, folder)
+    save_student(config, pair.student, corpus, folder / "student")
+    plot_stages(rows, folder)
+    return Distilled(pair.student, rows, stopped=False)
+
+
+def _begin(config: Config, teacher: Teacher) -> tuple[zoo.CausalLM, zoo.CausalLM, Corpus]:
+    """The teacher, the student that starts from it, and the text in the teacher's tokens."""
+    layers = chosen_layers(config.pattern, teacher.model.config)
+    student = zoo.seed_from_attention(
+        teacher.model, layers, config=config.mixer.options, init=config.init, rngs=nnx.Rngs(config.train.seed)
+    )
+    data = dataclasses.replace(config.data, tokenizer=str(teacher.folder))
+    return teacher.model, cast(zoo.CausalLM, student), load_corpus(data)
+
+
+def _random(pair: Pair, config: Config) -> Pair:
+    """The pair with a student of which nothing was copied, in the graph of the other: it need not be compiled again."""
+    layers = zoo.converted_layers(pair.teacher.backbone, pair.student.backbone)
+    rngs = nnx.Rngs(config.train.seed)
+    random = zoo.seed_from_attention(pair.teacher, layers, config=config.mixer.options, init="random", rngs=rngs)
+    graphdef, state = nnx.split(pair)
+    state["student"] = nnx.state(random)
+    return nnx.merge(graphdef, state)
+
+
+def save_results(config: Config, rows: Mapping[str, Mapping[str, float]], folder: Path) -> None:
+    """Writes results.json."""
+    content = {"pattern": config.pattern, "init": config.init, "rows": rows}
+    (folder / RESULTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: Path) -> None:
+    """Writes the student as a run of experiments.causal_lm, to sample from, to convert, or to learn from."""
+    steps = sum(getattr(config, name).steps for name in STAGES)
+    loop = {name: getattr(config.train, name) for name in ("batch_size", "seed")}
+    said = causal_lm.Config(student.config, config.data, TrainConfig(steps=steps, **loop))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tokenizer(corpus.tokenizer, folder)
+    flags.save_config(said, folder / "config.json")
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(steps, {"params": split_model(student)[1]}, data_state={})
+
+
+def plot_stages(rows: Mapping[str, Mapping[str, float]], folder: Path) -> Path:
+    """Draws the perplexity at each stage into stages.png, the teacher's as a line."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in rows if name != "teacher"]
+    values = [rows[name]["perplexity"] for name in names]
+    figure = Figure(figsize=(1.5 + 1.1 * len(names), 4), layout="constrained")
+    axes = figure.subplots()
+    bars = axes.bar(names, values, color=["0.75", "0.55", *["tab:blue"] * len(names)][: len(names)])
+    axes.bar_label(bars, fmt="{:.3g}", padding=2)
+    teacher = rows["teacher"]["perplexity"]
+    axes.axhline(teacher, color="tab:orange", linewidth=1.5, label=f"teacher, {teacher:.3g}")
+    axes.set(yscale="log", ylabel="perplexity on held-out text", title=f"Distillation of {folder.resolve().name}")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.1)
+    path = folder / "stages.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def main() -> int:
+    """Distils, and shows a table of the stages."""
+    config = flags.parse(PRESETS, prog="python -m experiments.distill", description=__doc__)
+    folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
+    distilled = fit(config, folder)
+    if distilled.stopped:
+        return 0
+    rows = {name: {k: Summary(v, None) for k, v in row.items()} for name, row in distilled.rows.items()}
+    print("on held-out text:")
+    print("\n".join(f"  {line}" for line in table(rows)))
+    print(f"run folder: {folder} (results.json, stages.png; a folder for each stage, and the student's)")
+    print(f'text:       python -m experiments.sample {folder / "student"} --prompt "def "')
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

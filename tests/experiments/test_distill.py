@@ -1,0 +1,206 @@
+"""Distillation as a user runs it: by its command line, stopped and resumed; and what its stages train and measure."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from experiments import causal_lm, distill, flags
+from experiments.metrics import read_metrics
+from experiments.train import sum_over
+from tests.numerics import with_random_parameters
+
+SMALL = [
+    *("--data.seq-len", "32", "--train.batch-size", "4", "--eval-batches", "2", "--train.no-tensorboard"),
+    *("--train.log-every", "1", "--train.save-every", "2", "--train.eval-every", "2", "--teacher-steps", "4"),
+    *("--layers.steps", "3", "--qkv.steps", "0", "--logits.steps", "3", "--pattern", "attn linear_attn"),
+]
+TEACHER = zoo.CausalLMConfig(
+    d_model=16, n_layers=2, pattern="attn/mlp", attn=zoo.AttentionConfig(n_heads=2), mlp=zoo.MLPConfig(d_ff=16)
+)
+
+pytestmark = pytest.mark.usefixtures("empty_folder")
+
+
+@pytest.fixture
+def command(run_command):
+    """Runs the command in this process: (exit status, stdout, stderr)."""
+    return functools.partial(run_command, distill)
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "my.txt"
+    path.write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(2000)))
+    return path
+
+
+@pytest.fixture
+def small_teacher(monkeypatch):
+    """A teacher that is trained in the same command is smaller than the command's own."""
+    make = distill.teacher_config
+    monkeypatch.setattr(distill, "teacher_config", lambda config: dataclasses.replace(make(config), model=TEACHER))
+
+
+def parameters(model):
+    return {".".join(map(str, path)): np.asarray(param[...]) for path, param in nnx.to_flat_state(nnx.state(model))}
+
+
+@pytest.mark.usefixtures("small_teacher")
+def test_distils_stops_resumes_and_keeps_what_is_frozen(text, tmp_path, command):
+    arguments = ("tiny", "--data.path", text, *SMALL)
+    status, out, err = command(*arguments, "--run-dir", "run")
+    assert status == 0, err
+    run = tmp_path / "run"
+    assert "attn/mlp -> attn/mlp linear_attn/mlp: " in out
+    assert {"results.json", "stages.png", "config.json", "teacher", "layers", "logits", "student"} == {
+        path.name for path in run.iterdir()
+    }
+    rows = json.loads((run / "results.json").read_text())["rows"]
+    assert list(rows) == ["teacher", "random", "seeded", "layers", "logits"]
+    assert all(row["perplexity"] > 1 for row in rows.values())
+    assert rows["layers"]["layer_error"] < rows["seeded"]["layer_error"]
+    assert [line.split()[0] for line in out.split("on held-out text:")[1].splitlines()[2:7]] == list(rows)
+    held_out = [record for record in read_metrics(run / "logits") if record["split"] == "validation"][-1]
+    assert held_out["loss"] == held_out["kl"] == rows["logits"]["kl"]
+
+    # Nothing but the mixer of layer 1 was trained, weight decay or not, and all of it was.
+    student, teacher = (parameters(causal_lm.load_run(run / name)[0]) for name in ("student", "teacher"))
+    for name, value in student.items():
+        inside = name.startswith("backbone.layers.1.mixer.")
+        if not inside or name in teacher:
+            assert (value.tobytes() == teacher[name].tobytes()) != inside, name
+    saved = json.loads((run / "layers/checkpoints/3/record.json").read_text())["arrays"]
+    names = {name.split(".")[6] for name in saved if name.startswith("params.")}
+    assert names == {"A_log", "dt_bias", "dt_proj", "conv1d", "gate_proj", "norm"}
+
+    # As if stopped in the last stage: it ends at the same, bit for bit.
+    for name in ("logits/checkpoints/3", "student"):
+        shutil.move(run / name, tmp_path / name.replace("/", "-"))
+    status, out, err = command(*arguments, "--run-dir", "run")
+    assert (status, "resumed from step 2 in run/logits" in out) == (0, True), err
+    again = parameters(causal_lm.load_run(run / "student")[0])
+    assert all(value.tobytes() == again[name].tobytes() for name, value in student.items())
+    assert json.loads((run / "results.json").read_text())["rows"] == rows
+
+    # The student is a run of experiments.causal_lm, and so a teacher: what is left of its attention can go too.
+    again = distill.load_teacher("run/student").model
+    assert distill.chosen_layers("linear_attn", again.config) == [0]
+
+
+def make_pair(**options):
+    teacher = with_random_parameters(
+        lambda: zoo.CausalLM(dataclasses.replace(TEACHER, vocab_size=24, **options), rngs=nnx.Rngs(0))
+    )
+    return distill.Pair(teacher, zoo.seed_from_attention(teacher, [1], rngs=nnx.Rngs(1)))
+
+
+def make_batch():
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 24, (2, 9))
+    weights = np.array([[1.0] * 8, [1.0] * 5 + [0.0] * 3], np.float32)
+    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": weights, "segment_ids": np.zeros((2, 8), int)}
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def test_each_stage_trains_its_own_parts_of_the_converted_layers():
+    pair = make_pair()
+
+    def trained(stage):
+        state = nnx.state(distill.stage_model(pair, distill.STAGES[stage]), nnx.Param)
+        names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
+        assert all(name.startswith("student.backbone.layers.1.mixer.") for name in names)
+        return {name.split(".")[5] for name in names}
+
+    new = {"A_log", "dt_bias", "dt_proj", "conv1d", "gate_proj", "norm"}
+    maps = {"q_proj", "k_proj", "v_proj"}
+    assert trained("layers") == new
+    assert trained("qkv") == new | maps
+    assert trained("hidden") == trained("logits") == new | maps | {"o_proj"}
+
+
+def test_distances_are_those_of_plain_numpy():
+    pair, batch = make_pair(), make_batch()
+    pair = distill.make_pair(pair.teacher, pair.student, [batch])
+    sums = sum_over(pair, distill.measure, [batch])
+    assert sums["weight"] == 13
+
+    @jax.jit
+    def run(batch):
+        x = pair.teacher.embedding(batch["tokens"])
+        (each,) = zoo.compare_layers(pair.teacher.backbone, pair.student.backbone, x)
+        return pair.teacher(batch["tokens"]), pair.student(batch["tokens"]), each
+
+    *logits, each = jax.tree.map(lambda x: np.asarray(x, np.float64), run(batch))
+    log_p, log_q = (x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True)) for x in logits)
+    weights = np.asarray(batch["weights"])
+    nats = -np.take_along_axis(log_q, np.asarray(batch["targets"])[..., None], 2)[..., 0]
+
+    def relative(error, of):
+        return 13 * np.sum(error**2 * weights[..., None]) / np.sum(of**2 * weights[..., None])
+
+    expected = {
+        "nats": np.sum(nats * weights),
+        "kl": np.sum(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1) * weights),
+        "layer_error": relative(each.student.mixed - each.teacher.mixed, each.teacher.mixed),
+        "hidden_error": relative(each.student.out - each.teacher.out, each.teacher.out - each.x),
+    }
+    for name, value in expected.items():
+        assert sums[name] == pytest.approx(value, rel=1e-4), name
+
+    silent = pair.student.backbone.layers[1].mixer.o_proj.kernel
+    silent[...] = jnp.zeros_like(silent[...])
+    assert sum_over(pair, distill.measure, [batch])["layer_error"] == pytest.approx(13, rel=1e-4)
+
+
+def test_a_config_comes_back_from_json(tmp_path):
+    for _, config in distill.PRESETS.values():
+        flags.save_config(config, tmp_path / "config.json")
+        assert flags.load_config(distill.Config, tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere is neither a folder nor a name on the hub (owner/name)"),
+        (["--pattern", "lin_attn"], "unknown mixer 'lin_attn', did you mean 'linear_attn'?"),
+        (["--pattern", "attn mamba"], "--pattern 'attn mamba', expected the words attn and linear_attn"),
+        (["--pattern", "linear_attn/mlp"], "--pattern 'linear_attn/mlp', expected the words"),
+        (["--pattern", "attn"], "--pattern 'attn' converts none of the teacher's layers, 'attn/mlp'"),
+        (["--layers.steps", "0", "--logits.steps", "0"], "no stage has steps, expected some in --layers.steps"),
+        (["--layers.steps", "-1"], "steps=-1, expected at least 0"),
+        (["--init", "scratch"], "invalid choice 'scratch'"),
+        (["--data.path", "missing.txt"], "missing.txt"),
+        (["--mixer.d-conv", "0"], "d_conv=0, expected at least 1"),
+        (["--warmup-fraction", "1"], "--warmup-fraction 1.0, expected 0 <= warmup-fraction < 1"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message, text, tmp_path, command):
+    status, _, err = command("tiny", "--data.path", text, *SMALL, "--run-dir", "run", *arguments)
+    assert status != 0
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_without_attention_or_of_another_kind_is_named(tmp_path):
+    zoo.save_pretrained(
+        zoo.CausalLM(zoo.CausalLMConfig(d_model=8, n_layers=1, vocab_size=24), rngs=nnx.Rngs(0)), tmp_path / "mamba"
+    )
+    with pytest.raises(ValueError, match=r"mamba has no tokenizer\.json, expected the teacher's tokenizer"):
+        distill.load_teacher(tmp_path / "mamba")
+    with pytest.raises(ValueError, match="--pattern 'linear_attn' converts none of the teacher's layers, 'mamba'"):
+        distill.chosen_layers("linear_attn", zoo.CausalLMConfig(pattern="mamba"))
+    assert distill.chosen_layers("attn linear_attn*3", zoo.CausalLMConfig(n_layers=6, pattern="attn/mlp")) == [
+        1,
+        2,
+        3,
+        5,
+    ]
