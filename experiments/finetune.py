@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 import zoo
-from experiments import baselines, flags, glue, runs
+from experiments import baselines, flags, glue, runs, seeds
 from experiments.confusion import plot_confusion
 from experiments.encoders import load_encoder
 from experiments.labelled import Examples, Kind, Labelled, LabelledConfig, load_labelled
@@ -44,7 +44,6 @@ from experiments.objectives import (
 from experiments.optim import OptimConfig
 from experiments.packing import Batch, Epochs, make_batches
 from experiments.scores import Scores
-from experiments.seeds import Summary, save_summary, summarise, table
 from experiments.special_tokens import special_tokens
 from experiments.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer, save_tokenizer
 from experiments.train import Task, TrainConfig, train
@@ -332,10 +331,7 @@ def _outputs(graphdef, variables, batch, function):
 
 def default_run_dir(config: Config) -> Path:
     """runs/finetune/PRESET for a preset as it is, with a digest of the changes for a changed one, and "-seeds"."""
-    several = len(config.seeds) > 1
-    one = dataclasses.replace(config, seeds=()) if several else config
-    folder = runs.default_run_dir(one, PRESETS, "finetune", FREE)
-    return folder.with_name(folder.name + "-seeds") if several else folder
+    return seeds.default_run_dir(config, PRESETS, "finetune", FREE)
 
 
 def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Tuned:
@@ -413,26 +409,16 @@ def fit_seeds(config: Config, folder: Path) -> list[Tuned]:
     Raises:
       UsageError, FloatingPointError: as `fit`.
     """
-    if len(config.seeds) <= 1:
+    if len(config.seeds) > 1:
+
+        def keep(prepared: Prepared) -> None:
+            save_tokenizer(prepared.objective.tokenizer, folder)
+
+        tuned = seeds.fit_several(config, folder, prepare=prepare, fit=fit, free=FREE, keep=keep)
+    else:
         tuned = [fit(config, folder)]
-        if not tuned[-1].stopped:
-            save_summary(folder, config.seeds or (config.train.seed,), [run.scores for run in tuned])
-        return tuned
-    with flags.usage_errors():
-        if (folder / runs.MODEL_FILE).is_file():
-            raise ValueError(f"{folder} holds a run of one seed; choose another --run-dir for several")
-        going_on = runs.holds_run(config, folder, (*FREE, "seeds", "train.seed"))
-        prepared = prepare(config, folder if going_on else None)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_tokenizer(prepared.objective.tokenizer, folder)
-        flags.save_config(config, folder / "config.json")
-    tuned = []
-    for seed in config.seeds:
-        one = dataclasses.replace(config, seeds=(), train=dataclasses.replace(config.train, seed=seed))
-        tuned.append(fit(one, folder / f"seed-{seed}", prepared))
-        if tuned[-1].stopped:
-            return tuned
-    save_summary(folder, config.seeds, [run.scores for run in tuned])
+    if not tuned[-1].stopped:
+        seeds.save_summary(folder, config.seeds or (config.train.seed,), [run.scores for run in tuned])
     return tuned
 
 
@@ -443,17 +429,17 @@ def main() -> int:
     tuned = fit_seeds(config, folder)
     if tuned[-1].stopped:
         return 0
-    rows: dict[str, Mapping[str, Summary]] = dict(summarise([run.scores for run in tuned]))
+    rows: dict[str, Mapping[str, seeds.Summary]] = dict(seeds.summarise([run.scores for run in tuned]))
     with flags.usage_errors():
         if config.baseline:
             counted = baselines.bag_of_words(load_labelled(config.data, config.kind))
             rows |= {
-                f"{split}, counting words": {name: Summary(value, None) for name, value in scores.items()}
+                f"{split}, counting words": {name: seeds.Summary(value, None) for name, value in scores.items()}
                 for split, scores in counted.items()
             }
-        lines = table(rows, config.metrics)
-    seeds = f", mean of {len(tuned)} seeds ± their standard deviation" if len(tuned) > 1 else ""
-    print(f"after the last step{seeds}:")
+        lines = seeds.table(rows, config.metrics)
+    several = f", mean of {len(tuned)} seeds ± their standard deviation" if len(tuned) > 1 else ""
+    print(f"after the last step{several}:")
     print("\n".join(f"  {line}" for line in lines))
     print(f"run folder: {folder} (results.json, predictions.jsonl, confusion.png, curves.png, checkpoints)")
     return 0

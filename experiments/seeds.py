@@ -1,13 +1,68 @@
-"""Several runs of one experiment that differ in their seed: the mean, the spread, and a table of both."""
+"""Several runs of one experiment that differ in their seed: a folder for each, the mean, the spread, and a table."""
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import flags, runs
 from experiments.scores import Scores
+
+
+def default_run_dir(
+    config: Any, presets: Mapping[str, tuple[str, Any]], experiment: str, free: Collection[str] = ()
+) -> Path:
+    """`runs.default_run_dir`, with "-seeds" behind it where `config.seeds` are several."""
+    several = len(config.seeds) > 1
+    one = dataclasses.replace(config, seeds=()) if several else config
+    folder = runs.default_run_dir(one, presets, experiment, free)
+    return folder.with_name(folder.name + "-seeds") if several else folder
+
+
+def with_seed(config: Any, seed: int) -> Any:
+    """The configuration of one run."""
+    return dataclasses.replace(config, seeds=(), train=dataclasses.replace(config.train, seed=seed))
+
+
+def fit_several(
+    config: Any,
+    folder: Path,
+    *,
+    prepare: Callable[[Any, Path | None], Any],
+    fit: Callable[[Any, Path, Any], Any],
+    free: Collection[str] = (),
+    keep: Callable[[Any], None] = lambda prepared: None,
+) -> list[Any]:
+    """A run for each of `config.seeds` in the folder's seed-0, seed-1, ...; ends at the first that is stopped.
+
+    Args:
+      config: an experiment's configuration, with fields `seeds` and `train`.
+      folder: of all runs.
+      prepare: prepare(config, folder of runs that go on or None) gives what the runs share.
+      fit: fit(config of one run, its folder, what is shared) gives a run, with a field `stopped`.
+      free: fields that may change between starts, besides those of every experiment.
+      keep: keep(what is shared) writes in the folder what belongs to all runs.
+
+    Raises:
+      UsageError: what `prepare` says is wrong, or the folder holds something else; nothing has been written.
+    """
+    with flags.usage_errors():
+        if (folder / runs.MODEL_FILE).is_file():
+            raise ValueError(f"{folder} holds a run of one seed; choose another --run-dir for several")
+        going_on = runs.holds_run(config, folder, (*free, "seeds", "train.seed"))
+        prepared = prepare(config, folder if going_on else None)
+        folder.mkdir(parents=True, exist_ok=True)
+        keep(prepared)
+        flags.save_config(config, folder / "config.json")
+    done: list[Any] = []
+    for seed in config.seeds:
+        done.append(fit(with_seed(config, seed), folder / f"seed-{seed}", prepared))
+        if done[-1].stopped:
+            break
+    return done
 
 
 class Summary(NamedTuple):

@@ -31,7 +31,7 @@ from PIL import Image
 
 import ssm
 import zoo
-from experiments import flags, runs
+from experiments import flags, runs, seeds
 from experiments.augment import AugmentConfig, Preprocess, PreprocessConfig, mix
 from experiments.confusion import plot_confusion
 from experiments.images import Images, ImagesConfig, LabelledImages, load_images
@@ -41,7 +41,6 @@ from experiments.model_size import count_params
 from experiments.optim import OptimConfig
 from experiments.packing import Batch, Epochs, make_batches
 from experiments.scores import Scores
-from experiments.seeds import Summary, save_summary, summarise, table
 from experiments.train import Loss, Task, TrainConfig, make_mesh, spread, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.image_tokens import grid_of
@@ -464,10 +463,7 @@ def nats(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def default_run_dir(config: Config) -> Path:
     """runs/vit/PRESET for a preset as it is, with a digest of the changes for a changed one, and "-seeds"."""
-    several = len(config.seeds) > 1
-    one = dataclasses.replace(config, seeds=()) if several else config
-    folder = runs.default_run_dir(one, PRESETS, "vit", FREE)
-    return folder.with_name(folder.name + "-seeds") if several else folder
+    return seeds.default_run_dir(config, PRESETS, "vit", FREE)
 
 
 def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Trained:
@@ -543,26 +539,16 @@ def fit_seeds(config: Config, folder: Path) -> list[Trained]:
     Raises:
       UsageError, FloatingPointError: as `fit`.
     """
-    seeds = config.seeds or (config.train.seed,)
-    folders = [folder / f"seed-{seed}" if len(seeds) > 1 else folder for seed in seeds]
-    prepared = None
-    if len(seeds) > 1:
-        with flags.usage_errors():
-            if (folder / runs.MODEL_FILE).is_file():
-                raise ValueError(f"{folder} holds a run of one seed; choose another --run-dir for several")
-            runs.holds_run(config, folder, (*FREE, "seeds", "train.seed"))
-            prepared = prepare(config)
-            folder.mkdir(parents=True, exist_ok=True)
-            flags.save_config(config, folder / "config.json")
-    trained = []
-    for seed, place in zip(seeds, folders, strict=True):
-        one = dataclasses.replace(config, seeds=(), train=dataclasses.replace(config.train, seed=seed))
-        trained.append(fit(one, place, prepared))
-        if trained[-1].stopped:
-            return trained
-    speeds = [r["images_per_second"] for f in folders for r in read_metrics(f) if "images_per_second" in r]
-    beside = {"images_per_second": float(np.median(speeds)), "peak_memory_bytes": peak_memory()}
-    save_summary(folder, seeds, [run.scores for run in trained], **beside)
+    numbers = config.seeds or (config.train.seed,)
+    if len(numbers) > 1:
+        folders = [folder / f"seed-{number}" for number in numbers]
+        trained = seeds.fit_several(config, folder, prepare=lambda config, _: prepare(config), fit=fit, free=FREE)
+    else:
+        folders, trained = [folder], [fit(seeds.with_seed(config, numbers[0]), folder)]
+    if not trained[-1].stopped:
+        speeds = [r["images_per_second"] for f in folders for r in read_metrics(f) if "images_per_second" in r]
+        beside = {"images_per_second": float(np.median(speeds)), "peak_memory_bytes": peak_memory()}
+        seeds.save_summary(folder, numbers, [run.scores for run in trained], **beside)
     return trained
 
 
@@ -586,16 +572,16 @@ def main() -> int:
     """Trains, evaluates and shows a table."""
     config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__)
     if config.evaluate_only:
-        print("\n".join(table(summarise([evaluate_only(config)]))))
+        print("\n".join(seeds.table(seeds.summarise([evaluate_only(config)]))))
         return 0
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     trained = fit_seeds(config, folder)
     if trained[-1].stopped:
         return 0
-    rows: dict[str, Mapping[str, Summary]] = dict(summarise([run.scores for run in trained]))
-    seeds = f", mean of {len(trained)} seeds ± their standard deviation" if len(trained) > 1 else ""
-    print(f"after the last step{seeds}:")
-    print("\n".join(f"  {line}" for line in table(rows)))
+    rows: dict[str, Mapping[str, seeds.Summary]] = dict(seeds.summarise([run.scores for run in trained]))
+    several = f", mean of {len(trained)} seeds ± their standard deviation" if len(trained) > 1 else ""
+    print(f"after the last step{several}:")
+    print("\n".join(f"  {line}" for line in seeds.table(rows)))
     print(
         f"run folder: {folder} (results.json, predictions.jsonl, confusion.png, mistakes.png, curves.png, checkpoints)"
     )
