@@ -10,7 +10,6 @@ Source: transformers' configuration_ and modeling_{bert,modernbert}.py; Devlin e
 al. 2024, arXiv:2412.13663.
 """
 
-import dataclasses
 import itertools
 import json
 import re
@@ -32,11 +31,11 @@ from zoo.encoder import (
     TokenClassifier,
     TokenClassifierConfig,
 )
-from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.layout_options import FREE, require_same, resolved
 from zoo.mlp import MLPConfig
 from zoo.pattern import Word, mixer_name, parse_pattern
 from zoo.pooling import Pool
-from zoo.tensors import Entry, Json, Table
+from zoo.tensors import Entry, Json, Table, renamed
 
 Family = Literal["bert", "modernbert"]
 Tensor = TypeVar("Tensor")
@@ -96,26 +95,15 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 _POOLING = {"cls_token": "first", "mean_tokens": "mean", "lasttoken": "last"}
-# Options that the files have no word for and that do not change what a model computes, and those of other mixers.
-_FREE = frozenset(
-    [
-        "dtype",
-        "param_dtype",
-        "residual_in_fp32",
-        "remat",
-        "scan_layers",
-        "pattern",
-        "dropout",
-        "drop_path",
-        "embedding_dropout",
-        "classifier_dropout",
-        "n_labels",
-        "vocab_size",
-        "pad_vocab_multiple",
-        *MIXERS,
-        *CHANNEL_MIXERS,
-    ]
-)
+# Options that may differ when a written config is read back.
+_FREE = FREE | {
+    "residual_in_fp32",
+    "embedding_dropout",
+    "classifier_dropout",
+    "n_labels",
+    "vocab_size",
+    "pad_vocab_multiple",
+}
 
 
 def is_bert(raw: Json) -> bool:
@@ -328,7 +316,7 @@ def write_config(config: EncoderConfig) -> Json:
         "vocab_size": config.padded_vocab_size,  # padding rows are tokens like others there
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
-        "num_attention_heads": _resolved(config, words[0].mixers[0]).n_heads,
+        "num_attention_heads": resolved(config, words[0].mixers[0]).n_heads,
         "initializer_range": 0.02,
         "tie_word_embeddings": True,
         "dtype": config.param_dtype,
@@ -341,39 +329,15 @@ def write_config(config: EncoderConfig) -> Json:
         raw["label2id"] = {f"LABEL_{i}": i for i in range(n_labels)}
         raw["classifier_dropout"] = getattr(config, "classifier_dropout", 0.0)
     back = read_config(raw, names, n_labels, write_pooling(config))
+    layout: dict[str, Any] = {"free": _FREE, "layout": f"transformers layout of {family}"}
     blocks = zip(words, parse_pattern(back.pattern, back.n_layers), strict=True)
     for i, (ours, theirs) in enumerate(blocks):
         for mine, said in ((ours.mixers[0], theirs.mixers[0]), (ours.channel or "", theirs.channel or "")):
             where = f" in layer {i}" if "[" in f"{mine}{said}" else ""
-            _require_same(_resolved(config, mine), _resolved(back, said), f"{mixer_name(mine)}.", where, family)
-    _require_same(config, back, "", "", family)
+            ours_in_full, theirs_in_full = resolved(config, mine), resolved(back, said)
+            require_same(ours_in_full, theirs_in_full, prefix=f"{mixer_name(mine)}.", where=where, **layout)
+    require_same(config, back, **layout)
     return raw
-
-
-def _require_same(config, back, prefix: str, where: str, family: Family) -> None:
-    for field in dataclasses.fields(back):
-        ours, theirs = getattr(config, field.name), getattr(back, field.name)
-        if ours != theirs and field.name not in _FREE:
-            raise ValueError(
-                f"{prefix}{field.name}={ours!r}{where} cannot be written in the transformers layout of {family}, only "
-                f"{theirs!r}"
-            )
-
-
-def _resolved(config: EncoderConfig, mixer: str) -> Any:
-    """The options of a mixer with what follows from others filled in, and what changes no output blanked."""
-    options, d_model = word_config(config, mixer), config.d_model
-    if isinstance(options, MLPConfig):
-        out_bias = options.bias if options.out_bias is None else options.out_bias
-        return dataclasses.replace(options, d_ff=options.width(d_model), out_bias=out_bias, init="normal", dropout=0.0)
-    heads = options.n_heads or max(1, d_model // (options.head_dim or 64))
-    return dataclasses.replace(
-        options,
-        n_heads=heads,
-        n_kv_heads=options.n_kv_heads or heads,
-        head_dim=options.head_dim or d_model // heads,
-        rope_base=options.rope_base if options.position == "rope" else 0.0,
-    )
 
 
 def _head(config: EncoderConfig, family: Family) -> tuple[str, Collection[str]]:
@@ -512,9 +476,7 @@ def tensor_table(model: MaskedLM | SequenceClassifier | TokenClassifier) -> Tabl
             if owner[-1] not in _FUSED:
                 continue
             parts = _FUSED[owner[-1]]
-        for ours, theirs in _RENAMED[family]:
-            name = re.sub(ours, theirs, name)
-        name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", name)
+        name = renamed(name, [*_RENAMED[family], (r"\.(kernel|scale|embedding)$", ".weight")])
         paths = tuple((*path[:-2], part, path[-1]) if part else path for part in parts)
         entries[name] = Entry(paths, "linear" if leaf == "kernel" or len(paths) > 1 else "same")
     copies, constants = {}, {}

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, get_args
 from flax import nnx
 
 from zoo import llama_layout
+from zoo.layout_options import FREE, require_same
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
@@ -272,18 +273,15 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
 
 
 # Options that a layout need not hold: how to compute, and what is initialised or dropped in training.
-_FREE = _names(
-    "chunk_size implementation remat scan_layers causal dropout drop_path pattern attn linear_attn mamba mamba2 mamba3 "
-    "vim ss2d m2 mlp monarch moe dt_min dt_max dt_floor dt_init dt_scale A_min A_max conv_init init d_ff bcdt_rms_eps "
-    "vocab_size pad_vocab_multiple"
+_FREE = FREE | _names(
+    "chunk_size implementation causal dt_min dt_max dt_floor dt_init dt_scale A_min A_max conv_init init d_ff "
+    "bcdt_rms_eps vocab_size pad_vocab_multiple"
 )
 
 
 def _require_same(config, back, prefix: str, layout: Layout) -> None:
-    for field in dataclasses.fields(back):
-        ours, theirs = getattr(config, field.name), getattr(back, field.name)
-        if ours != theirs and (field.name not in _FREE or (field.name == "bcdt_rms_eps" and config.bcdt_rms)):
-            raise ValueError(f"{prefix}{field.name}={ours!r} cannot be written in the {layout} layout, only {theirs!r}")
+    free = _FREE - {"bcdt_rms_eps"} if getattr(config, "bcdt_rms", False) else _FREE
+    require_same(config, back, free=free, prefix=prefix, layout=f"{layout} layout")
 
 
 def _kind(config: CausalLMConfig, mixer: str, layout: Layout) -> str | None:

@@ -8,20 +8,17 @@ Source: transformers' configuration_llama.py, modeling_llama.py and modeling_rop
 arXiv:2302.13971.
 """
 
-import dataclasses
-import re
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from zoo.attention import AttentionConfig
-from zoo.backbone import word_config
-from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.layout_options import FREE, require_same, resolved
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.pattern import Word, parse_pattern
-from zoo.tensors import Entry, Json, Table
+from zoo.tensors import Entry, Json, Table, renamed
 
 WORD_EMBEDDINGS = "embed_tokens.weight"
 
@@ -48,24 +45,8 @@ _ACTIVATIONS: dict[str, Any] = {
     "relu": "relu",
     "relu2": "relu2",
 }
-# Options that the file has no word for and that do not change what a model computes, and those of other mixers.
-_FREE = frozenset(
-    [
-        "dtype",
-        "param_dtype",
-        "residual_in_fp32",
-        "remat",
-        "scan_layers",
-        "pattern",
-        "dropout",
-        "drop_path",
-        "norm_bias",
-        "vocab_size",
-        "pad_vocab_multiple",
-        *MIXERS,
-        *CHANNEL_MIXERS,
-    ]
-)
+# Options that may differ when a written config is read back.
+_FREE = FREE | {"residual_in_fp32", "norm_bias", "vocab_size", "pad_vocab_multiple"}
 
 
 def is_llama(raw: Json) -> bool:
@@ -141,7 +122,7 @@ def write_config(config: CausalLMConfig) -> Json:
         raise ValueError(
             f"pattern={config.pattern!r} cannot be written in the transformers layout of llama, whose blocks are alike"
         )
-    attn, mlp = _resolved(config, words[0].mixers[0]), _resolved(config, words[0].channel)
+    attn, mlp = resolved(config, words[0].mixers[0]), resolved(config, words[0].channel or "")
     raw: Json = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -166,34 +147,11 @@ def write_config(config: CausalLMConfig) -> Json:
         "eos_token_id": None,
     }
     back = read_config(raw)
-    _require_same(attn, _resolved(back, "attn"), "attn.")
-    _require_same(mlp, _resolved(back, "mlp"), "mlp.")
-    _require_same(config, back, "")
+    layout: dict[str, Any] = {"free": _FREE, "layout": "transformers layout of llama"}
+    require_same(attn, resolved(back, "attn"), prefix="attn.", **layout)
+    require_same(mlp, resolved(back, "mlp"), prefix="mlp.", **layout)
+    require_same(config, back, **layout)
     return raw
-
-
-def _require_same(config, back, prefix: str) -> None:
-    for field in dataclasses.fields(back):
-        ours, theirs = getattr(config, field.name), getattr(back, field.name)
-        if ours != theirs and field.name not in _FREE:
-            raise ValueError(
-                f"{prefix}{field.name}={ours!r} cannot be written in the transformers layout of llama, only {theirs!r}"
-            )
-
-
-def _resolved(config: CausalLMConfig, word: str | None) -> Any:
-    """The options of a mixer with what follows from others filled in, and what changes no output blanked."""
-    options, d_model = word_config(config, word or ""), config.d_model
-    if isinstance(options, MLPConfig):
-        out_bias = options.bias if options.out_bias is None else options.out_bias
-        return dataclasses.replace(options, d_ff=options.width(d_model), out_bias=out_bias, init="normal", dropout=0.0)
-    heads = options.n_heads or max(1, d_model // (options.head_dim or 64))
-    return dataclasses.replace(
-        options,
-        n_heads=heads,
-        n_kv_heads=options.n_kv_heads or heads,
-        head_dim=options.head_dim or d_model // heads,
-    )
 
 
 # Our names to theirs, applied one after the other.
@@ -212,9 +170,7 @@ def tensor_table(model: CausalLM) -> Table:
     """The tensors of a model's file under their short names, and what else a file may hold."""
     entries: dict[str, Entry] = {}
     for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        name = ".".join(map(str, path))
-        for ours, theirs in _RENAMED:
-            name = re.sub(ours, theirs, name)
+        name = renamed(".".join(map(str, path)), _RENAMED)
         entries[name] = Entry((path,), "linear" if path[-1] == "kernel" else "same")
     copies = {"lm_head.weight": WORD_EMBEDDINGS} if model.config.tie_embeddings else {}
     # Older files hold the rotary frequencies of each layer.

@@ -1,7 +1,7 @@
 """Which tensor of a published file is which parameter."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -47,6 +47,13 @@ class Entry(NamedTuple):
             return params[0].transpose(3, 2, 0, 1)
         index: Any = {"same": ..., "conv": np.s_[:, None], "row": None, "block": 0}[self.kind]
         return params[0][index]
+
+
+def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+    """A name after (pattern, replacement) of each rule, one after the other."""
+    for ours, theirs in rules:
+        name = re.sub(ours, theirs, name)
+    return name
 
 
 class Table(NamedTuple):

@@ -23,9 +23,9 @@ from collections.abc import Collection, Mapping
 from flax import nnx
 
 import ssm
-from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.layout_options import FREE, require_same
 from zoo.pattern import Word, parse_pattern
-from zoo.tensors import Entry, Json, Kind, Table
+from zoo.tensors import Entry, Json, Kind, Table, renamed
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 
 PATCHES = "patch_embed.proj.weight"
@@ -36,22 +36,7 @@ _PLAIN = ImageClassifierConfig(
 )
 # Options that the tensors or our config.json say, and those that do not change what a model computes.
 _SAID = ("d_model", "n_layers", "n_classes", "image_size", "patch_size", "patch_stride", "channels", "norm_eps")
-_FREE = frozenset(
-    [
-        *_SAID,
-        "dtype",
-        "param_dtype",
-        "remat",
-        "scan_layers",
-        "pattern",
-        "dropout",
-        "drop_path",
-        "embedding_dropout",
-        "norm_bias",
-        *MIXERS,
-        *CHANNEL_MIXERS,
-    ]
-)
+_FREE = FREE | {*_SAID, "embedding_dropout", "norm_bias"}
 # Tensors of what the official code can do besides, and what that is.
 _OTHERS = (
     (r"cls_token_(head|tail)$", "class tokens at both ends are not supported, only one in the middle (cls_token)"),
@@ -159,22 +144,15 @@ def write_config(config: ImageClassifierConfig) -> Json:
     """
     if not describes(config):
         raise ValueError(f"pattern={config.pattern!r} has no official layout for images, only vim has one")
-    for name in ("conv_bias", "bias", "bcdt_rms"):
-        _require_same(f"vim.{name}", getattr(config.vim, name), getattr(_PLAIN.vim, name))
-    for field in dataclasses.fields(config):
-        if field.name not in _FREE:
-            _require_same(field.name, getattr(config, field.name), getattr(_PLAIN, field.name))
+    of_mixer = {field.name for field in dataclasses.fields(config.vim)} - {"conv_bias", "bias", "bcdt_rms"}
+    require_same(config.vim, _PLAIN.vim, prefix="vim.", free=of_mixer, layout="layout of vim")
+    require_same(config, _PLAIN, free=_FREE, layout="layout of vim")
     return {
         "model_type": "vim",
         "image_size": config.image_size,
         "stride": config.stride,
         "norm_eps": config.norm_eps,
     }
-
-
-def _require_same(name: str, ours, theirs) -> None:
-    if ours != theirs:
-        raise ValueError(f"{name}={ours!r} cannot be written in the layout of vim, only {theirs!r}")
 
 
 # Our names to theirs, applied one after the other.
@@ -202,8 +180,5 @@ def tensor_table(model: ImageClassifier) -> Table:
             kind = "conv" if owner[-1] == "conv1d" else "image"
         elif not owner:
             kind = "row"
-        name = ".".join([*owner, leaf])
-        for ours, theirs in _RENAMED:
-            name = re.sub(ours, theirs, name)
-        entries[name] = Entry((path,), kind)
+        entries[renamed(".".join([*owner, leaf]), _RENAMED)] = Entry((path,), kind)
     return Table(entries)

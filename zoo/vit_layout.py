@@ -18,10 +18,10 @@ from typing import Any, Literal, TypeVar
 from flax import nnx
 
 from zoo.attention import AttentionConfig
-from zoo.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.layout_options import FREE, require_same
 from zoo.mlp import MLPConfig
 from zoo.pattern import Word, parse_pattern
-from zoo.tensors import Entry, Json, Kind, Table
+from zoo.tensors import Entry, Json, Kind, Table, renamed
 from zoo.vision import ImageClassifier, ImageClassifierConfig
 
 Family = Literal["vit", "deit"]
@@ -48,24 +48,8 @@ _ACTIVATIONS: dict[str, Any] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
-# Options that the file has no word for and that do not change what a model computes, and those of other mixers.
-_FREE = frozenset(
-    [
-        "dtype",
-        "param_dtype",
-        "residual_in_fp32",
-        "remat",
-        "scan_layers",
-        "pattern",
-        "dropout",
-        "drop_path",
-        "embedding_dropout",
-        "patch_stride",
-        "norm_bias",
-        *MIXERS,
-        *CHANNEL_MIXERS,
-    ]
-)
+# Options that may differ when a written config is read back.
+_FREE = FREE | {"residual_in_fp32", "embedding_dropout", "patch_stride", "norm_bias"}
 
 
 def is_vit(raw: Json) -> bool:
@@ -187,10 +171,7 @@ def write_config(config: ImageClassifierConfig) -> Json:
     filled = dataclasses.replace(config.attn, n_heads=heads, head_dim=None if plain else config.attn.head_dim)
     ours_mlp = dataclasses.replace(config.mlp, d_ff=config.mlp.width(config.d_model), init="normal", dropout=0.0)
     for prefix, ours, theirs in (("attn.", filled, back.attn), ("mlp.", ours_mlp, back.mlp), ("", config, back)):
-        for field in dataclasses.fields(theirs):
-            a, b = getattr(ours, field.name), getattr(theirs, field.name)
-            if a != b and field.name not in _FREE:
-                raise ValueError(f"{prefix}{field.name}={a!r} cannot be written in the layout of {family}, only {b!r}")
+        require_same(ours, theirs, prefix=prefix, free=_FREE, layout=f"layout of {family}")
     return raw
 
 
@@ -208,6 +189,7 @@ _RENAMED = (
     (r"^class_token$", "embeddings.cls_token"),
     (r"^(distillation_token|position_embeddings)$", r"embeddings.\1"),
     (r"^patch_embedding\.", "embeddings.patch_embeddings."),
+    (r"\.(kernel|scale)$", ".weight"),
 )
 
 
@@ -221,8 +203,6 @@ def tensor_table(model: ImageClassifier) -> Table:
             kind = "image"
         elif len(path) == 1:
             kind = "row"
-        for ours, theirs in _RENAMED:
-            name = re.sub(ours, theirs, name)
-        entries[re.sub(r"\.(kernel|scale)$", ".weight", name)] = Entry((path,), kind)
+        entries[renamed(name, _RENAMED)] = Entry((path,), kind)
     # What is on top of a model that is used without it.
     return Table(entries, ignored=re.compile(r"pooler\."))
