@@ -213,7 +213,7 @@ class Pair(nnx.Module):
 
     def compare(self, batch: Mapping[str, Any]) -> list[zoo.Compared]:
         """The converted blocks on a batch."""
-        x = self.teacher.embedding(batch["tokens"])
+        x = self.teacher.embed(batch["tokens"])
         return zoo.compare_layers(self.teacher.backbone, self.student.backbone, x, segment_ids=batch["segment_ids"])
 
 

@@ -389,7 +389,7 @@ def _hidden_dtype(model: zoo.CausalLM) -> jnp.dtype:
 def _read_chunk(graphdef, variables, tokens, state, positions, hidden):
     """Goes on by a chunk, and fills in the hidden vectors whose positions (counted from its start) lie in it."""
     model = nnx.merge(graphdef, variables)
-    chunk, state = model.backbone.extend(model.embedding(tokens), state)
+    chunk, state = model.backbone.extend(model.embed(tokens), state)
     inside = (positions >= 0) & (positions < tokens.shape[1])
     found = jnp.take_along_axis(chunk, jnp.where(inside, positions, 0)[..., None], axis=1)
     return jnp.where(inside[..., None], found, hidden), state

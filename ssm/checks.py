@@ -36,6 +36,11 @@ def at_least(least: int, **options: int) -> None:
             raise ValueError(f"{name}={value}, expected at least {least}")
 
 
+def inner_width(expand: float, d_model: int) -> int:
+    """`expand` times a width as a whole number, also where `expand` is a quotient that was rounded."""
+    return int(round(expand * d_model, 6))
+
+
 def check_dt_range(dt_min: float, dt_max: float) -> None:
     """Raises a ValueError unless initial step sizes can be drawn from the range."""
     if not 0 < dt_min <= dt_max:

@@ -4,6 +4,7 @@ Source: Gu & Dao 2023, arXiv:2312.00752, section 3.4 and figure 3; mamba_ssm/mod
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
-from ssm.checks import at_least, check_dt_range
+from ssm.checks import at_least, check_dt_range, inner_width
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
-from ssm.norm import rms_norm
+from ssm.norm import GatedRMSNorm, rms_norm
 from ssm.scan import Implementation, selective_scan, selective_step
 
 
@@ -49,9 +50,11 @@ class MambaConfig:
     bias: bool = False
     """Whether the input and output projections have biases."""
     bcdt_rms: bool = False
-    """Whether B, C and the low-rank step size are normalised, without weights, as in Falcon-Mamba."""
+    """Whether B, C and the low-rank step size are normalised, as in Falcon-Mamba."""
     bcdt_rms_eps: float = 1e-6
     """Added to the mean square in that normalisation."""
+    bcdt_rms_weight: bool = False
+    """Whether that normalisation has weights, as in Jamba."""
     chunk_size: int | None = None
     """Positions a chunk of the scan. None: what suits the platform."""
     implementation: Implementation | None = None
@@ -66,6 +69,8 @@ class MambaConfig:
         check_dt_range(self.dt_min, self.dt_max)
         if self.dt_init not in ("random", "constant"):
             raise ValueError(f"dt_init={self.dt_init!r}, expected 'random' or 'constant'")
+        if self.bcdt_rms_weight and not self.bcdt_rms:
+            raise ValueError("bcdt_rms_weight=True, expected bcdt_rms=True: there is no normalisation")
 
 
 class MambaState(NamedTuple):
@@ -120,6 +125,10 @@ class Selective(nnx.Module):
         )
         self.A_log = nnx.Param(init.real_A_log(self.d_inner, config.d_state).astype(state_dtype), decay=False)
         self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False)
+        norm = functools.partial(GatedRMSNorm, eps=config.bcdt_rms_eps, param_dtype=param_dtype)
+        self.dt_norm = norm(self.dt_rank) if config.bcdt_rms_weight else None
+        self.B_norm = norm(config.d_state) if config.bcdt_rms_weight else None
+        self.C_norm = norm(config.d_state) if config.bcdt_rms_weight else None
 
     def select(
         self,
@@ -142,8 +151,11 @@ class Selective(nnx.Module):
         sizes = (self.dt_rank, self.dt_rank + self.config.d_state)
         low_rank_dt, B, C = jnp.split(self.x_proj(x), sizes, axis=-1)
         if self.config.bcdt_rms:
-            normed = (rms_norm(m, eps=self.config.bcdt_rms_eps).astype(m.dtype) for m in (low_rank_dt, B, C))
-            low_rank_dt, B, C = normed
+            norms = (self.dt_norm, self.B_norm, self.C_norm)
+            low_rank_dt, B, C = (
+                rms_norm(m, eps=self.config.bcdt_rms_eps).astype(m.dtype) if norm is None else norm(m)
+                for m, norm in zip((low_rank_dt, B, C), norms, strict=True)
+            )
         # The bias joins in float32: near -4.6 (a step of 0.01), bfloat16 would move the step by 1-2 %.
         delta = low_rank_dt @ self.dt_proj.kernel[...].astype(low_rank_dt.dtype)
         bias: Any = self.dt_proj.bias
@@ -199,7 +211,7 @@ class Mamba(Selective, Mixer):
         rngs: nnx.Rngs,
     ):
         self.dtype = dtype
-        d_inner = int(config.expand * d_model)
+        d_inner = inner_width(config.expand, d_model)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
         self.in_proj = linear(d_model, 2 * d_inner)

@@ -16,7 +16,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from ssm import init
-from ssm.checks import at_least, check_dt_range
+from ssm.checks import at_least, check_dt_range, inner_width
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
@@ -66,6 +66,14 @@ class Mamba2Config:
     """Bound of the short convolution's initial weights. None: 1 / sqrt(d_conv)."""
     bias: bool = False
     """Whether the input and output projections have biases."""
+    out_bias: bool | None = None
+    """Whether the output projection has one. None: as `bias` says."""
+    in_multiplier: float = 1.0
+    """Multiplies the input, as maximal-update parametrisation may ask for (Falcon-H1)."""
+    multipliers: tuple[float, float, float, float, float] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    """Multiply the parts of the input projection: z, x, B, C, dt."""
+    out_multiplier: float = 1.0
+    """Multiplies the output."""
     chunk_size: int | None = None
     """Positions a chunk of the state-space dual. None: what suits the platform."""
 
@@ -116,7 +124,7 @@ class Mamba2(Mixer):
     ):
         self.config = config
         self.dtype = dtype
-        self.d_inner = int(config.expand * d_model)
+        self.d_inner = inner_width(config.expand, d_model)
         self.d_ssm = self.d_inner if config.d_ssm is None else config.d_ssm
         if not 0 < self.d_ssm <= self.d_inner or self.d_ssm % config.head_dim:
             raise ValueError(
@@ -155,7 +163,8 @@ class Mamba2(Mixer):
             param_dtype=param_dtype,
         )
         self.norm = norm if config.rmsnorm else None
-        self.out_proj = linear(self.d_inner, d_model, kernel_init=init.residual(residual_scale))
+        out_bias = config.bias if config.out_bias is None else config.out_bias
+        self.out_proj = linear(self.d_inner, d_model, use_bias=out_bias, kernel_init=init.residual(residual_scale))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> Mamba2State:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""
@@ -168,7 +177,10 @@ class Mamba2(Mixer):
     def _mix(self, x, state, mask, segment_ids):
         config = self.config
         conv_state, ssm_state = (None, None) if state is None else state
-        z0, x0, z, xBC, dt = jnp.split(self.in_proj(x), self.splits, axis=-1)
+        projected = self.in_proj(x if config.in_multiplier == 1 else x * config.in_multiplier)
+        if config.multipliers != (1.0,) * 5:
+            projected = projected * self._multipliers(projected.dtype)
+        z0, x0, z, xBC, dt = jnp.split(projected, self.splits, axis=-1)
         xBC, conv_state = self.conv1d(xBC, conv_state, mask=mask, segment_ids=segment_ids)
         bc = config.n_groups * config.d_state
         x, B, C = jnp.split(jax.nn.silu(xBC), (self.d_ssm, self.d_ssm + bc), axis=-1)
@@ -193,4 +205,12 @@ class Mamba2(Mixer):
         y = y * jax.nn.silu(z) if self.norm is None else self.norm(y, z)
         if z0.shape[-1]:
             y = jnp.concatenate([jax.nn.silu(z0) * x0, y], axis=-1)
-        return self.out_proj(y), Mamba2State(conv_state, ssm_state)
+        y = self.out_proj(y)
+        return y if config.out_multiplier == 1 else y * config.out_multiplier, Mamba2State(conv_state, ssm_state)
+
+    def _multipliers(self, dtype):
+        """The multiplier of each channel of the input projection; the gated unit's are those of z and x."""
+        z, x, B, C, dt = self.config.multipliers
+        d_mlp, bc = self.splits[0], self.config.n_groups * self.config.d_state
+        widths = (d_mlp, d_mlp, self.d_ssm, self.d_ssm, bc, bc, self.n_heads)
+        return jnp.repeat(jnp.asarray((z, x, z, x, B, C, dt), dtype), np.array(widths), total_repeat_length=sum(widths))

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ssm import init
-from ssm.checks import at_least, check_dt_range
+from ssm.checks import at_least, check_dt_range, inner_width
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
@@ -125,7 +125,7 @@ class Mamba3(Mixer):
     ):
         self.config = config
         self.dtype = dtype
-        self.d_inner = int(config.expand * d_model)
+        self.d_inner = inner_width(config.expand, d_model)
         if self.d_inner % config.head_dim:
             raise ValueError(f"head_dim={config.head_dim} must divide expand * d_model = {self.d_inner}")
         self.n_heads = self.d_inner // config.head_dim

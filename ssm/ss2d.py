@@ -15,6 +15,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
+from ssm.checks import inner_width
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
 from ssm.mixer import TwoSided
@@ -75,7 +76,7 @@ class SS2D(TwoSided):
             raise ValueError("causal=True: the mixer reads an image from every side, expected causal=False")
         self.config = config
         self.needs_grid = config.needs_grid
-        d_inner, dt_rank = int(config.expand * d_model), config.dt_rank or math.ceil(d_model / 16)
+        d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
         self.in_proj = linear(d_model, d_inner)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
 from ssm.bidirectional import both_ways
+from ssm.checks import inner_width
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
@@ -70,7 +71,7 @@ class Vim(TwoSided):
         if causal:
             raise ValueError("causal=True: the mixer reads both ways, expected causal=False")
         self.config = config
-        d_inner, dt_rank = int(config.expand * d_model), config.dt_rank or math.ceil(d_model / 16)
+        d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
         self.in_proj = linear(d_model, 2 * d_inner)

@@ -13,12 +13,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_starts
+from ssm.conv import DepthwiseConv
 from zoo.linear import linear
 
 
@@ -36,18 +38,34 @@ class AttentionConfig:
     """How positions enter: rotary embedding, linear biases, or not at all."""
     rope_base: float = 10_000.0
     """Base of the rotary frequencies."""
+    rope_dim: int | None = None
+    """How many dimensions of a head are rotated, its first. None: all."""
+    rope_interleaved: bool = False
+    """Whether neighbouring dimensions are rotated together, instead of one of each half (Llama)."""
     window: int | None = None
     """See only the nearest `window` positions, itself included (to either side where not causal). None: see all."""
     bias: bool = False
     """Whether the projections have biases."""
+    out_bias: bool | None = None
+    """Whether the output projection has one. None: as `bias` says."""
+    d_conv: int | None = None
+    """Taps of a short causal convolution of queries, keys and values, as in the official Mamba-2 hybrid. None: none."""
+    softmax_scale: float | None = None
+    """Multiplies the products of queries and keys. None: 1 / sqrt(head_dim)."""
+    in_multiplier: float = 1.0
+    """Multiplies the input, as maximal-update parametrisation may ask for (Falcon-H1)."""
+    out_multiplier: float = 1.0
+    """Multiplies the output."""
 
     def __post_init__(self):
-        for name in ("n_heads", "n_kv_heads", "head_dim", "window"):
+        for name in ("n_heads", "n_kv_heads", "head_dim", "window", "rope_dim", "d_conv"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}, expected None or at least 1")
         if self.position not in ("rope", "alibi", "none"):
             raise ValueError(f"position={self.position!r}, expected 'rope', 'alibi' or 'none'")
+        if self.rope_dim is not None and self.rope_dim % 2:
+            raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
 
 
 class AttentionState(NamedTuple):
@@ -63,6 +81,8 @@ class AttentionState(NamedTuple):
     """Index of the next position: how many were there so far."""
     segment: Int[Array, "b"]
     """Segment of the last position."""
+    conv: Float[Array, "b t c"] | None = None
+    """The last d_conv - 1 inputs of the short convolution, oldest first, where there is one."""
 
 
 class Attention(nnx.Module):
@@ -78,10 +98,12 @@ class Attention(nnx.Module):
       rngs: source of keys, stream "params".
 
     Raises:
-      ValueError: head counts that do not divide, an odd head_dim with rotary embedding.
+      ValueError: head counts that do not divide, an odd head_dim with rotary embedding, more rotated dimensions than a
+        head has, a short convolution where not causal.
 
     Source: Vaswani et al. 2017; rotary: Su et al. 2021, arXiv:2104.09864, in the half-split form of Llama; ALiBi: Press
-      et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+      et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; convolution:
+      mamba_ssm/modules/mha.py.
     """
 
     def __init__(
@@ -105,13 +127,22 @@ class Attention(nnx.Module):
         self.head_dim = config.head_dim or d_model // self.n_heads
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
-        if config.position == "rope" and self.head_dim % 2:
+        self.rope_dim = config.rope_dim or self.head_dim
+        if config.position == "rope" and self.rope_dim % 2:
             raise ValueError(f"head_dim={self.head_dim}, expected an even number with position='rope'")
+        if self.rope_dim > self.head_dim:
+            raise ValueError(f"rope_dim={self.rope_dim}, expected at most head_dim={self.head_dim}")
+        if config.d_conv is not None and not causal:
+            raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
         self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
         self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        channels = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
+        options["bias"] = config.bias if config.out_bias is None else config.out_bias
         self.o_proj = linear(self.n_heads * self.head_dim, d_model, scale=residual_scale, **options)
 
     def __call__(
@@ -131,15 +162,15 @@ class Attention(nnx.Module):
         b, length, _ = x.shape
         if mask is None and segment_ids is None:
             index = jnp.arange(length)[None]
-            q, k, v = self._project(x, index)
+            q, k, v, _ = self._project(x, index)
             bias = None if self.config.position != "alibi" else self._alibi(index, index)
-            window = self.config.window
+            window, scale = self.config.window, self.config.softmax_scale
             seen = None if window is None else (window - 1, 0 if self.causal else window - 1)
-            y = jax.nn.dot_product_attention(q, k, v, bias, is_causal=self.causal, local_window_size=seen)
+            y = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, is_causal=self.causal, local_window_size=seen)
             return self._out(y)
         zeros = jnp.zeros((b,), jnp.int32)
         index, segment = _number_positions(b, length, zeros, zeros, mask, segment_ids)
-        q, k, v = self._project(x, index)
+        q, k, v, _ = self._project(x, index, mask=mask, segment_ids=segment_ids)
         return self._out(self._attend(q, k, v, index, segment, _where_present(index, mask), segment))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
@@ -161,7 +192,8 @@ class Attention(nnx.Module):
         keys = jnp.zeros((batch_size, slots, self.n_kv_heads, self.head_dim), dtype)
         empty = jnp.full((batch_size, slots), -1, jnp.int32)
         zero = jnp.zeros((batch_size,), jnp.int32)
-        return AttentionState(keys, keys, empty, jnp.zeros_like(empty), zero, zero)
+        conv = None if self.conv1d is None else jnp.zeros((batch_size, *self.conv1d.kernel.shape[::-1]), dtype)[:, 1:]
+        return AttentionState(keys, keys, empty, jnp.zeros_like(empty), zero, zero, conv)
 
     def extend(
         self,
@@ -178,8 +210,8 @@ class Attention(nnx.Module):
         b, length, _ = x.shape
         index, segment = _number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
         present = _where_present(index, mask)
-        q, k, v = self._project(x, index)
-        after = self._write(state, k, v, present, segment)
+        q, k, v, conv = self._project(x, index, state.conv, mask=mask, segment_ids=segment_ids)
+        after = self._write(state, k, v, present, segment)._replace(conv=conv)
         if self.config.window is not None and length > 1:
             # The new positions may push out of the slots what the first of them still sees: look before writing.
             k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
@@ -189,14 +221,26 @@ class Attention(nnx.Module):
             k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
         return self._out(self._attend(q, k, v, index, segment, k_index, k_segment)), after
 
-    def _project(self, x, index):
-        p = self.head_dim
-        q, k, v = (
-            rearrange(project(x), "b l (h p) -> b l h p", p=p) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+    def _project(self, x, index, conv=None, **positions):
+        """Queries, keys and values, and the state of their convolution."""
+        if self.config.in_multiplier != 1:
+            x = x * self.config.in_multiplier
+        parts = [project(x) for project in (self.q_proj, self.k_proj, self.v_proj)]
+        if self.conv1d is not None:
+            widths = np.cumsum([part.shape[-1] for part in parts[:2]]).tolist()
+            mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, **positions)
+            parts = jnp.split(mixed, widths, axis=-1)
+        q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.head_dim) for part in parts)
         if self.config.position == "rope":
-            q, k = (rotate(x, index, self.config.rope_base) for x in (q, k))
-        return q, k, v
+            q, k = (self._rotate(x, index) for x in (q, k))
+        return q, k, v, conv
+
+    def _rotate(self, x, index):
+        options: dict[str, Any] = {"interleaved": self.config.rope_interleaved}
+        if self.rope_dim == self.head_dim:
+            return rotate(x, index, self.config.rope_base, **options)
+        turned, rest = jnp.split(x, (self.rope_dim,), axis=-1)
+        return jnp.concatenate([rotate(turned, index, self.config.rope_base, **options), rest], axis=-1)
 
     def _attend(self, q, k, v, index, segment, k_index, k_segment):
         """Attention between numbered positions; a key of index -1 is not there."""
@@ -207,14 +251,15 @@ class Attention(nnx.Module):
         if self.config.window is not None:
             seen &= jnp.abs(distance) < self.config.window
         bias = None if self.config.position != "alibi" else self._alibi(index, k_index)
-        return jax.nn.dot_product_attention(q, k, v, bias, seen[:, None])
+        return jax.nn.dot_product_attention(q, k, v, bias, seen[:, None], scale=self.config.softmax_scale)
 
     def _alibi(self, index, k_index):
         distance = jnp.abs(index[:, None, :, None] - k_index[:, None, None, :])  # b 1 l s
         return -alibi_slopes(self.n_heads)[:, None, None] * distance
 
     def _out(self, y):
-        return self.o_proj(rearrange(y, "b l h p -> b l (h p)"))
+        y = self.o_proj(rearrange(y, "b l h p -> b l (h p)"))
+        return y if self.config.out_multiplier == 1 else y * self.config.out_multiplier
 
     @staticmethod
     def _write(state, k, v, present, segment):
@@ -247,18 +292,26 @@ def _where_present(index, mask):
     return index if mask is None else jnp.where(mask, index, -1)
 
 
-def rotate(x: Float[Array, "b l h p"], index: Int[Array, "#b l"], base: float) -> Float[Array, "b l h p"]:
+def rotate(
+    x: Float[Array, "b l h p"], index: Int[Array, "#b l"], base: float, *, interleaved: bool = False
+) -> Float[Array, "b l h p"]:
     """Rotary position embedding: rotates the pairs (i, i + p/2) by index * base^(-2i/p) radians.
 
-    Source: Su et al. 2021, arXiv:2104.09864, eq. 34, pairs as in Llama.
+    With `interleaved`, the pairs (2i, 2i + 1) instead.
+
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (interleaved), and Llama's pairs.
     """
     half = x.shape[-1] // 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
     angle = index[..., None].astype(dtype) * frequency  # b l p/2
     cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-    first, second = jnp.split(x.astype(dtype), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(x.dtype)
+    wide = x.astype(dtype)
+    first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
+    turned = first * cos - second * sin, first * sin + second * cos
+    if interleaved:
+        return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
 def alibi_slopes(n_heads: int) -> Float[Array, "h"]:

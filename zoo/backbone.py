@@ -39,6 +39,8 @@ class BackboneConfig:
     """Share of the rows that skip the last block's mixers in training, less in earlier blocks in a line from 0."""
     layer_scale: float | None = None
     """Initial value of a learned factor for each channel of each mixer's output. None: no such factors."""
+    residual_multiplier: float = 1.0
+    """Multiplies each mixer's output before it is added to its input (Granite)."""
     norm: Literal["rms", "layer"] = "rms"
     """Normalisation around each mixer, and at the end where it comes before them."""
     norm_place: Literal["pre", "post"] = "pre"
@@ -156,6 +158,7 @@ class Block(nnx.Module):
         }
         self.norm_first = config.norm_place == "pre"
         self.mixer_residual = config.mixer_residual
+        self.residual_multiplier = config.residual_multiplier
         normed = word.mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
         self.norm = make_norm(config, rngs) if normed else None
         mixers = [make_mixer(config, mixer, **kwargs) for mixer in word.mixers]
@@ -190,7 +193,7 @@ class Block(nnx.Module):
         rngs, loss = None if key is None else nnx.Rngs(dropout=key), jnp.float32(0)
         if self.mixer is not None:
             y, state = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
-            y = self._drop(y if self.scale is None else y * self.scale[...], rngs, skip)
+            y = self._drop(self._scaled(y, self.scale), rngs, skip)
             x = x + y if self.mixer_residual else y.astype(x.dtype)
             if not self.norm_first and self.norm is not None:
                 x = self.norm(x)
@@ -200,10 +203,14 @@ class Block(nnx.Module):
                 y, loss = self.mlp.run(y, mask=mask, rngs=rngs)
             else:
                 y = self.mlp(y, rngs=rngs)
-            x = x + self._drop(y if self.scale2 is None else y * self.scale2[...], rngs, skip)
+            x = x + self._drop(self._scaled(y, self.scale2), rngs, skip)
             if not self.norm_first:
                 x = self.norm2(x)
         return x, state, loss
+
+    def _scaled(self, y, scale):
+        y = y if scale is None else y * scale[...]
+        return y if self.residual_multiplier == 1 else y * self.residual_multiplier
 
     def _drop(self, x, rngs, skip):
         if rngs is None:

@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple, get_args
 
 from flax import nnx
 
-from zoo import llama_layout
-from zoo.layout_options import FREE, require_same
+from zoo import hybrid_layouts, llama_layout
+from zoo.layout_options import FREE, INITIAL, number, require_same
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
@@ -126,6 +126,8 @@ def read_config(raw: Json) -> CausalLMConfig:
     """
     if llama_layout.is_llama(raw):
         return llama_layout.read_config(raw)
+    if hybrid_layouts.is_hybrid(raw):
+        return hybrid_layouts.read_config(raw)
     if "dim" in raw and "n_layers" in raw:
         return _read_codestral(raw)
     if "d_model" in raw and "n_layer" in raw and "hidden_size" not in raw:
@@ -192,7 +194,7 @@ def _read_codestral(raw: Json) -> CausalLMConfig:
 def _read_transformers(raw: Json) -> CausalLMConfig:
     kind = raw["model_type"]
     if kind not in _TRANSFORMERS:
-        raise ValueError(unknown_name("model_type", str(kind), [*_TRANSFORMERS, "llama"]))
+        raise ValueError(unknown_name("model_type", str(kind), [*_TRANSFORMERS, "llama", *hybrid_layouts.FAMILIES]))
     raw = _TRANSFORMERS_DEFAULTS[kind] | raw
     family = _TRANSFORMERS[kind]
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -228,18 +230,13 @@ def _config(word: str, mixer: Json, **fields) -> CausalLMConfig:
     if mixer.get("dt_rank") == "auto":
         mixer["dt_rank"] = None
     if "dt_limit" in mixer:
-        mixer["dt_limit"] = tuple(_number(x) for x in mixer["dt_limit"])
+        mixer["dt_limit"] = tuple(number(x) for x in mixer["dt_limit"])
     plain = getattr(CausalLMConfig(), word)
     for name, value in mixer.items():
         if type(value) is int and isinstance(getattr(plain, name), float):  # "expand": 2
             mixer[name] = float(value)
     options = dataclasses.replace(plain, **mixer)
     return CausalLMConfig(**fields, **{word: options})
-
-
-def _number(value) -> float:
-    """A number of a JSON file; infinity is written in three ways."""
-    return float(value["__float__"] if isinstance(value, dict) else value)
 
 
 def write_config(config: CausalLMConfig, layout: Layout) -> Json:
@@ -252,12 +249,14 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
         raise ValueError(unknown_name("layout", layout, get_args(Layout)))
     if layout == "transformers" and llama_layout.describes(config):
         return llama_layout.write_config(config)
+    if layout == "transformers" and hybrid_layouts.describing(config):
+        return hybrid_layouts.write_config(config)
     words = set(parse_pattern(config.pattern, config.n_layers))
     word = words.pop() if len(words) == 1 else Word(())
     mixer, channel = word.mixers[0] if len(word.mixers) == 1 else "", word.channel or ""
     kind = _kind(config, mixer, layout)
     if kind is None or channel not in ("", "mlp" if layout == "official" else ""):
-        known = "mamba, mamba2, attn/mlp"
+        known = f"mamba, mamba2, attn/mlp, and those of {', '.join(hybrid_layouts.FAMILIES)}"
         if layout == "official":
             known = "mamba, mamba2, mamba3, each alone or with /mlp"
         raise ValueError(f"pattern={config.pattern!r} has no {layout} layout; those that have one: {known}")
@@ -273,10 +272,7 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
 
 
 # Options that a layout need not hold: how to compute, and what is initialised or dropped in training.
-_FREE = FREE | _names(
-    "chunk_size implementation causal dt_min dt_max dt_floor dt_init dt_scale A_min A_max conv_init init d_ff "
-    "bcdt_rms_eps vocab_size pad_vocab_multiple"
-)
+_FREE = FREE | INITIAL | _names("causal d_ff bcdt_rms_eps vocab_size pad_vocab_multiple")
 
 
 def _require_same(config, back, prefix: str, layout: Layout) -> None:

@@ -31,12 +31,11 @@ _DEFAULTS: Json = {
     "intermediate_size": 11_008,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
-    "rope_theta": 10_000.0,
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
 }
-_ACTIVATIONS: dict[str, Any] = {
+ACTIVATIONS: dict[str, Any] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
@@ -68,11 +67,14 @@ def read_config(raw: Json) -> CausalLMConfig:
     raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
     if "quantization_config" in raw:
         raise ValueError(f"quantization_config={raw['quantization_config']!r} is not supported, only plain weights")
-    if raw["hidden_act"] not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act={raw['hidden_act']!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    if raw["hidden_act"] not in ACTIVATIONS:
+        raise ValueError(f"hidden_act={raw['hidden_act']!r}, expected one of {', '.join(ACTIVATIONS)}")
     d_model, heads = raw["hidden_size"], raw["num_attention_heads"]
     kv_heads = raw.get("num_key_value_heads", heads)
     head_dim = raw.get("head_dim", d_model // heads)
+    base, part = read_rope(raw)
+    if part != 1:
+        raise ValueError(f"partial_rotary_factor={part!r} is not supported, only 1")
     return CausalLMConfig(
         d_model=d_model,
         n_layers=raw["num_hidden_layers"],
@@ -85,15 +87,21 @@ def read_config(raw: Json) -> CausalLMConfig:
             n_heads=heads,
             n_kv_heads=None if kv_heads == heads else kv_heads,
             head_dim=None if head_dim * heads == d_model else head_dim,
-            rope_base=_rope_base(raw),
+            rope_base=base,
             bias=raw["attention_bias"],
         ),
-        mlp=MLPConfig(d_ff=raw["intermediate_size"], activation=_ACTIVATIONS[raw["hidden_act"]], bias=raw["mlp_bias"]),
+        mlp=MLPConfig(d_ff=raw["intermediate_size"], activation=ACTIVATIONS[raw["hidden_act"]], bias=raw["mlp_bias"]),
     )
 
 
-def _rope_base(raw: Json) -> float:
-    """Base of the rotary frequencies: in `rope_parameters`, in files before transformers 5 a field of its own."""
+def read_rope(raw: Json, part: float = 1.0) -> tuple[float, float]:
+    """Base of the rotary frequencies, and the part of a head that is rotated, `part` where the config does not say.
+
+    They are in `rope_parameters`, in files before transformers 5 in fields of their own.
+
+    Raises:
+      ValueError: scaled frequencies.
+    """
     field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"  # the first prevails there
     said = raw.get(field) or {}
     kind = said.get("rope_type", said.get("type", "default"))
@@ -101,11 +109,9 @@ def _rope_base(raw: Json) -> float:
         raise ValueError(f"{field}: rope_type={kind!r} is not supported, only 'default'")
     for name in said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
         raise ValueError(f"{field}: {name}={said[name]!r} is not supported beside rope_type='default'")
-    part = said.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1))
-    if part != 1:
-        raise ValueError(f"partial_rotary_factor={part!r} is not supported, only 1")
-    base: Any = said.get("rope_theta", raw["rope_theta"])
-    return float(base)
+    base: Any = said.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    part_said: Any = said.get("partial_rotary_factor", raw.get("partial_rotary_factor", part))
+    return float(base), float(part_said)
 
 
 def write_config(config: CausalLMConfig) -> Json:
@@ -133,7 +139,7 @@ def write_config(config: CausalLMConfig) -> Json:
         "num_key_value_heads": attn.n_kv_heads,
         "head_dim": attn.head_dim,
         "intermediate_size": mlp.d_ff,
-        "hidden_act": next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == mlp.activation),
+        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == mlp.activation),
         "rms_norm_eps": config.norm_eps,
         "rope_theta": attn.rope_base,  # where transformers before 5 look
         "rope_parameters": {"rope_type": "default", "rope_theta": attn.rope_base},

@@ -31,6 +31,10 @@ class MLPConfig:
     """Initial weights: GPT-2's normal(0.02), or PyTorch's uniform within 1 / sqrt(fan_in), as beside Mamba-3."""
     dropout: float = 0.0
     """Share of the hidden layer that is dropped in training."""
+    gate_multiplier: float = 1.0
+    """Multiplies what the activation is taken of, as maximal-update parametrisation may ask for (Falcon-H1)."""
+    out_multiplier: float = 1.0
+    """Multiplies the output."""
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -66,6 +70,7 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.activation = config.activation
+        self.gate_multiplier, self.out_multiplier = config.gate_multiplier, config.out_multiplier
         self.d_ff = config.width(d_model)
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -78,8 +83,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
         """Mixes the channels of every position; `rngs`' stream "dropout" switches dropout on."""
-        act = ACTIVATIONS[self.activation]
-        hidden = act(self.up_proj(x)) if self.gate_proj is None else act(self.gate_proj(x)) * self.up_proj(x)
+        gate = self.up_proj(x) if self.gate_proj is None else self.gate_proj(x)
+        hidden = ACTIVATIONS[self.activation](gate if self.gate_multiplier == 1 else gate * self.gate_multiplier)
+        if self.gate_proj is not None:
+            hidden = hidden * self.up_proj(x)
         if rngs is not None:
             hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
-        return self.down_proj(hidden)
+        y = self.down_proj(hidden)
+        return y if self.out_multiplier == 1 else y * self.out_multiplier

@@ -40,6 +40,10 @@ class CausalLMConfig(TokenConfig):
 
     tie_embeddings: bool = True
     """Whether the output projection is the embedding itself."""
+    embedding_multiplier: float = 1.0
+    """Multiplies the token vectors, as maximal-update parametrisation may ask for (Falcon-H1, Granite)."""
+    logits_multiplier: float = 1.0
+    """Multiplies the logits."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -135,12 +139,18 @@ class CausalLM(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
-        return self.backbone.run(self.embedding(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
+        return self.backbone.run(self.embed(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
+
+    def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """The vectors of tokens, as they enter the backbone."""
+        x, multiplier = self.embedding(ids), self.config.embedding_multiplier
+        return x if multiplier == 1 else x * multiplier
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Logits from the backbone's output: one column a row of the embedding, padding rows included."""
         weight = self.embedding.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
-        return project_to_vocabulary(hidden, weight, self.config.dtype)
+        logits, multiplier = project_to_vocabulary(hidden, weight, self.config.dtype), self.config.logits_multiplier
+        return logits if multiplier == 1 else logits * multiplier
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first token: one mixer's state a block.
@@ -174,5 +184,5 @@ class CausalLM(nnx.Module):
         Returns:
           (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
         """
-        hidden, state = self.backbone.extend(self.embedding(ids), state, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        hidden, state = self.backbone.extend(self.embed(ids), state, mask=mask, segment_ids=segment_ids, rngs=rngs)
         return self.head(hidden[:, -1:] if last_only else hidden), state

@@ -22,7 +22,7 @@ from zoo.linear import linear
 from zoo.mlp import MLP, MLPConfig
 from zoo.names import unknown_name
 
-Weights = Literal["renormalised", "softmax", "unit"]
+Weights = Literal["renormalised", "softmax", "unit", "sigmoid", "sigmoid_renormalised"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,20 @@ class MoEConfig:
     """Share of the hidden layer that is dropped in training."""
     weights: Weights = "renormalised"
     """What a chosen expert counts: its softmax over those chosen (Mixtral, Granite), over all ("softmax": Switch,
-    Jamba, Qwen2-MoE), or 1 ("unit": a perceptron cut up; the router then learns from the auxiliary losses alone)."""
+    Jamba, Qwen2-MoE), or 1 ("unit": a perceptron cut up; the router then learns from the auxiliary losses alone); or
+    its sigmoid, as it is, or over the sum of those chosen ("sigmoid_renormalised": DeepSeek-V3, Nemotron-3)."""
+    weights_scale: float = 1.0
+    """Multiplies what every chosen expert counts."""
+    correction: bool = False
+    """Whether each expert has a bias that is added to its softmax or sigmoid to choose by, and for nothing else
+    (DeepSeek-V3). Gradients do not reach it; whoever trains moves it."""
+    n_groups: int = 1
+    """Groups of neighbouring experts. A position chooses among those of `top_groups` groups: the ones whose best two
+    experts have the largest sums."""
+    top_groups: int = 1
+    """How many of the groups."""
+    d_latent: int | None = None
+    """Width that the input is projected to before the experts that are chosen, and back behind them. None: neither."""
     n_shared: int = 0
     """Experts besides, which every position goes through (DeepSeek, Nemotron-3)."""
     d_ff_shared: int | None = None
@@ -70,9 +83,16 @@ class MoEConfig:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
         if self.weights not in get_args(Weights):
             raise ValueError(unknown_name("weights", self.weights, get_args(Weights)))
-        for name in ("d_ff", "d_ff_shared"):
+        for name in ("d_ff", "d_ff_shared", "d_latent"):
             if (width := getattr(self, name)) is not None and width < 1:
                 raise ValueError(f"{name}={width}, expected None or at least 1")
+        if self.n_experts % self.n_groups or not 1 <= self.top_groups <= self.n_groups:
+            raise ValueError(
+                f"n_groups={self.n_groups} and top_groups={self.top_groups}, expected a divisor of "
+                f"n_experts={self.n_experts}, and 1 to as many"
+            )
+        if self.top_k > self.top_groups * (self.n_experts // self.n_groups):
+            raise ValueError(f"top_k={self.top_k}, more than there are experts in top_groups={self.top_groups} groups")
         if self.n_shared < 0:
             raise ValueError(f"n_shared={self.n_shared}, expected at least 0")
         if self.shared_gate and not self.n_shared:
@@ -98,28 +118,53 @@ class MoEConfig:
 
 
 def choose(
-    logits: Float[Array, "*b e"], top_k: int, weights: Weights = "renormalised"
+    logits: Float[Array, "*b e"],
+    top_k: int,
+    weights: Weights = "renormalised",
+    *,
+    correction: Float[Array, "e"] | None = None,
+    n_groups: int = 1,
+    top_groups: int = 1,
 ) -> tuple[Int[Array, "*b s"], Float[Array, "*b s"]]:
     """The experts of each position, the likeliest first, and what each counts.
 
-        renormalised  softmax over the chosen = softmax over all, the chosen divided by their sum
-        softmax       softmax over all
-        unit          1
+        renormalised          softmax over the chosen = softmax over all, the chosen divided by their sum
+        softmax               softmax over all
+        unit                  1
+        sigmoid               sigmoid
+        sigmoid_renormalised  sigmoid, divided by the sum of the chosen
 
     Args:
       logits: of the router, at least float32.
       top_k: how many are chosen. Of equal ones the first is.
-      weights: one of the three.
+      weights: one of these.
+      correction: what is added to the softmax or sigmoid of each expert, to choose by alone. None: nothing.
+      n_groups: groups of neighbouring experts, of which a position keeps `top_groups`.
+      top_groups: those whose best two experts have, so corrected, the largest sums.
 
     Source: Jiang et al. 2024, arXiv:2401.04088, section 2.1 (renormalised); Fedus et al. 2021, arXiv:2101.03961,
-      eq. 1-2 (softmax).
+      eq. 1-2 (softmax); DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2 (sigmoid, correction, groups).
     """
-    chosen, experts = jax.lax.top_k(logits, top_k)
+    sigmoid = weights.startswith("sigmoid")
+    scores = logits
+    if correction is not None or n_groups > 1:
+        scores = jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits, axis=-1)
+        scores = scores if correction is None else scores + correction
+    if n_groups > 1:
+        grouped = scores.reshape(*scores.shape[:-1], n_groups, -1)
+        best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(axis=-1)
+        kept = jnp.any(jax.lax.top_k(best, top_groups)[1][..., None] == jnp.arange(n_groups), axis=-2)
+        scores = jnp.where(kept[..., None], grouped, -jnp.inf).reshape(scores.shape)
+    experts = jax.lax.top_k(scores, top_k)[1]
+    chosen = jnp.take_along_axis(logits, experts, axis=-1)
     if weights == "unit":
         return experts, jnp.ones_like(chosen)
     if weights == "renormalised":
         return experts, jax.nn.softmax(chosen, axis=-1)
-    return experts, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    if weights == "softmax":
+        return experts, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
+    counts = jax.nn.sigmoid(chosen)
+    return experts, counts / counts.sum(axis=-1, keepdims=True) if weights == "sigmoid_renormalised" else counts
 
 
 def balance_loss(
@@ -250,13 +295,17 @@ class ExpertLinear(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """The perceptrons of a mixture, stacked: `zoo.MLP` for each block of rows by its expert's weights."""
+    """The perceptrons of a mixture, stacked: `zoo.MLP` for each block of rows by its expert's weights.
+
+    Their input has `width` channels; d_model says how wide their hidden layer is where the config leaves that open.
+    """
 
     def __init__(
         self,
-        d_model: int,
+        width: int,
         config: MoEConfig,
         *,
+        d_model: int,
         residual_scale: float,
         dtype: Dtype | None,
         param_dtype: Dtype,
@@ -265,10 +314,10 @@ class Experts(nnx.Module):
         self.activation: str = config.activation
         d_ff = config.expert().width(d_model)
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.gate_proj = ExpertLinear(config.n_experts, d_model, d_ff, **options) if config.gated else None
-        self.up_proj = ExpertLinear(config.n_experts, d_model, d_ff, **options)
+        self.gate_proj = ExpertLinear(config.n_experts, width, d_ff, **options) if config.gated else None
+        self.up_proj = ExpertLinear(config.n_experts, width, d_ff, **options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.down_proj = ExpertLinear(config.n_experts, d_ff, d_model, scale=residual_scale, **options)
+        self.down_proj = ExpertLinear(config.n_experts, d_ff, width, scale=residual_scale, **options)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
@@ -286,6 +335,8 @@ class MoE(nnx.Module):
     """Mixes channels, each position alone, by the few experts that a router chooses for it.
 
         y = sum over chosen e of weight_e expert_e(x), and the shared experts' sum
+
+    With d_latent, those that are chosen work between two projections: expand(sum of weight_e expert_e(reduce(x))).
 
     The router computes in at least float32.
 
@@ -307,7 +358,11 @@ class MoE(nnx.Module):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         wide = jnp.promote_types(param_dtype, jnp.float32)
         self.router = linear(d_model, config.n_experts, dtype=wide, param_dtype=wide, rngs=rngs)
-        self.experts = Experts(d_model, config, residual_scale=residual_scale, **options)
+        width = config.d_latent or d_model
+        self.correction = nnx.Param(jnp.zeros(config.n_experts, wide), decay=False) if config.correction else None
+        self.reduce = linear(d_model, width, bias=config.bias, **options) if config.d_latent else None
+        self.expand = linear(width, d_model, bias=config.bias, **options) if config.d_latent else None
+        self.experts = Experts(width, config, d_model=d_model, residual_scale=residual_scale, **options)
         shared = config.shared(d_model)
         self.shared = None if shared is None else MLP(d_model, shared, residual_scale=residual_scale, **options)
         self.shared_gate = linear(d_model, 1, **options) if config.shared_gate else None
@@ -334,7 +389,10 @@ class MoE(nnx.Module):
         config = self.config
         n_experts = config.n_experts
         logits = self._logits(x)
-        experts, weights = choose(logits, config.top_k, config.weights)  # b l s
+        groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
+        correction = None if self.correction is None else jax.lax.stop_gradient(self.correction[...])
+        experts, weights = choose(logits, config.top_k, config.weights, correction=correction, **groups)  # b l s
+        weights = weights if config.weights_scale == 1 else weights * config.weights_scale
         loss = config.balance_weight * balance_loss(logits, experts, mask) + config.z_weight * z_loss(logits, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
@@ -343,13 +401,15 @@ class MoE(nnx.Module):
         else:
             row, group, n_blocks, size = lay_out_within_capacity(experts, n_experts, config.capacity_factor)
 
-        tokens = x.reshape(-1, x.shape[-1])
+        narrow = x if self.reduce is None else self.reduce(x)
+        tokens = narrow.reshape(-1, narrow.shape[-1])
         token = jnp.broadcast_to(jnp.arange(len(tokens)).reshape(*x.shape[:2], 1), row.shape)
         source = jnp.full(n_blocks * size, len(tokens)).at[row].set(token, mode="drop")
         blocks = tokens.at[source].get(mode="fill", fill_value=0).reshape(n_blocks, size, -1)
         out = self.experts(blocks, group, rngs=rngs)
         chosen = out.reshape(n_blocks * size, -1).at[row].get(mode="fill", fill_value=0)  # b l s d
         y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
+        y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)
             y = y + (shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared)

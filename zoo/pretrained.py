@@ -19,7 +19,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo import bert_layout, layouts, llama_layout, m2_layout, vim_layout, vit_layout
+from zoo import bert_layout, hybrid_layouts, layouts, llama_layout, m2_layout, vim_layout, vit_layout
 from zoo.build import Model, ModelConfig, build
 from zoo.encoder import EncoderConfig
 from zoo.layouts import EMBEDDINGS, Layout
@@ -37,6 +37,7 @@ _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensor
 _TOKEN_VECTORS = (
     *EMBEDDINGS.values(),
     llama_layout.WORD_EMBEDDINGS,
+    hybrid_layouts.WORD_EMBEDDINGS,
     m2_layout.WORD_EMBEDDINGS,
     *bert_layout.WORD_EMBEDDINGS,
 )
@@ -90,6 +91,8 @@ def from_pretrained(
             tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
         if vit_layout.is_vit(raw):
             tensors = vit_layout.short_names(tensors)
+        if hybrid_layouts.is_hybrid(raw):
+            tensors = hybrid_layouts.short_names(tensors)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
         config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
         config = _fit_vocabulary(config, tensors)
@@ -97,11 +100,14 @@ def from_pretrained(
         name = jnp.dtype(stored if dtype is None else dtype).name
         config = dataclasses.replace(config, dtype=name, param_dtype=name)
         model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    table = _table(model, "transformers" if EMBEDDINGS["transformers"] in tensors else "official")
+    table = _table(model, "transformers" if EMBEDDINGS["transformers"] in tensors else "official", raw)
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     _require_a_fit(place, table, tensors, params)
     for name, entry in table.entries.items():
-        for path, array in zip(entry.paths, entry.split(tensors[name].mapped), strict=True):
+        parts = [tensors[part].mapped for part in table.stacks.get(name, ())]
+        tensor = np.stack(parts) if parts else tensors[name].mapped
+        arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
+        for path, array in zip(entry.paths, arrays, strict=True):
             rule = sharding(path, array.shape) if callable(sharding) else sharding
             params[path] = params[path].replace(_place(array, params[path].dtype, rule))
     nnx.update(model, nnx.from_flat_state(list(params.items())))
@@ -136,7 +142,7 @@ def save_pretrained(
     """
     folder = Path(folder)
     raw = _write_config(model.config, layout)
-    table = _table(model, layout)
+    table = _table(model, layout, raw)
     encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
     beside = {} if encoder is None else bert_layout.pooling_files(encoder)
     classes = getattr(model.config, "n_classes" if isinstance(model, ImageClassifier) else "n_labels", 0)
@@ -151,8 +157,12 @@ def save_pretrained(
     tensors = {
         name: entry.join([np.asarray(params[path]) for path in entry.paths]) for name, entry in table.entries.items()
     }
+    for name, parts in table.stacks.items():
+        tensors |= dict(zip(parts, tensors.pop(name), strict=True))
     if encoder is not None:
         tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
+    if hybrid_layouts.is_hybrid(raw):
+        tensors = {hybrid_layouts.full_name(name, raw["model_type"]): tensor for name, tensor in tensors.items()}
     if llama_layout.is_llama(raw):
         tensors = {llama_layout.full_name(name): tensor for name, tensor in tensors.items()}
     if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
@@ -342,7 +352,9 @@ def _write_config(config: ModelConfig, layout: Layout) -> Json:
     return m2_layout.write_config(config, layout)
 
 
-def _table(model: Model, layout: Layout) -> Table:
+def _table(model: Model, layout: Layout, raw: Json) -> Table:
+    if isinstance(model, CausalLM) and hybrid_layouts.is_hybrid(raw):
+        return hybrid_layouts.tensor_table(model, raw["model_type"])
     if isinstance(model, ImageClassifier):
         return (vim_layout if vim_layout.describes(model.config) else vit_layout).tensor_table(model)
     if isinstance(model, CausalLM):
@@ -367,15 +379,18 @@ def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> M
 
 def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any]) -> None:
     """Raises a ValueError unless tensors and parameters correspond one to one, in shape too."""
-    entries = table.entries
-    missing = sorted(entries.keys() - tensors.keys())
-    known = entries.keys() | table.copies.keys() | table.constants.keys()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, entry in table.entries.items():
+        shape = entry.shape([params[path].shape for path in entry.paths])
+        shapes |= dict.fromkeys(table.stacks[name], shape[1:]) if name in table.stacks else {name: shape}
+    missing = sorted(shapes.keys() - tensors.keys())
+    known = shapes.keys() | table.copies.keys() | table.constants.keys()
     left_over = sorted(name for name in tensors.keys() - known if not table.ignored.match(name))
-    differing = []
-    for name in sorted(entries.keys() & tensors.keys()):
-        expected = entries[name].shape([params[path].shape for path in entries[name].paths])
-        if tensors[name].shape != expected:
-            differing.append(f"{name} is {tensors[name].shape}, expected {expected}")
+    differing = [
+        f"{name} is {tensors[name].shape}, expected {shapes[name]}"
+        for name in sorted(shapes.keys() & tensors.keys())
+        if tensors[name].shape != shapes[name]
+    ]
     parts = [
         f"{count} {what}: {', '.join(names[:8])}{', ...' if count > 8 else ''}"
         for what, names in (

@@ -17,23 +17,25 @@ class Entry(NamedTuple):
     paths: tuple[tuple, ...]
     """Our parameters, as paths of `nnx.to_flat_state`."""
     kind: Kind
-    """same: as it is. linear: transposed, several one above the other, and biases one behind the other. conv: with a
-    middle axis of size 1. image: a kernel over rows and columns, its outputs and inputs first, not last. row: with a
-    first axis of size 1. block: without our first axis, of size 1."""
+    """same: as it is. linear: matrices transposed (those of experts each), several one above the other, and vectors one
+    behind the other. conv: with a middle axis of size 1. image: a kernel over rows and columns, its outputs and inputs
+    first, not last. row: with a first axis of size 1. block: without our first axis, of size 1."""
 
     def shape(self, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
         """The tensor's shape, given those of the parameters."""
         first = shapes[0]
         if self.kind == "linear":
-            return sum(shape[-1] for shape in shapes), *first[:-1]
+            outputs = sum(shape[-1] for shape in shapes)
+            return (outputs,) if len(first) == 1 else (*first[:-2], outputs, first[-2])
         if self.kind == "image":
             return first[3], first[2], first[0], first[1]
         return {"same": first, "conv": (first[0], 1, *first[1:]), "row": (1, *first), "block": first[1:]}[self.kind]
 
-    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The parameters in a tensor, as views."""
+    def split(self, tensor: np.ndarray, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
+        """The parameters in a tensor, as views, given their shapes."""
         if self.kind == "linear":
-            return [part.T for part in np.split(tensor, len(self.paths))]
+            ends = np.cumsum([shape[-1] for shape in shapes])[:-1].tolist()
+            return [_transposed(part) for part in np.split(tensor, ends, axis=0 if tensor.ndim == 1 else -2)]
         if self.kind == "image":
             return [tensor.transpose(2, 3, 1, 0)]
         index: Any = {"same": ..., "conv": np.s_[:, 0], "row": 0, "block": None}[self.kind]
@@ -42,11 +44,15 @@ class Entry(NamedTuple):
     def join(self, params: list[np.ndarray]) -> np.ndarray:
         """The tensor of some parameters."""
         if self.kind == "linear":
-            return np.concatenate([param.T for param in params])
+            return np.concatenate([_transposed(param) for param in params], axis=0 if params[0].ndim == 1 else -2)
         if self.kind == "image":
             return params[0].transpose(3, 2, 0, 1)
         index: Any = {"same": ..., "conv": np.s_[:, None], "row": None, "block": 0}[self.kind]
         return params[0][index]
+
+
+def _transposed(x: np.ndarray) -> np.ndarray:
+    return x if x.ndim == 1 else np.swapaxes(x, -1, -2)
 
 
 def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
@@ -67,3 +73,5 @@ class Table(NamedTuple):
     """Tensors that follow from the config. A file may leave them out."""
     ignored: re.Pattern = re.compile(r"(?!)")
     """Names of tensors that mean nothing."""
+    stacks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Names among the entries that no file has, and those of the tensors that make them up along a new first axis."""

@@ -43,7 +43,7 @@ def expert(mixture, e):
     """One expert as a dense perceptron."""
     config = mixture.config.expert()
     dtypes = {"dtype": mixture.experts.up_proj.dtype, "param_dtype": mixture.experts.up_proj.kernel.dtype}
-    mlp = zoo.MLP(D_MODEL, config, **dtypes, rngs=nnx.Rngs(0))
+    mlp = zoo.MLP(mixture.config.d_latent or D_MODEL, config, **dtypes, rngs=nnx.Rngs(0))
     for name in ("gate_proj", "up_proj", "down_proj"):
         stacked, dense = getattr(mixture.experts, name), getattr(mlp, name)
         if stacked is not None:
@@ -55,10 +55,16 @@ def expert(mixture, e):
 
 def run_every_expert(mixture, x, mask=None, room=None):
     """The mixture by its twin. `room` (b l e) is False where an expert has none for a position."""
-    counts = reference.expert_weights(x @ mixture.router.kernel[...], mixture.config.top_k, mixture.config.weights)
+    config = mixture.config
+    correction = 0.0 if mixture.correction is None else jax.lax.stop_gradient(mixture.correction[...])
+    groups = (config.n_groups, config.top_groups)
+    logits = x @ mixture.router.kernel[...]
+    counts = config.weights_scale * reference.expert_weights(logits, config.top_k, config.weights, correction, *groups)
     for allowed in (None if mask is None else mask[..., None], room):
         counts = counts if allowed is None else jnp.where(allowed, counts, 0)
-    y = reference.mixture(x, counts, [expert(mixture, e) for e in range(mixture.config.n_experts)])
+    narrow = x if mixture.reduce is None else mixture.reduce(x)
+    y = reference.mixture(narrow, counts, [expert(mixture, e) for e in range(config.n_experts)])
+    y = y if mixture.expand is None else mixture.expand(y)
     if mixture.shared is not None:
         shared = mixture.shared(x)
         y = y + (shared if mixture.shared_gate is None else jax.nn.sigmoid(mixture.shared_gate(x)) * shared)
@@ -85,6 +91,9 @@ def value_and_gradients(function, mixture, x, *args):
         ({"weights": "softmax", "bias": True, "n_shared": 2, "d_ff_shared": 2, "shared_gate": True}, True),
         ({"weights": "unit", "gated": False, "activation": "gelu", "out_bias": True, "top_k": 1}, False),
         ({"weights": "softmax", "top_k": N_EXPERTS}, True),
+        ({"weights": "sigmoid", "correction": True, "d_latent": 2, "bias": True}, False),
+        ({"weights": "sigmoid_renormalised", "n_groups": 2, "correction": True, "weights_scale": 2.5}, True),
+        ({"weights": "softmax", "n_groups": 2, "n_shared": 1}, False),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
