@@ -18,12 +18,12 @@ from typing import Literal, NamedTuple, get_args
 
 from flax import nnx
 
-from zoo import hybrid_layouts, llama_layout
-from zoo.layout_options import FREE, INITIAL, number, require_same
+from zoo import hybrid_layouts, llama_layout, mha_layout
+from zoo.layout_options import FREE, INITIAL, number, require_same, resolved
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
-from zoo.pattern import Word, parse_pattern
+from zoo.pattern import Word, format_pattern, parse_pattern
 from zoo.tensors import Entry, Json, Table
 
 Layout = Literal["official", "transformers"]
@@ -147,8 +147,9 @@ def _read_official(raw: Json) -> CausalLMConfig:
     layer = options.pop("layer", "Mamba1")
     if layer not in _OFFICIAL:
         raise ValueError(f"ssm_cfg.layer={layer!r}, expected one of {', '.join(_OFFICIAL)}")
-    if raw.get("attn_layer_idx"):
-        raise ValueError(f"attn_layer_idx={raw['attn_layer_idx']}: official hybrids with attention cannot be read yet")
+    attends = set(raw.get("attn_layer_idx") or ())
+    if outside := attends - {*range(raw["n_layer"])}:
+        raise ValueError(f"attn_layer_idx: {min(outside)}, expected layers 0 to {raw['n_layer'] - 1}")
     family = _OFFICIAL[layer]
     unknown = options.keys() - family.options.keys() - _OFFICIAL_OTHER[layer] - _OFFICIAL_RUNTIME
     if unknown and layer == "Mamba3":
@@ -161,18 +162,21 @@ def _read_official(raw: Json) -> CausalLMConfig:
     if layer == "Mamba3" and "A_activation" in options:
         mixer["A_activation"] = options["A_activation"]
     width = raw.get("d_intermediate") or 0
+    words = ["attn" if i in attends else family.word for i in range(raw["n_layer"])] if attends else [family.word]
+    channel = "mlp" if width else None
     return _config(
         family.word,
         mixer,
         d_model=raw["d_model"],
         n_layers=raw["n_layer"],
-        pattern=family.word + ("/mlp" if width else ""),
+        pattern=format_pattern(tuple(Word((word,), channel) for word in words)),
         norm="rms" if raw.get("rms_norm", True) else "layer",
         residual_in_fp32=raw.get("residual_in_fp32", True),
         vocab_size=raw.get("vocab_size", 50_277),
         pad_vocab_multiple=raw.get("pad_vocab_size_multiple", 8),
         tie_embeddings=raw.get("tie_embeddings", True),
         **({"mlp": official_mlp(width)} if width else {}),
+        **({"attn": mha_layout.read_attention(raw.get("attn_cfg") or {}, raw["d_model"])} if attends else {}),
     )
 
 
@@ -251,20 +255,30 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
         return llama_layout.write_config(config)
     if layout == "transformers" and hybrid_layouts.describing(config):
         return hybrid_layouts.write_config(config)
-    words = set(parse_pattern(config.pattern, config.n_layers))
-    word = words.pop() if len(words) == 1 else Word(())
+    words = parse_pattern(config.pattern, config.n_layers)
+    attends = [i for i, word in enumerate(words) if word.plain.mixers == ("attn",)] if layout == "official" else []
+    attention = {words[i] for i in attends}
+    kinds = {*words} - attention
+    word = kinds.pop() if len(kinds) == 1 and len(attention) < 2 else Word(())
+    if any(each[1:] != word[1:] for each in attention):
+        word = Word(())
     mixer, channel = word.mixers[0] if len(word.mixers) == 1 else "", word.channel or ""
     kind = _kind(config, mixer, layout)
     if kind is None or channel not in ("", "mlp" if layout == "official" else ""):
         known = f"mamba, mamba2, attn/mlp, and those of {', '.join(hybrid_layouts.FAMILIES)}"
         if layout == "official":
-            known = "mamba, mamba2, mamba3, each alone or with /mlp"
+            known = "mamba, mamba2, mamba3, with attn or without, each block with /mlp or none"
         raise ValueError(f"pattern={config.pattern!r} has no {layout} layout; those that have one: {known}")
     raw = _write_official(config, kind, channel) if layout == "official" else _write_transformers(config, kind)
+    if attends:
+        attn = resolved(config, words[attends[0]].mixers[0])
+        raw |= {"attn_layer_idx": attends, "attn_cfg": mha_layout.write_attention(attn)}
     # What the layout cannot say is what reading it back gives another value.
     back = dataclasses.replace(read_config(raw), dtype=config.dtype, param_dtype=config.param_dtype)
     for field in ("mlp", mixer) if channel else (mixer,):
         _require_same(getattr(config, field), getattr(back, field), f"{field}.", layout)
+    if attends:
+        _require_same(attn, resolved(back, "attn"), "attn.", layout)
     if channel and (ours := config.mlp.width(config.d_model)) != back.mlp.d_ff:
         raise ValueError(f"mlp.d_ff={ours} cannot be written in the {layout} layout, only multiples of 128")
     _require_same(config, back, "", layout)
@@ -372,4 +386,4 @@ def tensor_table(model: CausalLM, layout: Layout) -> Table:
             kind = "conv" if owner[-1] == "conv1d" else "linear"
         table[name + weight] = Entry((path,), kind)
     copies = {"lm_head.weight": EMBEDDINGS[layout]} if model.config.tie_embeddings else {}
-    return Table(table, copies)
+    return Table(mha_layout.fuse(table), copies)

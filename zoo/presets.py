@@ -204,6 +204,13 @@ presets: dict[str, ModelConfig] = {
     "mamba3-mimo-440m": _mamba3(1024, 24, 1792, is_mimo=True),
     "mamba3-mimo-880m": _mamba3(1536, 24, 2800, is_mimo=True),
     "mamba3-mimo-1.5b": _mamba3(2048, 24, 3824, is_mimo=True),
+    # Source: the config.json of state-spaces/mamba2attn-2.7b; arXiv:2405.21060, section 9.2.3. Six layers attend,
+    # behind a short convolution; half of a head is rotated.
+    "mamba2attn-2.7b": dataclasses.replace(
+        _mamba2(2560, 64),
+        pattern="mamba2*9 (attn mamba2*8)*5 mamba2*2 attn mamba2*7",
+        attn=AttentionConfig(n_heads=30, head_dim=128, rope_dim=64, d_conv=4),
+    ),
     # Source: the config.json of tiiuae/falcon-mamba-7b; arXiv:2410.05355, table 1.
     "falcon-mamba-7b": CausalLMConfig(
         d_model=4096,

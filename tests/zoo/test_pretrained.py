@@ -23,9 +23,23 @@ from zoo.weight_files import open_weights, save_weights
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"  # how they were made: its README.md
-OTHERS = ("bert", "vit", "deit", "vim", "llama")  # those have tests of their own
+OTHERS = (
+    "bert",
+    "vit",
+    "deit",
+    "vim",
+    "llama",
+    "jamba",
+    "bamba",
+    "falcon_h1",
+    "granite",
+    "nemotron_h",
+    "attn",
+)  # those have tests of their own
 NAMES = sorted(p.name for p in PUBLISHED.iterdir() if p.is_dir() and not any(other in p.name for other in OTHERS))
 TIED = {"mamba1", "mamba3_siso", "mamba3_mimo", "mamba_hf"}
+ATTENTION = {"causal": True, "d_conv": 4, "head_dim": 128, "num_heads": 30, "out_proj_bias": False}
+ATTENTION |= {"qkv_proj_bias": False, "rotary_emb_dim": 64}  # mamba2attn-2.7b's
 OFFICIAL = {
     "d_model": 16,
     "n_layer": 2,
@@ -312,10 +326,20 @@ def test_padding_of_the_vocabulary_is_read_off_the_embedding(vocab_size, multipl
         (OFFICIAL | {"ssm_cfg": {"layer": "Mamba2", "A_activation": "softplus"}}, "option of Mamba2 'A_activation'"),
         (OFFICIAL | {"ssm_cfg": {"layer": "Mamba4"}}, "ssm_cfg.layer='Mamba4', expected one of Mamba1, Mamba2, Mamba3"),
         (OFFICIAL | {"ssm_cfg": {"layer": "Mamba2"}}, "head_dim=64 must divide"),
-        (OFFICIAL | {"attn_layer_idx": [1]}, r"attn_layer_idx=\[1\]: official hybrids with attention"),
+        (OFFICIAL | {"attn_layer_idx": [1]}, "attn_cfg: num_heads is missing"),
+        (OFFICIAL | {"attn_layer_idx": [9]}, "attn_layer_idx: 9, expected layers 0 to "),
+        (
+            OFFICIAL | {"attn_layer_idx": [1], "attn_cfg": {"num_heads": 2}},
+            "attn_cfg: causal=False, the official defau",
+        ),
+        (
+            OFFICIAL | {"attn_layer_idx": [1], "attn_cfg": ATTENTION | {"mlp_dim": 256}},
+            "attn_cfg: mlp_dim=256 is not s",
+        ),
+        (OFFICIAL | {"attn_layer_idx": [1], "attn_cfg": {"heads": 2}}, "unknown option of MHA 'heads'"),
         (OFFICIAL | {"d_model": "16"}, "config.json: "),
         (TRANSFORMERS | {"model_type": "mamba3"}, "unknown model_type 'mamba3', did you mean 'mamba"),
-        (TRANSFORMERS | {"model_type": "jamba"}, "unknown model_type 'jamba'"),
+        (TRANSFORMERS | {"model_type": "zamba"}, "unknown model_type 'zamba'"),
         (TRANSFORMERS | {"model_type": None}, "unknown model_type 'None'"),
         (TRANSFORMERS | {"hidden_act": "gelu"}, "hidden_act='gelu', expected 'silu'"),
         (
@@ -660,7 +684,6 @@ CODESTRAL_7B = {"dim": 4096, "n_layers": 64, "vocab_size": 32768, "n_groups": 8}
 CODESTRAL_7B |= {"pad_vocab_size_multiple": 1, "tie_embeddings": False, "model_type": "mamba"}
 CODESTRAL_HF = {"model_type": "mamba2", "hidden_size": 4096, "num_hidden_layers": 64, "vocab_size": 32768}
 CODESTRAL_HF |= {"num_heads": 128, "head_dim": 64, "n_groups": 8, "state_size": 128, "intermediate_size": 8192}
-ATTENTION = {"causal": True, "d_conv": 4, "head_dim": 128, "num_heads": 30, "out_proj_bias": False}
 HYBRID = MAMBA2 | {"d_model": 2560, "n_layer": 64, "attn_layer_idx": [9, 18, 27, 36, 45, 56], "attn_cfg": ATTENTION}
 
 
@@ -695,6 +718,6 @@ def test_published_configs_describe_the_published_models(raw, preset, parameters
     assert config == dataclasses.replace(ours, **rows, **explicit)
 
 
-def test_a_hybrid_is_refused_by_the_option_that_makes_it_one():
-    with pytest.raises(ValueError, match=r"attn_layer_idx=\[9, 18, 27, 36, 45, 56\]: official hybrids with attention"):
-        read_config(HYBRID)
+def test_the_published_config_of_the_official_hybrid_describes_the_preset():
+    config, preset = read_config(HYBRID), zoo.presets["mamba2attn-2.7b"]
+    assert config == preset
