@@ -1,6 +1,8 @@
 """Published models by name, each with the source of its numbers."""
 
 import dataclasses
+import math
+from typing import Any
 
 from flax import nnx
 
@@ -13,7 +15,9 @@ from zoo.hybrid import hybrid_pattern
 from zoo.layouts import official_mlp
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLMConfig
+from zoo.moe import MoEConfig
 from zoo.names import unknown_name
+from zoo.pattern import canonical_pattern
 from zoo.vision import ImageClassifierConfig
 
 
@@ -185,6 +189,43 @@ def _ss2d(d_model: int) -> ImageClassifierConfig:
     )
 
 
+def _jamba(d_model: int, n_layers: int, **fields) -> CausalLMConfig:
+    # Source: the config.json of ai21labs/Jamba-v0.1; Lieber et al. 2024, arXiv:2403.19887: of eight layers one attends,
+    # every second one has 16 experts in place of an MLP, and nothing says positions.
+    return CausalLMConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        pattern="(mamba/mlp mamba/moe)*2 attn/mlp mamba/moe mamba/mlp mamba/moe",
+        norm_eps=1e-6,
+        tie_embeddings=False,
+        mamba=ssm.MambaConfig(bcdt_rms=True, bcdt_rms_weight=True),
+        **fields,
+    )
+
+
+def _nemotron_h(d_model: int, pattern: str, **fields) -> CausalLMConfig:
+    # Source: the config.json of nvidia/Nemotron-H-8B-Base-8K; arXiv:2504.03624, table 1.
+    return CausalLMConfig(
+        d_model=d_model,
+        n_layers=len(pattern),
+        pattern=canonical_pattern(pattern, len(pattern)),
+        tie_embeddings=False,
+        **fields,
+    )
+
+
+def _falcon_h1(d_model: int, n_layers: int, vocab_size: int, heads: int, d_ff: int, **fields) -> CausalLMConfig:
+    # Source: Zuo et al. 2025, arXiv:2507.22448, table 5, in transformers' docs, too; totals are those of the published
+    # weights. Their multipliers, which go with how they were trained, are in the files and not here.
+    mixers: dict[str, Any] = {
+        "attn": AttentionConfig(n_heads=heads, n_kv_heads=2, head_dim=128, rope_base=1e11),
+        "mamba2": ssm.Mamba2Config(d_state=256, expand=1.0, head_dim=128, rmsnorm=False),
+        "mlp": MLPConfig(d_ff=d_ff),
+    }
+    shape: dict[str, Any] = {"d_model": d_model, "n_layers": n_layers, "vocab_size": vocab_size}
+    return CausalLMConfig(**shape, pattern="mamba2+attn/mlp", tie_embeddings=False, **mixers | fields)
+
+
 presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
@@ -240,6 +281,75 @@ presets: dict[str, ModelConfig] = {
         mamba2=ssm.Mamba2Config(n_groups=8),
         attn=AttentionConfig(n_heads=32, n_kv_heads=8, position="none"),
         mlp=MLPConfig(d_ff=16_384, gated=False, activation="gelu"),
+    ),
+    "jamba-52b": _jamba(
+        4096,
+        32,
+        vocab_size=65_536,
+        attn=AttentionConfig(n_heads=32, n_kv_heads=8, position="none"),
+        mlp=MLPConfig(d_ff=14_336),
+        moe=MoEConfig(n_experts=16, d_ff=14_336, weights="softmax"),
+    ),
+    # Source: the config.json of ibm-ai-platform/Bamba-9B. Half of a head is rotated.
+    "bamba-9b": CausalLMConfig(
+        d_model=4096,
+        n_layers=32,
+        pattern="mamba2/mlp*9 (attn/mlp mamba2/mlp*8)*2 attn/mlp mamba2/mlp*4",
+        vocab_size=128_256,
+        tie_embeddings=False,
+        attn=AttentionConfig(n_heads=32, n_kv_heads=8, rope_dim=64),
+        mlp=MLPConfig(d_ff=14_336),
+    ),
+    "nemotron-h-8b": _nemotron_h(
+        4096,
+        "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+        vocab_size=131_072,
+        attn=AttentionConfig(n_heads=32, n_kv_heads=8, head_dim=128, position="none"),
+        mamba2=ssm.Mamba2Config(n_groups=8, dt_limit=(0.001, math.inf)),
+        mlp=MLPConfig(d_ff=21_504, gated=False, activation="relu2"),
+    ),
+    "falcon-h1-0.5b": _falcon_h1(
+        1024,
+        36,
+        32_784,
+        8,
+        2048,
+        attn=AttentionConfig(n_heads=8, n_kv_heads=2, head_dim=64, rope_base=1e11),
+        mamba2=ssm.Mamba2Config(expand=1.5, rmsnorm=False),
+    ),
+    "falcon-h1-7b": _falcon_h1(3072, 44, 130_049, 12, 12_288, pad_vocab_multiple=1),
+    # Ours, of these shapes for a CPU: 256 wide, eight blocks or so, GPT-NeoX's tokens.
+    "mamba2-hybrid-tiny": CausalLMConfig(
+        d_model=256,
+        n_layers=12,
+        pattern=hybrid_pattern(12, attention=0.08, mlp=0.5),
+        vocab_size=50_277,
+        mamba2=ssm.Mamba2Config(d_state=64),
+        attn=AttentionConfig(n_heads=4, n_kv_heads=2, position="none"),
+    ),
+    "jamba-tiny": _jamba(
+        256,
+        8,
+        vocab_size=50_277,
+        attn=AttentionConfig(n_heads=4, n_kv_heads=2, position="none"),
+        moe=MoEConfig(n_experts=4, weights="softmax"),
+    ),
+    "nemotron-h-tiny": _nemotron_h(
+        256,
+        "M-M-M*-M-M-",
+        vocab_size=50_277,
+        attn=AttentionConfig(n_heads=4, n_kv_heads=2, position="none"),
+        mamba2=ssm.Mamba2Config(d_state=64, n_groups=2),
+        mlp=MLPConfig(gated=False, activation="relu2"),
+    ),
+    "falcon-h1-tiny": _falcon_h1(
+        256,
+        6,
+        50_277,
+        4,
+        768,
+        attn=AttentionConfig(n_heads=4, n_kv_heads=2),
+        mamba2=ssm.Mamba2Config(d_state=64, rmsnorm=False),
     ),
     # Source: the config.json of HuggingFaceTB/SmolLM2-135M; Ben Allal et al. 2025, arXiv:2502.02737. Its head is tied.
     "smollm2-135m": CausalLMConfig(

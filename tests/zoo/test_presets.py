@@ -2,6 +2,9 @@
 
 import itertools
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -34,6 +37,16 @@ import zoo
         ("falcon-mamba-7b", 7_272_665_088),
         ("codestral-mamba-7b", 7_285_403_648),
         ("mamba2-hybrid-8b", 8_654_517_248),
+        ("mamba2attn-2.7b", 2_697_590_880),
+        ("jamba-52b", 51_570_323_328),
+        ("bamba-9b", 9_780_235_392),
+        ("nemotron-h-8b", 8_100_852_736),
+        ("falcon-h1-0.5b", 521_411_104),
+        ("falcon-h1-7b", 7_585_519_712),
+        ("mamba2-hybrid-tiny", 18_400_760),
+        ("jamba-tiny", 39_580_752),
+        ("nemotron-h-tiny", 30_890_360),
+        ("falcon-h1-tiny", 33_052_816),
         ("smollm2-135m", 134_515_008),
         ("m2-gpt-145m", 144_730_240),
         ("m2-gpt-360m", 361_553_760),
@@ -91,6 +104,62 @@ def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
 def count_parameters(name, **overrides):
     model = nnx.eval_shape(lambda: zoo.create(name, rngs=nnx.Rngs(0), **overrides))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model)))
+
+
+LARGE_HYBRIDS = ("mamba2-hybrid-8b", "jamba-52b", "bamba-9b", "nemotron-h-8b", "falcon-h1-7b")
+
+
+@pytest.mark.parametrize("name", LARGE_HYBRIDS)
+@pytest.mark.usefixtures("unchecked")  # a mesh without devices is none to the annotation
+def test_a_large_hybrid_spreads_over_eight_devices(name):
+    """Each device holds an eighth, but for norms, step sizes and the like. One block of each kind is built."""
+    rule = zoo.shard_largest(jax.sharding.AbstractMesh((8,), ("data",)))
+    words = {*map(str, zoo.parse_pattern(zoo.presets[name].pattern, zoo.presets[name].n_layers))}
+    held = total = 0
+    for word in words:
+        model = nnx.eval_shape(
+            lambda w=word: zoo.create(name, rngs=nnx.Rngs(0), n_layers=1, pattern=w, dtype="bfloat16")
+        )
+        for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+            held += math.prod(rule(path, leaf.shape).shard_shape(leaf.shape))
+            total += math.prod(leaf.shape)
+    assert total / 8 <= held <= 1.001 * total / 8
+
+
+SHARDED = """
+import math, os, sys
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+import jax, jax.numpy as jnp
+from flax import nnx
+import zoo
+
+name = sys.argv[1]
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+rule = zoo.shard_largest(mesh)
+small = {"dtype": "bfloat16", "param_dtype": "bfloat16", "scan_layers": True}
+model = nnx.eval_shape(lambda: zoo.create(name, rngs=nnx.Rngs(0), **small))
+graphdef, params = nnx.split(model)
+flat = [
+    (path, leaf.replace(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rule(path, leaf.shape))))
+    for path, leaf in nnx.to_flat_state(params)
+]
+ids = jax.ShapeDtypeStruct((8, 32), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P("data")))
+run = jax.jit(lambda params, ids: nnx.merge(graphdef, params)(ids))
+compiled = run.lower(nnx.from_flat_state(flat), ids).compile()
+total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in flat)
+print(total, compiled.memory_analysis().argument_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE_HYBRIDS)
+def test_a_large_hybrid_compiles_for_eight_devices(name):
+    """Whole and with its published width; no weights are made."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run([sys.executable, "-c", SHARDED, name], capture_output=True, text=True, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    total, on_a_device = map(int, ran.stdout.split())
+    assert total / 8 <= on_a_device <= 1.01 * total / 8
 
 
 # A line of weights and biases for each part, as the papers describe it: embeddings with their norm, a layer, the head.
