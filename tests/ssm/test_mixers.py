@@ -16,6 +16,7 @@ D_MODEL, BATCH, LENGTH = 8, 3, 8
 # Chunks of 3, so that eight positions cross chunks and fill the last one up.
 MIXERS = {
     "mamba": (ssm.Mamba, ssm.MambaConfig(d_state=4, dt_rank=2, bias=True, bcdt_rms=True, chunk_size=3)),
+    "mamba with weights": (ssm.Mamba, ssm.MambaConfig(d_state=4, bcdt_rms=True, bcdt_rms_weight=True, chunk_size=3)),
     "mamba2": (ssm.Mamba2, ssm.Mamba2Config(d_state=4, head_dim=4, chunk_size=3)),
     "mamba2 with options": (
         ssm.Mamba2,
@@ -28,6 +29,9 @@ MIXERS = {
             norm_before_gate=True,
             dt_limit=(0.3, 1.5),
             bias=True,
+            in_multiplier=1.3,
+            multipliers=(0.9, 0.8, 1.2, 1.1, 0.7),
+            out_multiplier=0.6,
             chunk_size=3,
         ),
     ),
@@ -65,6 +69,10 @@ MIXERS = {
 # Beside biases, which all of them leave out: "D", the rates, the norms.
 WITHOUT_WEIGHT_DECAY = {
     "mamba": {"A_log", "D", "conv1d/bias", "dt_proj/bias", "in_proj/bias", "out_proj/bias"},
+    "mamba with weights": {
+        *("A_log", "D", "conv1d/bias", "dt_proj/bias"),
+        *("dt_norm/scale", "B_norm/scale", "C_norm/scale"),
+    },
     "mamba2": {"A_log", "D", "dt_bias", "conv1d/bias", "norm/scale"},
     "mamba2 with options": {"A_log", "D", "dt_bias", "conv1d/bias", "norm/scale", "in_proj/bias", "out_proj/bias"},
     "mamba3": {"D", "dt_bias", "B_bias", "C_bias", "B_norm/scale", "C_norm/scale"},
@@ -78,6 +86,7 @@ WITHOUT_WEIGHT_DECAY = {
 
 IN_FLOAT32 = {
     "mamba": {"A_log", "D", "dt_proj/bias"},
+    "mamba with weights": {*("A_log", "D", "dt_proj/bias"), *("dt_norm/scale", "B_norm/scale", "C_norm/scale")},
     "mamba2": {"A_log", "D", "dt_bias", "norm/scale"},
     "mamba2 with options": {"A_log", "D", "dt_bias", "norm/scale"},
     "mamba3": WITHOUT_WEIGHT_DECAY["mamba3"],
@@ -291,6 +300,7 @@ def test_projections_start_uniform_within_one_over_root_fan_in_the_output_scaled
         (ssm.MambaConfig, {"dt_min": 0.2}, "dt_min=0.2 and dt_max=0.1, expected 0 < dt_min <= dt_max"),
         (ssm.MambaConfig, {"dt_min": 0.0}, "dt_min=0.0 and dt_max=0.1, expected"),
         (ssm.MambaConfig, {"dt_init": "zeros"}, "dt_init='zeros', expected 'random' or 'constant'"),
+        (ssm.MambaConfig, {"bcdt_rms_weight": True}, "bcdt_rms_weight=True, expected bcdt_rms=True"),
         (ssm.Mamba2Config, {"d_state": 0}, "d_state=0, expected at least 1"),
         (ssm.Mamba2Config, {"d_conv": 0}, "d_conv=0, expected at least 1"),
         (ssm.Mamba2Config, {"head_dim": 0}, "head_dim=0, expected at least 1"),

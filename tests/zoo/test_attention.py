@@ -42,7 +42,7 @@ def make_input(length, b=2):
 def oracle(attention, x, mask=None, segment_ids=None):
     """Attention in numpy, one query at a time: gather the keys it may see, softmax their scores, average the values."""
     config, p = attention.config, attention.head_dim
-    x = np.asarray(x)
+    x = config.in_multiplier * np.asarray(x)
     mask = np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask)
     segment_ids = np.zeros(x.shape[:2], int) if segment_ids is None else np.asarray(segment_ids)
     q, k, v = (
@@ -53,15 +53,17 @@ def oracle(attention, x, mask=None, segment_ids=None):
     def turned(vector, angle_of_position):
         if config.position != "rope":
             return vector
-        out = vector.copy()
-        for i in range(p // 2):
-            angle = angle_of_position * config.rope_base ** (-2 * i / p)
-            a, b = vector[i], vector[i + p // 2]
-            out[i] = a * math.cos(angle) - b * math.sin(angle)
-            out[i + p // 2] = a * math.sin(angle) + b * math.cos(angle)
+        out, turns = vector.copy(), config.rope_dim or p
+        for i in range(turns // 2):
+            angle = angle_of_position * config.rope_base ** (-2 * i / turns)
+            first, second = (2 * i, 2 * i + 1) if config.rope_interleaved else (i, i + turns // 2)
+            a, b = vector[first], vector[second]
+            out[first] = a * math.cos(angle) - b * math.sin(angle)
+            out[second] = a * math.sin(angle) + b * math.cos(angle)
         return out
 
     heads, group = attention.n_heads, attention.n_heads // attention.n_kv_heads
+    scale = config.softmax_scale or 1 / math.sqrt(p)
     y = np.zeros((*x.shape[:2], heads, p))
     for row, t, h in itertools.product(range(x.shape[0]), range(x.shape[1]), range(heads)):
         scores, values = [], []
@@ -72,7 +74,7 @@ def oracle(attention, x, mask=None, segment_ids=None):
             near = config.window is None or abs(distance) < config.window
             if not (mask[row, s] and mask[row, t] and together and near) or (attention.causal and s > t):
                 continue
-            score = turned(q[row, t, h], distance) @ turned(k[row, s, h // group], 0) / math.sqrt(p)
+            score = turned(q[row, t, h], distance) @ turned(k[row, s, h // group], 0) * scale
             if config.position == "alibi":
                 score -= 2.0 ** (-8 * (h + 1) / heads) * abs(distance)  # a power of two of heads
             scores.append(score)
@@ -81,18 +83,25 @@ def oracle(attention, x, mask=None, segment_ids=None):
             weights = np.exp(np.array(scores) - max(scores))
             y[row, t, h] = weights @ np.array(values) / weights.sum()
     y = y.reshape(*x.shape[:2], -1)
-    return y @ np.asarray(attention.o_proj.kernel[...]) + np.asarray(attention.o_proj.bias[...])
+    out_bias = 0 if attention.o_proj.bias is None else np.asarray(attention.o_proj.bias[...])
+    return config.out_multiplier * (y @ np.asarray(attention.o_proj.kernel[...]) + out_bias)
 
 
 MASK = np.array([[0, 0, 1, 1, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0, 0]], bool)
 SEGMENTS = np.array([[7, 7, 7, 7, 7, 7, 7, 2, 2], [1, 1, 1, 0, 0, 1, 1, 1, 1]])
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("position", ["rope", "alibi", "none"])
-def test_equals_a_softmax_over_the_keys_that_each_query_sees(x64, position, window, causal):
-    attention = make_attention(causal=causal, position=position, window=window)
+MULTIPLIED = {"softmax_scale": 0.3, "in_multiplier": 0.7, "out_multiplier": 1.3, "out_bias": False}
+VARIANTS = [
+    {"position": position, "window": window, "causal": causal}
+    for position, window, causal in itertools.product(("rope", "alibi", "none"), (None, 3), (True, False))
+]
+VARIANTS += [{"rope_dim": 4, "rope_interleaved": True} | MULTIPLIED, {"rope_dim": 2, "causal": False}]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=lambda options: "-".join(map(str, options.values())))
+def test_equals_a_softmax_over_the_keys_that_each_query_sees(x64, options):
+    attention = make_attention(**options)
     call, _ = compiled(attention)
     x = make_input(9)
     assert_close(call(x), oracle(attention, x), tolerance=FLOAT32_SOFTMAX, name="alone")
@@ -110,18 +119,18 @@ SPLITS = [(9,), (1,) * 9, (4, 1, 4), (1, 4, 4)]
 
 
 @pytest.mark.parametrize(
-    ("position", "window", "slots"),
+    ("position", "window", "slots", "options"),
     [
-        ("rope", None, 9),
-        ("alibi", None, 9),
-        ("none", None, 12),
-        ("rope", 3, None),  # the window bounds the cache: no max_len
-        ("alibi", 3, 9),
-        ("rope", 4, 6),
+        ("rope", None, 9, {"d_conv": 3}),
+        ("alibi", None, 9, {}),
+        ("none", None, 12, MULTIPLIED),
+        ("rope", 3, None, {}),  # the window bounds the cache: no max_len
+        ("alibi", 3, 9, {"d_conv": 4}),
+        ("rope", 4, 6, {"rope_dim": 4, "rope_interleaved": True}),
     ],
 )
-def test_extend_over_any_split_is_the_whole_call(x64, position, window, slots):
-    attention = make_attention(position=position, window=window)
+def test_extend_over_any_split_is_the_whole_call(x64, position, window, slots, options):
+    attention = make_attention(position=position, window=window, **options)
     call, extend = compiled(attention)
     x, everywhere, one = make_input(9), np.ones((2, 9), bool), np.zeros((2, 9), int)
     ends = np.array([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0, 0]], bool)
@@ -235,6 +244,9 @@ def test_heads_default_to_a_width_of_64(d_model, options, heads):
         (12, {"n_heads": 4, "n_kv_heads": 3}, "n_kv_heads=3 must divide n_heads=4"),
         (12, {"n_heads": 4}, "head_dim=3, expected an even number with position='rope'"),
         (12, {"n_heads": 4, "position": "alibi"}, None),
+        (12, {"n_heads": 2, "rope_dim": 3}, "rope_dim=3, expected None or an even number"),
+        (12, {"n_heads": 2, "rope_dim": 8}, "rope_dim=8, expected at most head_dim=6"),
+        (12, {"n_heads": 2, "d_conv": 0}, "d_conv=0, expected None or at least 1"),
     ],
 )
 def test_errors_name_the_option(unchecked, d_model, options, message):
@@ -250,3 +262,20 @@ def test_a_cache_needs_a_bound_and_a_direction():
         make_attention("float32").init_state(1)
     with pytest.raises(ValueError, match=r"causal=False: a bidirectional mixer has no state"):
         make_attention("float32", causal=False).init_state(1, 8)
+    with pytest.raises(ValueError, match="d_conv=3 with causal=False, expected None: the convolution is causal"):
+        make_attention("float32", causal=False, d_conv=3)
+
+
+def test_convolves_queries_keys_and_values_before_it_rotates_them(x64):
+    """By hand: the projections' outputs, each channel over its last three positions."""
+    attention, x = make_attention(d_conv=3), make_input(7)
+    channels = np.concatenate([linear(x) for linear in (attention.q_proj, attention.k_proj, attention.v_proj)], axis=-1)
+    padded = np.pad(channels, ((0, 0), (2, 0), (0, 0)))
+    kernel = np.asarray(attention.conv1d.kernel[...])
+    mixed = sum(padded[:, i : i + 7] * kernel[:, i] for i in range(3)) + np.asarray(attention.conv1d.bias[...])
+    plain = make_attention()
+    seen = {name: mixed[..., a:b] for name, a, b in (("q_proj", 0, 24), ("k_proj", 24, 36), ("v_proj", 36, 48))}
+    for name, value in seen.items():
+        setattr(plain, name, lambda _, value=value: jnp.asarray(value))
+    plain.o_proj = attention.o_proj
+    assert_close(attention(x), plain(x))

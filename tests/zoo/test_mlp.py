@@ -45,6 +45,13 @@ def test_plain_activates_the_up_projection(x64):
     assert_close(mlp(x), apply(mlp.down_proj, hidden))
 
 
+def test_multipliers_are_those_of_the_gate_and_of_the_output(x64):
+    mlp, x = make_mlp(gate_multiplier=0.7, out_multiplier=1.3), normal(jax.random.key(1), 2, 3, 5)
+    act = np.vectorize(FORMULAS["silu"])
+    hidden = act(0.7 * apply(mlp.gate_proj, np.asarray(x))) * apply(mlp.up_proj, np.asarray(x))
+    assert_close(mlp(x), 1.3 * apply(mlp.down_proj, hidden))
+
+
 def test_bfloat16_computes_in_bfloat16():
     x = normal(jax.random.key(1), 2, 3, 5)
     y = make_mlp("bfloat16")(x)

@@ -395,6 +395,10 @@ def test_shard_experts_cuts_experts_alone():
         ({"capacity_factor": 0.0}, "capacity_factor=0.0, expected None or more than 0"),
         ({"z_weight": -1.0}, "z_weight=-1.0, expected at least 0"),
         ({"dropout": 1.0}, "dropout=1.0, expected 0 <= dropout < 1"),
+        ({"d_latent": 0}, "d_latent=0, expected None or at least 1"),
+        ({"n_groups": 3}, "n_groups=3 and top_groups=1, expected a divisor of n_experts=8, and 1 to as many"),
+        ({"n_groups": 4, "top_groups": 5}, "n_groups=4 and top_groups=5, expected"),
+        ({"n_groups": 4, "top_k": 3}, "top_k=3, more than there are experts in top_groups=1 groups"),
     ],
 )
 def test_config_errors_name_the_option(unchecked, options, message):
