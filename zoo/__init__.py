@@ -47,3 +47,5 @@ from zoo.pretrained import shard_experts as shard_experts
 from zoo.pretrained import shard_largest as shard_largest
 from zoo.vision import ImageClassifier as ImageClassifier
 from zoo.vision import ImageClassifierConfig as ImageClassifierConfig
+from zoo.zamba2 import Zamba2 as Zamba2
+from zoo.zamba2 import Zamba2Config as Zamba2Config

@@ -9,6 +9,7 @@ Axes: s keys (cache slots, or positions), k key-value heads; the others as every
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -92,6 +93,7 @@ class Attention(nnx.Module):
       d_model: width of input and output.
       config: options; see `AttentionConfig`.
       causal: whether positions see only themselves and earlier ones.
+      d_out: width of the output. None: d_model.
       residual_scale: multiplies the initial output projection, 1 / sqrt(layers) in a residual stack.
       dtype: dtype of the projections and products; softmax is at least float32.
       param_dtype: dtype that parameters are kept in.
@@ -112,6 +114,7 @@ class Attention(nnx.Module):
         config: AttentionConfig = AttentionConfig(),
         *,
         causal: bool = True,
+        d_out: int | None = None,
         residual_scale: float = 1.0,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
@@ -143,7 +146,7 @@ class Attention(nnx.Module):
         conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.o_proj = linear(self.n_heads * self.head_dim, d_model, scale=residual_scale, **options)
+        self.o_proj = linear(self.n_heads * self.head_dim, d_out or d_model, scale=residual_scale, **options)
 
     def __call__(
         self,
@@ -151,18 +154,20 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
-    ) -> Float[Array, "b l d"]:
+        added: Sequence[Array] | None = None,
+    ) -> Float[Array, "b l o"]:
         """Mixes whole sequences.
 
         Args:
           x: input.
           mask: False where a position is not there: no other sees it, and its own output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          added: what is added to the projections of queries, keys and values, or None.
         """
         b, length, _ = x.shape
         if mask is None and segment_ids is None:
             index = jnp.arange(length)[None]
-            q, k, v, _ = self._project(x, index)
+            q, k, v, _ = self._project(x, index, added=added)
             bias = None if self.config.position != "alibi" else self._alibi(index, index)
             window, scale = self.config.window, self.config.softmax_scale
             seen = None if window is None else (window - 1, 0 if self.causal else window - 1)
@@ -170,7 +175,7 @@ class Attention(nnx.Module):
             return self._out(y)
         zeros = jnp.zeros((b,), jnp.int32)
         index, segment = _number_positions(b, length, zeros, zeros, mask, segment_ids)
-        q, k, v, _ = self._project(x, index, mask=mask, segment_ids=segment_ids)
+        q, k, v, _ = self._project(x, index, added=added, mask=mask, segment_ids=segment_ids)
         return self._out(self._attend(q, k, v, index, segment, _where_present(index, mask), segment))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
@@ -202,7 +207,8 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
-    ) -> tuple[Float[Array, "b l d"], AttentionState]:
+        added: Sequence[Array] | None = None,
+    ) -> tuple[Float[Array, "b l o"], AttentionState]:
         """Goes on from `state` by l positions. The first belongs to the segment that the state ended in.
 
         A row must not grow beyond the state's slots, unless a window lets the oldest go.
@@ -210,7 +216,7 @@ class Attention(nnx.Module):
         b, length, _ = x.shape
         index, segment = _number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
         present = _where_present(index, mask)
-        q, k, v, conv = self._project(x, index, state.conv, mask=mask, segment_ids=segment_ids)
+        q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
         after = self._write(state, k, v, present, segment)._replace(conv=conv)
         if self.config.window is not None and length > 1:
             # The new positions may push out of the slots what the first of them still sees: look before writing.
@@ -221,11 +227,13 @@ class Attention(nnx.Module):
             k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
         return self._out(self._attend(q, k, v, index, segment, k_index, k_segment)), after
 
-    def _project(self, x, index, conv=None, **positions):
+    def _project(self, x, index, conv=None, *, added=None, **positions):
         """Queries, keys and values, and the state of their convolution."""
         if self.config.in_multiplier != 1:
             x = x * self.config.in_multiplier
         parts = [project(x) for project in (self.q_proj, self.k_proj, self.v_proj)]
+        if added is not None:
+            parts = [part + more for part, more in zip(parts, added, strict=True)]
         if self.conv1d is not None:
             widths = np.cumsum([part.shape[-1] for part in parts[:2]]).tolist()
             mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, **positions)

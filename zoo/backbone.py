@@ -18,6 +18,7 @@ from zoo.moe import MoE, MoEConfig
 from zoo.parallel import Parallel
 from zoo.pattern import Word, fold, mixer_name, parse_pattern, word_options
 from zoo.scan_layers import run_blocks
+from zoo.zamba2 import Context, SharedTransformer, Zamba2, Zamba2Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,8 @@ class BackboneConfig:
     """Options of "m2"."""
     attn: AttentionConfig = AttentionConfig()
     """Options of "attn"."""
+    zamba2: Zamba2Config = Zamba2Config()
+    """Options of "zamba2", Mamba-2 behind a transformer that several depths share."""
     linear_attn: ssm.LinearAttentionConfig = ssm.LinearAttentionConfig()
     """Options of "linear_attn", linear attention with a decay."""
     mlp: MLPConfig = MLPConfig()
@@ -110,6 +113,11 @@ class BackboneConfig:
         if not self.first_norm and words[0].shared:
             raise ValueError(f"first_norm=False, expected pattern={self.pattern!r} to begin with a block of its own")
         for word in set(words):
+            alone = len(word.mixers) == 1 and self.causal and self.norm_place == "pre"
+            if "zamba2" in word.plain.mixers and not alone:
+                raise ValueError(
+                    f"pattern={self.pattern!r}: expected zamba2 alone in its block, causal, norms before it"
+                )
             for mixer in word.mixers + ((word.channel,) if word.channel else ()):
                 word_config(self, mixer)
 
@@ -159,9 +167,10 @@ class Block(nnx.Module):
         self.norm_first = config.norm_place == "pre"
         self.mixer_residual = config.mixer_residual
         self.residual_multiplier = config.residual_multiplier
-        normed = word.mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
-        self.norm = make_norm(config, rngs) if normed else None
         mixers = [make_mixer(config, mixer, **kwargs) for mixer in word.mixers]
+        normed = mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
+        own = any(getattr(mixer, "has_norm", False) for mixer in mixers)
+        self.norm = make_norm(config, rngs) if normed and not own else None
         self.mixer = Parallel(mixers) if len(mixers) > 1 else mixers[0] if mixers else None
         self.norm2 = make_norm(config, rngs) if word.channel else None
         self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None
@@ -170,13 +179,14 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
         self.drop_path = config.drop_path > 0
 
-    def __call__(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None):
+    def __call__(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None, context=None):
         """One block over whole sequences. `key` switches dropout on; a share `skip` of the rows goes past it."""
-        return self.run(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, grid=grid)[0]
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        return self.run(x, **positions, key=key, skip=skip, grid=grid, context=context)[0]
 
-    def run(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None):
+    def run(self, x, *, mask=None, segment_ids=None, key=None, skip=None, grid=None, context=None):
         """As `__call__`, and the auxiliary loss of the channel mixer: (y, loss), 0 where it has none."""
-        options = {"mask": mask, "segment_ids": segment_ids}
+        options = self._options(mask, segment_ids, context)
         if getattr(self.mixer, "needs_grid", False):
             if grid is None:
                 raise ValueError(f"{type(self.mixer).__name__} mixes images, expected grid=(rows, columns)")
@@ -184,9 +194,14 @@ class Block(nnx.Module):
         y, _, loss = self._run(x, lambda x: (self.mixer(x, **options), ()), (), mask, key, skip)
         return y, loss
 
-    def extend(self, x, state, *, mask=None, segment_ids=None, key=None, skip=None):
+    def _options(self, mask, segment_ids, context):
+        options = {"mask": mask, "segment_ids": segment_ids}
+        return options | ({"context": context} if getattr(self.mixer, "needs_context", False) else {})
+
+    def extend(self, x, state, *, mask=None, segment_ids=None, key=None, skip=None, context=None):
         """One block from the mixer's state. `key` and `skip` are as in `__call__`."""
-        mix = lambda x: self.mixer.extend(x, state, mask=mask, segment_ids=segment_ids)  # noqa: E731
+        options = self._options(mask, segment_ids, context)
+        mix = lambda x: self.mixer.extend(x, state, **options)  # noqa: E731
         return self._run(x, mix, state, mask, key, skip)[:2]
 
     def _run(self, x, mix, state, mask, key, skip):
@@ -228,9 +243,22 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False)
 
 
+def _shared_transformer(config: BackboneConfig, block: int, rngs: nnx.Rngs) -> SharedTransformer:
+    """The transformer that the depths with a number share, with the options of the first of them."""
+    mixers = [mixer for word in parse_pattern(config.pattern, config.n_layers) for mixer in word.mixers]
+    found = [word_config(config, mixer) for mixer in mixers if mixer_name(mixer) == "zamba2"]
+    options = next(options for options in found if options.block == block)
+    dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+    return SharedTransformer(
+        config.d_model, options, norm_eps=config.norm_eps, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+    )
+
+
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
     """A word's mixer; where the backbone looks both ways, a state space is one of each direction."""
     kind = MIXERS[mixer_name(mixer)]
+    if kind.in_backbone:
+        kwargs["backbone"] = config
     build = functools.partial(kind.constructor, config.d_model, word_config(config, mixer), **kwargs)
     if kind.two_sided:
         return build(causal=config.causal)
@@ -269,6 +297,10 @@ class Backbone(nnx.Module):
         self.order = tuple(built.setdefault(w if w.shared else depth, len(built)) for depth, w in enumerate(self.words))
         words = [self.words[self.order.index(i)] for i in range(len(built))]
         self.layers = nnx.List([Block(config, word, first=i == 0, rngs=rngs) for i, word in enumerate(words)])
+        # What several depths read, once: the parameters of a module are in one place of the tree.
+        blocks = [block.mixer.config.block for block in self.layers if isinstance(block.mixer, Zamba2)]
+        self.shared_ids = tuple(dict.fromkeys(blocks))
+        self.shared = nnx.List([_shared_transformer(config, i, rngs) for i in self.shared_ids])
         self.norm_f = make_norm(config, rngs) if config.norm_place == "pre" else None
 
     @property
@@ -310,12 +342,14 @@ class Backbone(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the channel mixers' auxiliary losses."""
         x, noise = self._enter(x), self._noise(rngs)
+        context = self._context(x)
         carry = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))  # the stream, the losses so far
 
         def run(graphdef, params, carry, noise):
             (x, total), (key, skip) = carry, noise or (None, None)
             block = nnx.merge(graphdef, params)
-            x, loss = block.run(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, grid=grid)
+            positions = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "context": context}
+            x, loss = block.run(x, key=key, skip=skip, **positions)
             return x, total + loss.astype(total.dtype)
 
         if self.config.remat:
@@ -338,7 +372,16 @@ class Backbone(nnx.Module):
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first position: one mixer's state a block. Attention needs `max_len`."""
-        return tuple(() if b.mixer is None else b.mixer.init_state(batch_size, max_len) for b in self.blocks)
+        context = {"context": self._context(None)}
+        return tuple(
+            ()
+            if b.mixer is None
+            else b.mixer.init_state(batch_size, max_len, **context if getattr(b.mixer, "needs_context", False) else {})
+            for b in self.blocks
+        )
+
+    def _context(self, embeddings) -> Context:
+        return Context(embeddings, dict(zip(self.shared_ids, self.shared, strict=True)))
 
     def extend(
         self,
@@ -351,11 +394,13 @@ class Backbone(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions; any split gives the same as the whole. `rngs` is as in `__call__`."""
         x, noise, after = self._enter(x), self._noise(rngs), []
+        context = self._context(x)
 
         def run(graphdef, params, x, state, noise):
             key, skip = noise or (None, None)
             block = nnx.merge(graphdef, params)
-            return block.extend(x, state, mask=mask, segment_ids=segment_ids, key=key, skip=skip)
+            positions = {"mask": mask, "segment_ids": segment_ids, "context": context}
+            return block.extend(x, state, key=key, skip=skip, **positions)
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)

@@ -5,6 +5,7 @@
     falcon_h1         Mamba-2 beside attention in every block, with the multipliers of its parametrisation
     granitemoehybrid  Mamba-2 and attention, each with a mixture of experts, or an MLP (Granite 4)
     nemotron_h        Mamba-2, attention, MLPs and mixtures, each a block of its own
+    zamba2            Mamba-2, at some depths behind a transformer that several share
 
 Reading and writing a config are inverse to each other; what a layout has no word for is an error that names it. The
 residual stream is in the dtype of the weights there and in at least float32 here, unless residual_in_fp32=False.
@@ -26,6 +27,7 @@ from zoo.llama_layout import ACTIVATIONS
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.pattern import Word, format_pattern, mixer_name, parse_pattern
 from zoo.tensors import Entry, Json, Kind, Table, renamed
+from zoo.zamba2 import Zamba2
 
 WORD_EMBEDDINGS = "embeddings.weight"
 """The token vectors' short name in Nemotron-H; in the others it is that of Llama's."""
@@ -46,7 +48,9 @@ def describing(config: CausalLMConfig) -> list[str]:
     words = {str(word.plain) for word in parse_pattern(config.pattern, config.n_layers)}
     mixers = {mixer for word in words for mixer in re.findall(r"[a-z0-9_]+", word.partition("/")[0])}
     return [
-        kind for kind, family in FAMILIES.items() if words <= family.words and mixers >= {"attn"} and len(mixers) > 1
+        kind
+        for kind, family in FAMILIES.items()
+        if words <= family.words and mixers & {"attn", "zamba2"} and len(mixers) > 1
     ]
 
 
@@ -155,6 +159,7 @@ def tensor_table(model: CausalLM, kind: str) -> Table:
     """The tensors of a hybrid's file under their short names."""
     family = FAMILIES[kind]
     words = parse_pattern(model.config.pattern, model.config.n_layers)
+    places = _shared_places(model)
     entries: dict[str, Entry] = {}
     stacks: dict[str, tuple[str, ...]] = {}
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
@@ -162,11 +167,19 @@ def tensor_table(model: CausalLM, kind: str) -> Table:
         name = renamed(_with_mixers(ours, words), family.renamed)
         name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", name)
         paths: tuple[tuple, ...] = (path,)
-        if kind == "granitemoehybrid" and (part := re.search(r"\.mlp\..*(gate|up)_proj\.", ours)):
+        depth: Any = path[2] if len(path) > 2 else None
+        if path[:2] == ("backbone", "shared"):
+            depth = next(i for i, (_, _, block) in places.items() if block == path[2])
+        if depth in places:
+            first, order, _ = places[depth]
+            name = name.replace("FIRST", str(first)).replace("ORDER", str(order))
+            # Its norm is the mixer's own here, a block's there.
+            name = name.replace(f"layers.{depth}.mamba.norm.", f"layers.{depth}.mamba_decoder.input_layernorm.")
+        if kind in ("granitemoehybrid", "zamba2") and (part := re.search(_GATED, ours)):
             if part[1] == "gate":  # its matrices come first, those of up_proj below them
                 continue
             paths = (tuple("gate_proj" if step == "up_proj" else step for step in path), path)
-        tensor: Kind = "linear" if path[-1] == "kernel" else "same"
+        tensor: Kind = "linear" if path[-1] == "kernel" or len(paths) > 1 else "same"
         if "conv1d" in path and path[-1] == "kernel":
             tensor = "conv"
         entries[name] = Entry(paths, tensor)
@@ -175,7 +188,23 @@ def tensor_table(model: CausalLM, kind: str) -> Table:
             stacks[name] = tuple(f"{before}.experts.{e}.{after}" for e in range(param.shape[0]))
     embeddings = next(name for name in entries if entries[name].paths[0][0] == "embedding")
     copies = {"lm_head.weight": embeddings} if model.config.tie_embeddings else {}
+    for depth, (first, _, _) in places.items():  # a file may hold what is shared at every depth
+        own, shared = f"layers.{depth}.shared_transformer.", f"layers.{first}.shared_transformer."
+        if depth != first:
+            copies |= {name.replace(shared, own): name for name in entries if name.startswith(shared)}
     return Table(entries, copies, ignored=re.compile(r"mtp\."), stacks=stacks)
+
+
+# The projections of gated channel mixers that are one tensor in some layouts.
+_GATED = r"\.(?:mlp\.(?:.*\.)?|shared\.\d+\.)(gate|up)_proj\."
+
+
+def _shared_places(model: CausalLM) -> dict[int, tuple[int, int, int]]:
+    """For each depth with a shared transformer: the first that has the same, how many come before, which it is."""
+    blocks = {i: b.mixer.config.block for i, b in enumerate(model.backbone.layers) if isinstance(b.mixer, Zamba2)}
+    first: dict[int, int] = {}
+    ids = model.backbone.shared_ids
+    return {i: (first.setdefault(k, i), order, ids.index(k)) for order, (i, k) in enumerate(blocks.items())}
 
 
 def _with_mixers(name: str, words: tuple[Word, ...]) -> str:

@@ -11,6 +11,7 @@ from zoo.backbone import BackboneConfig, word_config
 from zoo.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.mlp import MLPConfig
 from zoo.moe import MoEConfig
+from zoo.zamba2 import Zamba2Config
 
 # Options that no layout has a word for and that do not change what a model computes, and those of single mixers, which
 # are compared one by one.
@@ -82,6 +83,13 @@ def resolved(config: BackboneConfig, mixer: str) -> Any:
             expand=inner_width(options.expand, d_model) / d_model,
             dt_rank=options.dt_rank or math.ceil(d_model / 16),
             bcdt_rms_eps=options.bcdt_rms_eps if options.bcdt_rms else 0.0,
+        )
+    if isinstance(options, Zamba2Config):
+        return dataclasses.replace(
+            options,
+            n_kv_heads=options.n_kv_heads or options.n_heads,
+            d_ff=options.d_ff or 4 * d_model,
+            rope_base=options.rope_base if options.rope else 0.0,
         )
     heads = options.n_heads or max(1, d_model // (options.head_dim or 64))
     head_dim = options.head_dim or d_model // heads

@@ -27,6 +27,7 @@ from m2 import M2Config, M2Mixer, MonarchMLP, MonarchMLPConfig
 from zoo.attention import Attention, AttentionConfig
 from zoo.mlp import MLP, MLPConfig
 from zoo.moe import MoE, MoEConfig
+from zoo.zamba2 import Zamba2, Zamba2Config
 
 
 class Kind(NamedTuple):
@@ -38,6 +39,8 @@ class Kind(NamedTuple):
     """Its options where neither the config nor the pattern says otherwise, a frozen dataclass."""
     two_sided: bool = False
     """Whether a sequence mixer looks both ways itself, given causal=False."""
+    in_backbone: bool = False
+    """Whether the constructor takes backbone=, the config of the whole stack."""
 
 
 # BackboneConfig has a field of options for each of these names.
@@ -49,6 +52,7 @@ MIXERS: dict[str, Kind] = {
     "ss2d": Kind(ssm.SS2D, ssm.SS2DConfig(), two_sided=True),
     "m2": Kind(M2Mixer, M2Config(), two_sided=True),
     "attn": Kind(Attention, AttentionConfig(), two_sided=True),
+    "zamba2": Kind(Zamba2, Zamba2Config(), in_backbone=True),
     "linear_attn": Kind(ssm.LinearAttention, ssm.LinearAttentionConfig()),
 }
 CHANNEL_MIXERS: dict[str, Kind] = {

@@ -1,5 +1,6 @@
 """Configs of published hybrids: what they mean, what goes out, what their layouts have no word for."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -40,6 +41,10 @@ DENSE = experts(weights="softmax", d_ff=48)
 RELU2 = zoo.MLPConfig(gated=False, activation="relu2")
 NEMOTRON3 = experts(gated=False, activation="relu2", weights="sigmoid_renormalised", correction=True, n_shared=1)
 LOWEST = ssm.Mamba2Config(head_dim=8, d_state=4, dt_limit=(0.001, float("inf")))
+ZAMBAS = dataclasses.replace(LOWEST, n_groups=2)
+BIASED = dataclasses.replace(LOWEST, bias=True)
+FOUR_HEADS = zoo.Zamba2Config(n_heads=4)
+SMALL_ZAMBA2 = zoo.Zamba2Config(n_heads=4, n_kv_heads=2, d_ff=20, adapter_rank=2, rope=True, rope_base=77.0)
 CONFIGS = {
     "jamba": lm(JAMBA, moe=DENSE),
     "jamba, experts everywhere": lm("mamba/moe attn/moe", moe=experts(weights="softmax", top_k=1)),
@@ -51,6 +56,8 @@ CONFIGS = {
     "granite, rotated": lm("mamba2/moe attn/moe", moe=experts(n_shared=1), attn=attention(position="rope")),
     "nemotron_h": lm("M-*-", mlp=RELU2, mamba2=LOWEST, tie_embeddings=False),
     "nemotron_h, experts": lm("ME*E", moe=NEMOTRON3, mamba2=LOWEST, tie_embeddings=False),
+    "zamba2": lm("mamba2 zamba2 mamba2 zamba2[block=1]", zamba2=SMALL_ZAMBA2, mamba2=ZAMBAS),
+    "zamba2, one transformer": lm("mamba2 zamba2", zamba2=zoo.Zamba2Config(n_heads=4, bias=True), mamba2=BIASED),
 }
 
 
@@ -97,6 +104,8 @@ def test_configs_go_out_and_in(name):
             "has no transformers layout; those that have one: .* jamba, bamba, fal",
         ),
         (lm("mamba2/mlp"), "has no transformers layout"),
+        (lm("mamba2 zamba2[block=1] zamba2"), "mamba2.dt_limit|zamba2.block=1 cannot be written"),
+        (lm("mamba2 zamba2", mamba2=BIASED, zamba2=FOUR_HEADS), "mamba2.bias=True cannot be written"),
     ],
 )
 def test_what_a_layout_has_no_word_for_is_an_error(config, message, tmp_path):
@@ -127,6 +136,14 @@ def test_what_a_layout_has_no_word_for_is_an_error(config, message, tmp_path):
         ("granite", {"layer_types": ["mlp"] * 3}, "layer_types: 'mlp', expected one of mamba, linear_attention, att"),
         ("nemotron_h", {"mlp_hidden_act": "tanh"}, "hidden_act='tanh', expected one of silu, "),
         ("nemotron_h", {"mlp_bias": True}, "mlp_bias=True is not supported beside mixtures of experts, only False"),
+        (
+            "zamba2",
+            {"layers_block_type": ["mamba"] * 4 + ["attention"]},
+            "layers_block_type: 'attention', expected",
+        ),
+        ("zamba2", {"num_hidden_layers": 4}, "layers_block_type has 5 layers, expected num_hidden_layers=4"),
+        ("zamba2", {"use_long_context": True}, "use_long_context=True is not supported"),
+        ("zamba2", {"num_mem_blocks": 1}, "missing in the file: layers.1.shared_transformer"),
         (
             "nemotron_h",
             {"layers_block_type": ["mamba", "conv"]},

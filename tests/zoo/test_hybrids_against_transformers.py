@@ -20,6 +20,7 @@ BASE |= {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_to
 MAMBA2 = {"mamba_n_heads": 6, "mamba_d_state": 8}
 EXPERTS = {"n_routed_experts": 4, "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 10}
 NEMOTRON = {"mamba_num_heads": 6, "mamba_head_dim": 4, "n_groups": 2, "ssm_state_size": 8, "head_dim": 8}
+ZAMBA2 = {"num_hidden_layers": 5, "n_mamba_heads": 6, "mamba_d_state": 8, "adapter_rank": 3, "num_key_value_heads": 4}
 CASES = {
     "jamba": ("Jamba", {"num_hidden_layers": 4, "num_experts": 4, "attn_layer_period": 3, "attn_layer_offset": 1}),
     "jamba without experts": (
@@ -73,6 +74,13 @@ CASES = {
         | {"hybrid_override_pattern": "ME*E", "use_bias": True, "n_group": 2, "routed_scaling_factor": 2.5}
         | {"moe_latent_size": 16, "mlp_hidden_act": "silu", "use_conv_bias": False},
     ),
+    "zamba2": ("Zamba2", ZAMBA2 | {"num_mem_blocks": 2, "layers_block_type": ["mamba", *["hybrid"] * 3, "mamba"]}),
+    "zamba2 with adapters": (
+        "Zamba2",
+        ZAMBA2
+        | {"use_shared_attention_adapter": True, "use_mem_rope": True, "mamba_ngroups": 2, "hidden_act": "silu"}
+        | {"layers_block_type": ["hybrid", "mamba", "hybrid"], "num_hidden_layers": 3},
+    ),
 }
 
 
@@ -88,11 +96,12 @@ def case(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     model = make(request.param)
     generator = torch.Generator().manual_seed(0)
+    size = 0.8 if model.config.model_type == "zamba2" else 1.5  # float32 tells no more of larger ones
     for name, param in [*model.named_parameters(), *model.named_buffers()]:
         if not param.is_floating_point() or any(part in name for part in ("inv_freq", "mup_vector")):
             continue
         noise = torch.randn(param.shape, generator=generator)
-        scale = 0.5 if "embed" in name else 0.3 if param.ndim == 1 or "A_log" in name else 1.5 / param.shape[-1] ** 0.5
+        scale = 0.5 if "embed" in name else 0.3 if param.ndim == 1 or "A_log" in name else size / param.shape[-1] ** 0.5
         param.data.copy_(scale * noise + ("norm" in name) - 2 * ("dt_" in name and "bias" in name))
     model.save_pretrained(folder)
     return folder, model, zoo.from_pretrained(folder)
@@ -133,7 +142,7 @@ def test_export_is_loaded_and_gives_the_same(case, tmp_path):
         assert np.array_equal(tensor.read(), ours[key].read()), key
 
 
-@pytest.mark.parametrize("kind", ["Jamba", "Bamba", "FalconH1", "GraniteMoeHybrid", "NemotronH"])
+@pytest.mark.parametrize("kind", ["Jamba", "Bamba", "FalconH1", "GraniteMoeHybrid", "NemotronH", "Zamba2"])
 def test_a_config_with_nothing_but_its_type_means_what_it_means_there(kind):
     expected = getattr(transformers, f"{kind}Config")()
     if kind == "FalconH1":

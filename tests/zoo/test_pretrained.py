@@ -34,8 +34,9 @@ OTHERS = (
     "falcon_h1",
     "granite",
     "nemotron_h",
+    "zamba2",
     "attn",
-)  # those have tests of their own
+)
 NAMES = sorted(p.name for p in PUBLISHED.iterdir() if p.is_dir() and not any(other in p.name for other in OTHERS))
 TIED = {"mamba1", "mamba3_siso", "mamba3_mimo", "mamba_hf"}
 ATTENTION = {"causal": True, "d_conv": 4, "head_dim": 128, "num_heads": 30, "out_proj_bias": False}

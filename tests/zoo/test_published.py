@@ -13,14 +13,22 @@ from tests.numerics import jitted
 from zoo.weight_files import open_weights
 
 PUBLISHED = Path(__file__).parent / "published"  # how they were made: its README.md
-NAMES = ("llama_tied", "llama_untied", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h")
+NAMES = ("llama_tied", "llama_untied", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "zamba2")
 OFFICIAL = ("mamba2attn", "mamba2attn_mlp")  # of state-spaces/mamba
 # What transformers writes and nothing here depends on.
 NOT_WRITTEN = {"initializer_range", "pretraining_tp", "transformers_version", "use_cache", "max_position_embeddings"}
 NOT_WRITTEN |= {"attention_dropout", "num_logits_to_keep", "z_loss_coefficient", "mamba_chunk_size", "chunk_size"}
 NOT_WRITTEN |= {"output_router_logits", "router_aux_loss_coef", "use_associative_scan", "use_mamba_kernels"}
-NOT_WRITTEN |= {"use_mambapy", "time_step_floor", "time_step_max", "hidden_dropout", "mamba_ssm_cache_dtype"}
+NOT_WRITTEN |= {
+    "use_mem_eff_path",
+    "use_mambapy",
+    "time_step_floor",
+    "time_step_max",
+    "hidden_dropout",
+    "mamba_ssm_cache_dtype",
+}
 NOT_WRITTEN |= {"moe_shared_expert_overlap", "mtp_layers_block_type", "rescale_prenorm_residual", "residual_in_fp32"}
+NOT_WRITTEN |= {"attention_head_dim", "attention_hidden_size", "kv_channels", "hybrid_layer_ids", "num_query_groups"}
 NOT_WRITTEN |= {"sliding_window", "expand", "mamba_proj_bias", "attention_bias", "num_nextn_predict_layers"}
 # What there are several words for.
 RESPELLED = {"layer_types", "layers_block_type", "position_embedding_type", "time_step_limit", "rope_parameters"}
