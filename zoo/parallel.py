@@ -15,7 +15,8 @@ class Parallel(nnx.Module):
     Args:
       mixers: each as it would be alone. Looks both ways where any of them does.
 
-    Source: Zuo et al. 2025, arXiv:2507.22448 (attention and Mamba-2 on one norm, added), without its multipliers.
+    Source: Zuo et al. 2025, arXiv:2507.22448 (attention and Mamba-2 on one norm, added). Its multipliers are options of
+      the mixers.
     """
 
     def __init__(self, mixers: Sequence[Any]):

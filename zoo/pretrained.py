@@ -53,6 +53,8 @@ def from_pretrained(
 ) -> Model:
     """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, a BERT, ViT or DeiT.
 
+    And hybrids: mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
+
     A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
     n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
     `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row. Images
@@ -125,13 +127,14 @@ def save_pretrained(
     """Writes a model so that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, Vision Mamba, Llama (a causal attn/mlp),
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, with attention in some layers or none,
+        Vision Mamba, Llama (a causal attn/mlp), a hybrid as Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are,
         M2-BERT, BERT, ModernBERT, ViT or DeiT; others have no published layout.
       folder: made if it does not exist.
       layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
         hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
-        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT, and alone has Llama, BERT,
-        ModernBERT, ViT and DeiT; an encoder of text without a head is written for sentence-transformers too, with how
+        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT, and alone has Llama, the hybrids but
+        for mamba2attn, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for sentence-transformers too, with how
         its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
