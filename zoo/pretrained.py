@@ -133,9 +133,9 @@ def save_pretrained(
       folder: made if it does not exist.
       layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
         hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
-        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT, and alone has Llama, the hybrids but
-        for mamba2attn, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for sentence-transformers too, with how
-        its rows are pooled.
+        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
+        the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
+        sentence-transformers too, with how its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
 
