@@ -120,20 +120,24 @@ def _layer_types(raw: Json, types: Sequence[str], n_layers: int) -> list[str]:
     return [_LAYER_TYPES[kind] for kind in types]
 
 
-def _rope(raw: Json, part: float = 1.0) -> dict[str, Any]:
-    """The rotary embedding, of a part of a head."""
+def _rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> dict[str, Any]:
+    """The rotary embedding, of `part` of a head where the config does not say."""
     base, said = read_rope(raw, part)
-    if said != part:
+    if said != part and not any_part:
         raise ValueError(f"partial_rotary_factor={said!r} is not supported, only {part!r}")
     head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    turned = int(head_dim * part)
+    turned = int(head_dim * said)
     return {"attn.rope_base": base, "attn.rope_dim": None if turned == head_dim else turned}
 
 
-def _write_rope(attn: AttentionConfig) -> Json:
+def _write_rope(attn: AttentionConfig, part: float = 1.0) -> Json:
+    """As `_rope` reads it."""
     said: Json = {"rope_type": "default", "rope_theta": attn.rope_base}
-    if attn.rope_dim != attn.head_dim:
-        said["partial_rotary_factor"] = 0.5  # Bamba's, always
+    width = attn.head_dim or 1
+    turned = attn.rope_dim or width
+    if turned != int(width * part):
+        share = turned / width
+        said["partial_rotary_factor"] = share if int(width * share) == turned else math.nextafter(share, 1)
     return {"rope_theta": attn.rope_base, "rope_parameters": said}
 
 
@@ -233,7 +237,7 @@ def _read_bamba(raw: Json) -> dict[str, Any]:
     return {
         "words": ["attn/mlp" if i in attends else "mamba2/mlp" for i in range(raw["num_hidden_layers"])],
         **_attention(raw),
-        **_rope(raw, 0.5),
+        **_rope(raw, 0.5, any_part=True),
         **_mamba2(raw, int(raw["mamba_expand"] * raw["hidden_size"])),
     }
 
@@ -244,7 +248,7 @@ def _write_bamba(config: CausalLMConfig, words: Words, options: Mapping[str, Any
         "mamba_expand": _whole_expand(config, "mamba2", options["mamba2"].expand),
         **_write_mamba2(config, options["mamba2"]),
         **_write_attention(options["attn"]),
-        **_write_rope(options["attn"]),
+        **_write_rope(options["attn"], 0.5),
     }
 
 

@@ -44,14 +44,11 @@ def is_hybrid(raw: Json) -> bool:
 
 
 def describing(config: CausalLMConfig) -> list[str]:
-    """The layouts that have a model's blocks, whatever their options."""
+    """The layouts that have a model's blocks, whatever their options. One mixer alone in all of them is no hybrid."""
     words = {str(word.plain) for word in parse_pattern(config.pattern, config.n_layers)}
-    mixers = {mixer for word in words for mixer in re.findall(r"[a-z0-9_]+", word.partition("/")[0])}
-    return [
-        kind
-        for kind, family in FAMILIES.items()
-        if words <= family.words and mixers & {"attn", "zamba2"} and len(mixers) > 1
-    ]
+    if len(words) == 1 and "/" not in min(words):
+        return []
+    return [kind for kind, family in FAMILIES.items() if words <= family.words]
 
 
 def read_config(raw: Json) -> CausalLMConfig:
@@ -122,7 +119,10 @@ def _write(config: CausalLMConfig, kind: str) -> Json:
     family = FAMILIES[kind]
     words = parse_pattern(config.pattern, config.n_layers)
     mixers = [mixer for word in words for mixer in (*word.mixers, *filter(None, [word.channel]))]
-    options = {mixer_name(mixer): resolved(config, mixer) for mixer in reversed(mixers)}
+    # Of a mixer that no block has, those of the config: a file has to say something.
+    known = {mixer for word in family.words for mixer in parse_pattern(word, 1)[0].mixers}
+    options = {name: resolved(config, name) for name in sorted(known)}
+    options |= {mixer_name(mixer): resolved(config, mixer) for mixer in reversed(mixers)}
     plain_words = tuple(word.plain for word in words)
     raw: Json = {"architectures": [family.architecture], "model_type": kind}
     plain = family.defaults

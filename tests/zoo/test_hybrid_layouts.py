@@ -50,6 +50,11 @@ CONFIGS = {
     "jamba, experts everywhere": lm("mamba/moe attn/moe", moe=experts(weights="softmax", top_k=1)),
     "jamba, attention first": lm("attn/mlp mamba/mlp*2", 3, mamba=mamba(dt_rank=3, expand=3.0, bias=True)),
     "bamba": lm("mamba2/mlp attn/mlp", attn=attention(position="rope", rope_dim=2, bias=True)),
+    "bamba, all of a head": lm("mamba2/mlp attn/mlp", attn=attention(position="rope", head_dim=14)),
+    "bamba, seven of a head": lm("attn/mlp mamba2/mlp", attn=attention(position="rope", head_dim=50, rope_dim=14)),
+    "bamba without attention": lm("mamba2/mlp"),
+    "jamba without attention": lm("mamba/mlp"),
+    "nemotron_h without attention": lm("M-", mlp=RELU2, mamba2=LOWEST, tie_embeddings=False),
     "falcon_h1": lm("attn+mamba2/mlp", 2, attn=attention(position="rope", softmax_scale=0.3), logits_multiplier=0.1),
     "granite": lm("mamba2/moe*3 attn/moe", moe=experts(n_shared=2), residual_multiplier=0.2, logits_multiplier=1 / 3),
     "granite, dense": lm("mamba2/mlp*3 attn/mlp", attn=attention(softmax_scale=0.1)),
@@ -65,7 +70,7 @@ CONFIGS = {
 def test_configs_go_out_and_in(name):
     config = CONFIGS[name]
     raw = json.loads(json.dumps(write_config(config, "transformers")))
-    assert raw["model_type"] == {"granite": "granitemoehybrid"}.get(name.partition(",")[0], name.partition(",")[0])
+    assert raw["model_type"] == {"granite": "granitemoehybrid"}.get(kind := name.split(" with")[0].split(",")[0], kind)
     back = read_config(raw)
     assert write_config(back, "transformers") == raw
     assert back.vocab_size == config.padded_vocab_size  # padding rows are tokens like others there
@@ -103,7 +108,14 @@ def test_configs_go_out_and_in(name):
             lm("mamba3/mlp attn/mlp", mamba3=ssm.Mamba3Config(head_dim=8)),
             "has no transformers layout; those that have one: .* jamba, bamba, fal",
         ),
-        (lm("mamba2/mlp"), "has no transformers layout"),
+        (
+            lm("mamba2/mlp", mamba2=ssm.Mamba2Config(head_dim=8, A_min=2.0, rmsnorm=False)),
+            "mamba2.rmsnorm=False cannot",
+        ),
+        (
+            lm("mamba/mlp", mamba=ssm.MambaConfig()),
+            "mamba.bcdt_rms=False cannot be written in the transformers layout of",
+        ),
         (lm("mamba2 zamba2[block=1] zamba2"), "mamba2.dt_limit|zamba2.block=1 cannot be written"),
         (lm("mamba2 zamba2", mamba2=BIASED, zamba2=FOUR_HEADS), "mamba2.bias=True cannot be written"),
     ],
@@ -127,9 +139,9 @@ def test_what_a_layout_has_no_word_for_is_an_error(config, message, tmp_path):
         ("bamba", {"mamba_n_heads": 4}, "mamba_n_heads \\* mamba_d_head=16, expected the inner width 32"),
         ("bamba", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         (
-            "bamba",
-            {"rope_parameters": {"partial_rotary_factor": 1.0}},
-            "partial_rotary_factor=1.0 is not supported",
+            "granite",
+            {"position_embedding_type": "rope", "partial_rotary_factor": 0.5},
+            "partial_rotary_factor=0.5 is not",
         ),
         ("falcon_h1", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear' is not supported"),
         ("granite", {"layer_types": ["mamba"] * 2}, "layer_types has 2 layers, expected num_hidden_layers=3"),

@@ -38,6 +38,12 @@ CASES = {
         | {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "num_attention_heads": 3}
         | {"num_key_value_heads": 3, "head_dim": 16},
     ),
+    "bamba, a quarter of a head": (
+        "Bamba",
+        MAMBA2
+        | {"num_hidden_layers": 2, "attn_layer_indices": [0], "head_dim": 16}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.25}},
+    ),
     "falcon_h1": ("FalconH1", MAMBA2 | {"num_hidden_layers": 2, "mamba_d_ssm": 36}),
     "falcon_h1 with multipliers": (
         "FalconH1",
