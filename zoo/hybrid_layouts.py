@@ -44,11 +44,12 @@ def is_hybrid(raw: Json) -> bool:
 
 
 def describing(config: CausalLMConfig) -> list[str]:
-    """The layouts that have a model's blocks, whatever their options. One mixer alone in all of them is no hybrid."""
+    """The layouts that have a model's blocks, whatever their options; transformers runs none that never attends."""
     words = {str(word.plain) for word in parse_pattern(config.pattern, config.n_layers)}
     if len(words) == 1 and "/" not in min(words):
         return []
-    return [kind for kind, family in FAMILIES.items() if words <= family.words]
+    attends = any(re.search("attn|zamba2", word) for word in words)
+    return [kind for kind, family in FAMILIES.items() if attends and words <= family.words]
 
 
 def read_config(raw: Json) -> CausalLMConfig:

@@ -98,7 +98,7 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
         ("M-M-", r"pattern='M-M-' has 4 blocks, more than n_layers=3"),
         ("M -", "unknown mixer 'M'"),
         ("mamba*4", r"pattern='mamba\*4' has 4 blocks, more than n_layers=3"),
-        ("attn[windw=3]", "unknown option of attn 'windw', did you mean 'window'\\? Known: bias, head_dim"),
+        ("attn[windw=3]", "unknown option of attn 'windw', did you mean 'window'\\? Known: bias, d_conv, head_dim"),
         ("attn/mlp[d_fff=3]", "unknown option of mlp 'd_fff', did you mean 'd_ff'"),
         ("mamba attn[window=x]", "attn.window=x, expected an integer or none"),
         ("attn[rope_base=none]", "attn.rope_base=none, expected a number"),

@@ -492,7 +492,9 @@ def test_infinity_is_written_so_that_the_file_stays_json(tmp_path):
     [
         (lm("mamba3"), "transformers", "pattern='mamba3' has no transformers layout; those that have one: mamba, mam"),
         (lm("attn/mlp"), "official", "pattern='attn/mlp' has no official layout"),
-        (lm("mamba attn"), "official", "pattern='mamba attn' has no official layout"),
+        (lm("mamba attn[window=3]"), "official", "attn.window=3 cannot be written in the official layout"),
+        (lm("mamba attn attn[window=3]", n_layers=3), "official", "attn[window=3]' has no official layout"),
+        (lm("mamba attn/mlp"), "official", "pattern='mamba attn/mlp' has no official layout"),
         (lm("mamba[d_state=4]"), "official", "pattern='mamba[d_state=4]' has no official layout"),
         (lm("mamba2/mlp[d_ff=128]*2", mlp=MLP), "official", "pattern='mamba2/mlp[d_ff=128]*2' has no official layout"),
         (lm("-/mlp"), "official", "pattern='-/mlp' has no official layout"),
