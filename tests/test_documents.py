@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from experiments import causal_lm, finetune, masked_lm, retrieve, train, vit
+from zoo.mixers import MIXERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +19,7 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
     plt.close("all")
+    MIXERS.pop("mine", None)  # what they register
 
 
 @pytest.fixture(params=[3, pytest.param(None, marks=pytest.mark.slow)], ids=["3 steps", "all steps"])
