@@ -26,7 +26,7 @@ bench: $(VENV)/.experiments  ## time the operations beside their alternatives
 	$(BIN)/python -m experiments.bench $(ARGS)
 
 notebooks: $(VENV)/.notebooks  ## open the notebooks
-	$(BIN)/jupyter lab notebooks
+	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab notebooks
 
 clean:
 	rm -rf $(VENV)
