@@ -1,6 +1,6 @@
 """Attention into linear attention, by distillation: a language model teaches a copy of itself whose mixers are others.
 
-    python -m experiments.distill tiny                                       # trains its teacher too; two minutes
+    python -m experiments.distill tiny                                       # trains its teacher too; three minutes
     python -m experiments.distill tiny runs/causal_lm/RUN                    # a teacher of experiments.causal_lm
     python -m experiments.distill tiny RUN --pattern "attn linear_attn*3"    # a hybrid: every fourth layer stays
     python -m experiments.distill tiny RUN --init random                     # nothing is copied, for comparison
@@ -19,6 +19,9 @@ learns in stages, each in a folder of its own below the run's; one of 0 steps is
 In the first three, a layer reads what the teacher's layer reads, so that all learn at once. MLPs, norms, embeddings and
 attention that stays are never trained. The same command again resumes a run that was stopped. The student is in
 RUN/student: `python -m experiments.sample RUN/student`, or a teacher for more.
+
+The first command's teacher has 2.753 bits/byte on held-out files, a random student 5.374, the seeded one 5.123; it ends
+the stages at 3.066, 2.925 and 2.811.
 
 Source: Liao et al. 2025, arXiv:2502.13145 (mmMamba: layers, qkv, logits); Bick et al. 2024, arXiv:2408.10189 (MOHAWK:
 hidden).
@@ -172,14 +175,14 @@ STAGES = {
 
 PRESETS: dict[str, tuple[str, Config]] = {
     "tiny": (
-        "A teacher of 0.5 M parameters on Python's standard library, and its student: two minutes on two CPU cores.",
+        "A teacher of 0.5 M parameters on Python's standard library, and its student: three minutes on two CPU cores.",
         Config(
             data=DataConfig(tokenizer="bytes", seq_len=256),
             layers=Stage(60, 1e-2),
             qkv=Stage(60, 3e-3),
             hidden=Stage(0, 3e-3),
             logits=Stage(120, 2e-3),
-            train=LoopConfig(batch_size=8, eval_every=60, save_every=60, log_every=20),
+            train=LoopConfig(batch_size=8, eval_every=120, save_every=60, log_every=20),
         ),
     ),
     "smollm2": (
@@ -514,7 +517,8 @@ def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: 
     """Writes the student as a run of experiments.causal_lm, to sample from, to convert, or to learn from."""
     steps = sum(getattr(config, name).steps for name in STAGES)
     loop = {name: getattr(config.train, name) for name in ("batch_size", "seed")}
-    said = causal_lm.Config(student.config, config.data, TrainConfig(steps=steps, **loop))
+    data = dataclasses.replace(config.data, tokenizer=str(folder / FILE_NAME))
+    said = causal_lm.Config(student.config, data, TrainConfig(steps=steps, **loop))
     folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(corpus.tokenizer, folder)
     flags.save_config(said, folder / "config.json")
@@ -530,14 +534,15 @@ def plot_stages(rows: Mapping[str, Mapping[str, float]], folder: Path) -> Path:
     values = [rows[name]["perplexity"] for name in names]
     figure = Figure(figsize=(1.5 + 1.1 * len(names), 4), layout="constrained")
     axes = figure.subplots()
-    bars = axes.bar(names, values, color=["0.75", "0.55", *["tab:blue"] * len(names)][: len(names)])
-    axes.bar_label(bars, fmt="{:.3g}", padding=2)
+    axes.plot(names, values, color="tab:blue", marker="o", linestyle="none")
+    for name, value in zip(names, values, strict=True):
+        axes.annotate(f"{value:.3g}", (name, value), xytext=(0, 8), textcoords="offset points", ha="center")
     teacher = rows["teacher"]["perplexity"]
     axes.axhline(teacher, color="tab:orange", linewidth=1.5, label=f"teacher, {teacher:.3g}")
     axes.set(yscale="log", ylabel="perplexity on held-out text", title=f"Distillation of {folder.resolve().name}")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(y=0.1)
+    axes.margins(x=0.1, y=0.15)
     path = folder / "stages.png"
     figure.savefig(path, dpi=150)
     return path
