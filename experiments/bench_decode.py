@@ -133,20 +133,16 @@ def _each_state(function, state):
     return jax.tree.map(function, state, is_leaf=lambda s: isinstance(s, AttentionState))
 
 
-class Decode:
-    """A call that decodes some tokens one by one, each as the last of its context.
+class Decoder:
+    """Decodes with a model. The one compiled function serves all contexts whose state has the same shape.
 
     Args:
       model: a language model.
-      batch: rows.
-      context: positions that a token sees.
-      tokens: tokens to decode.
     """
 
-    def __init__(self, model: zoo.CausalLM, batch: int, context: int, tokens: int):
+    def __init__(self, model: zoo.CausalLM):
+        self.model = model
         graphdef, self._params = nnx.split(model)
-        self._state = full_state(model, batch, context)
-        self._tokens = jax.random.randint(jax.random.key(0), (tokens, batch, 1), 0, model.config.vocab_size)
 
         def step(params, token, state):
             logits, state = nnx.merge(graphdef, params).extend(token, state)
@@ -154,10 +150,18 @@ class Decode:
 
         self._step = jax.jit(step, donate_argnums=2)
 
-    def __call__(self):
-        for token in self._tokens:
-            logits, self._state = self._step(self._params, token, self._state)
-        return jax.block_until_ready(logits)
+    def call(self, batch: int, context: int, tokens: int) -> Call:
+        """A call that decodes some tokens one by one, each as the last of its context."""
+        state = full_state(self.model, batch, context)
+        ids = jax.random.randint(jax.random.key(0), (tokens, batch, 1), 0, self.model.config.vocab_size)
+
+        def decode():
+            nonlocal state
+            for token in ids:
+                logits, state = self._step(self._params, token, state)
+            return jax.block_until_ready(logits)
+
+        return decode
 
 
 def _back(state):
@@ -169,16 +173,16 @@ def main() -> int:
     """Times every pattern at every context and prints a table."""
     with flags.usage_errors():
         config = flags.parse_one(Config, prog="python -m experiments.bench_decode", description=__doc__)
-        models = make_models(config)
+        decoders = {pattern: Decoder(model) for pattern, model in make_models(config).items()}
     environment = bench.read_environment()
     print(f"{environment['hardware']}; jax {environment['versions']['jax']}, commit {environment['commit']}")
-    sizes = ", ".join(f"{pattern} {count_params(model.config):,}" for pattern, model in models.items())
+    sizes = ", ".join(f"{pattern} {count_params(each.model.config):,}" for pattern, each in decoders.items())
     print(f"float32, b={config.batch} d_model={config.d_model} layers={config.layers}; parameters: {sizes}")
     print(f"\n| {'context':>7} | {'pattern':<20} | {'MiB':>8} | {'ratio':>6} | {'ms':>8} | {'ratio':>6} |")
     print(f"| {'-' * 6}: | {'-' * 20} | {'-' * 7}: | {'-' * 5}: | {'-' * 7}: | {'-' * 5}: |")
     figures: list[dict] = []
     for context in config.contexts:
-        figures += _time_context(models, context, config)
+        figures += _time_context(decoders, context, config)
     if config.plot:
         plot(figures, config.plot)
     if config.json:
@@ -187,16 +191,14 @@ def main() -> int:
     return 0
 
 
-def _time_context(models: dict[str, zoo.CausalLM], context: int, config: Config) -> list[dict]:
+def _time_context(decoders: dict[str, Decoder], context: int, config: Config) -> list[dict]:
     """Times the patterns in turns, prints their rows and returns their figures."""
-    calls: dict[str, Call] = {
-        pattern: Decode(model, config.batch, context, config.tokens) for pattern, model in models.items()
-    }
+    calls = {pattern: each.call(config.batch, context, config.tokens) for pattern, each in decoders.items()}
     times = bench.time_in_turns(calls, config.rounds, label=f"context {context}")
     figures: list[dict] = []
-    for pattern, model in models.items():
+    for pattern, each in decoders.items():
         rounds = [ms / config.tokens for ms in times[pattern]]
-        size, ms = cache_bytes(model, config.batch, context), statistics.median(rounds)
+        size, ms = cache_bytes(each.model, config.batch, context), statistics.median(rounds)
         row = {"context": context, "pattern": pattern, "bytes": size, "mib": size / 2**20, "ms": ms, "rounds": rounds}
         figures.append(row)
         print(

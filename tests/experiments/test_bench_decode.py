@@ -58,7 +58,7 @@ def test_each_token_is_the_last_of_its_context(pattern):
 
     # The position is decoded again and again: attention gives the same each time.
     if pattern == "attn":
-        decode = bench_decode.Decode(model, 1, 5, tokens=1)
+        decode = bench_decode.Decoder(model).call(1, 5, tokens=1)
         first = np.asarray(decode())
         assert_close(np.asarray(decode()), first)
 
