@@ -95,6 +95,16 @@ def test_distils_stops_resumes_and_keeps_what_is_frozen(text, tmp_path, command)
     assert distill.chosen_layers("linear_attn", again.config) == [0]
 
 
+@pytest.mark.usefixtures("small_teacher")
+def test_a_student_of_which_nothing_is_copied_starts_as_the_random_one(text, tmp_path, command):
+    random = ("--init", "random", "--layers.steps", "1", "--logits.steps", "0")
+    status, _, err = command("tiny", "--data.path", text, *SMALL, *random, "--run-dir", "run")
+    assert status == 0, err
+    rows = json.loads((tmp_path / "run/results.json").read_text())["rows"]
+    assert list(rows) == ["teacher", "random", "seeded", "layers"]
+    assert rows["seeded"] == rows["random"] != rows["layers"]
+
+
 def make_pair(**options):
     teacher = with_random_parameters(
         lambda: zoo.CausalLM(dataclasses.replace(TEACHER, vocab_size=24, **options), rngs=nnx.Rngs(0))
