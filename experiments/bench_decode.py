@@ -7,8 +7,8 @@
 The models are a teacher of attention alone and students of it, as `experiments.distill` makes them by its --pattern,
 with random parameters, in float32: neither the cache nor the time depends on what was learned. Nothing is prefilled;
 the cache holds zeros for all positions but the last, which is decoded again and again. Contenders take turns, round
-after round; each figure is the median of its rounds, and the ratio is to the first pattern. Where something else runs
-on the machine, the ratios say more than the times.
+after round; each figure is the median of the rounds that all took, and the ratio is to the first pattern. Where
+something else runs on the machine, the ratios say more than the times.
 
 MiB is the size of the cache, what `init_state` gives for the context, counted exactly: keys, values and their positions
 in attention, the state of each head and the end of the convolution in linear attention.
@@ -195,9 +195,11 @@ def _time_context(decoders: dict[str, Decoder], context: int, config: Config) ->
     """Times the patterns in turns, prints their rows and returns their figures."""
     calls = {pattern: each.call(config.batch, context, config.tokens) for pattern, each in decoders.items()}
     times = bench.time_in_turns(calls, config.rounds, label=f"context {context}")
+    # Rounds that a slow contender has left out are no comparison for the others: the machine may have changed since.
+    shared = min(len(rounds) for rounds in times.values())
     figures: list[dict] = []
     for pattern, each in decoders.items():
-        rounds = [ms / config.tokens for ms in times[pattern]]
+        rounds = [ms / config.tokens for ms in times[pattern][:shared]]
         size, ms = cache_bytes(each.model, config.batch, context), statistics.median(rounds)
         row = {"context": context, "pattern": pattern, "bytes": size, "mib": size / 2**20, "ms": ms, "rounds": rounds}
         figures.append(row)
