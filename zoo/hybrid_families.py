@@ -88,11 +88,11 @@ def _mamba2(raw: Json, inner: int) -> dict[str, Any]:
     head_dim = inner // heads if head_dim == "auto" else head_dim
     if heads * head_dim != inner:
         raise ValueError(f"mamba_n_heads * mamba_d_head={heads * head_dim}, expected the inner width {inner}")
-    return {"mamba2.head_dim": head_dim, "mamba2.expand": inner / raw["hidden_size"], "mamba2.norm_eps": _eps(raw)}
-
-
-def _eps(raw: Json) -> float:
-    return float(raw["rms_norm_eps"])
+    return {
+        "mamba2.head_dim": head_dim,
+        "mamba2.expand": inner / raw["hidden_size"],
+        "mamba2.norm_eps": float(raw["rms_norm_eps"]),
+    }
 
 
 def _write_mamba2(config: CausalLMConfig, mamba2: ssm.Mamba2Config) -> Json:
@@ -105,13 +105,13 @@ def activation(options: Any) -> str:
     return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == options.activation)
 
 
-def _whole_expand(config: CausalLMConfig, name: str, expand: float) -> int:
+def _whole_expand(name: str, expand: float) -> int:
     if expand != int(expand):
         raise ValueError(f"{name}.expand={expand} cannot be written in the transformers layout, only integers")
     return int(expand)
 
 
-def _layer_types(raw: Json, types: Sequence[str], n_layers: int) -> list[str]:
+def _layer_types(types: Sequence[str], n_layers: int) -> list[str]:
     for kind in types:
         if kind not in _LAYER_TYPES:
             raise ValueError(f"layer_types: {kind!r}, expected one of {', '.join(_LAYER_TYPES)}")
@@ -169,7 +169,7 @@ def _read_jamba(raw: Json) -> dict[str, Any]:
         "mamba.dt_rank": None if rank in ("auto", usual) else rank,
         "mamba.bcdt_rms": True,
         "mamba.bcdt_rms_weight": True,
-        "mamba.bcdt_rms_eps": _eps(raw),
+        "mamba.bcdt_rms_eps": float(raw["rms_norm_eps"]),
         "attn.position": "none",
         "moe.weights": "softmax",
         "moe.d_ff": raw["intermediate_size"],
@@ -200,7 +200,7 @@ def _write_jamba(config: CausalLMConfig, words: Words, options: Mapping[str, Any
         "num_experts": moe.n_experts if moe else 1,
         "num_experts_per_tok": moe.top_k if moe else 1,
         "intermediate_size": channel.d_ff,
-        "mamba_expand": _whole_expand(config, "mamba", options["mamba"].expand),
+        "mamba_expand": _whole_expand("mamba", options["mamba"].expand),
         **_write_attention(options["attn"]),
     }
 
@@ -245,7 +245,7 @@ def _read_bamba(raw: Json) -> dict[str, Any]:
 def _write_bamba(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> Json:
     return {
         "attn_layer_indices": [i for i, word in enumerate(words) if word.mixers == ("attn",)],
-        "mamba_expand": _whole_expand(config, "mamba2", options["mamba2"].expand),
+        "mamba_expand": _whole_expand("mamba2", options["mamba2"].expand),
         **_write_mamba2(config, options["mamba2"]),
         **_write_attention(options["attn"]),
         **_write_rope(options["attn"], 0.5),
@@ -352,7 +352,7 @@ def _read_granite(raw: Json) -> dict[str, Any]:
     }
     dense = {"mlp.d_ff": raw["shared_intermediate_size"], "mlp.activation": raw["hidden_act"]}
     return {
-        "words": [f"{mixer}/{channel}" for mixer in _layer_types(raw, types, n)],
+        "words": [f"{mixer}/{channel}" for mixer in _layer_types(types, n)],
         "attn.position": "rope" if turns else "none",
         "logits_multiplier": 1 / raw["logits_scaling"],
         **(experts if channel == "moe" else dense),
@@ -374,7 +374,7 @@ def _write_granite(config: CausalLMConfig, words: Words, options: Mapping[str, A
         "layer_types": ["attention" if word.mixers == ("attn",) else "mamba" for word in words],
         "position_embedding_type": "rope" if attn.position == "rope" else "nope",
         "logits_scaling": write_number(config.logits_multiplier, 1 / config.logits_multiplier, lambda x: 1 / x),
-        "mamba_expand": _whole_expand(config, "mamba2", options["mamba2"].expand),
+        "mamba_expand": _whole_expand("mamba2", options["mamba2"].expand),
         **channel,
         **_write_mamba2(config, options["mamba2"]),
         **_write_attention(attn),
@@ -578,7 +578,7 @@ def _write_zamba2(config: CausalLMConfig, words: Words, options: Mapping[str, An
         "num_key_value_heads": zamba2.n_kv_heads,
         "intermediate_size": zamba2.d_ff,
         "n_mamba_heads": round(mamba2.expand * config.d_model) // mamba2.head_dim,
-        "mamba_expand": _whole_expand(config, "mamba2", mamba2.expand),
+        "mamba_expand": _whole_expand("mamba2", mamba2.expand),
         "mamba_headdim": mamba2.head_dim,
         "time_step_min": mamba2.dt_limit[0],
         "rope_theta": base,
