@@ -176,7 +176,7 @@ class MQAR:
         return _batch(tokens, positions, np.take_along_axis(values, asked, axis=1))
 
     def variants(self) -> list[tuple[str, int, Data]]:
-        numbers = [n for n in (2**i for i in range(2, 30)) if n < self.n_pairs] + [self.n_pairs]
+        numbers = [n for n in (2**i for i in range(1, 30)) if n < self.n_pairs] + [self.n_pairs]
         # Rows without the other pairs are shorter by them: no more filler than there was in training.
         lengths = [self.length - 2 * (self.n_pairs - n) for n in numbers]
         return [
@@ -208,11 +208,15 @@ class Phonebook:
     """Digits of a number."""
     n_letters: int = 16
     """Different letters."""
+    n_questions: int = 1
+    """Most questions in a training row, one after another, each for another name: more to learn from a book that is
+    read once. The final table asks one."""
     max_eval_entries: int = 64
-    """The final table goes on to this number of entries, doubling from 4."""
+    """The final table goes on to this number of entries, doubling from 2."""
 
     def __post_init__(self):
-        _at_least(self, min_entries=1, n_entries=self.min_entries, name_length=1, number_length=1, n_letters=2)
+        _at_least(self, min_entries=1, name_length=1, number_length=1, n_letters=2, n_questions=1)
+        _at_least(self, n_entries=max(self.min_entries, self.n_questions))
         most = max(self.n_entries, self.max_eval_entries)
         if self.n_letters**self.name_length < most:
             raise ValueError(
@@ -232,20 +236,28 @@ class Phonebook:
         numbers = self.n_letters + generator.integers(0, 10, (rows, self.n_entries, self.number_length))
         book = np.concatenate([names, numbers], axis=2)
         count = generator.integers(self.min_entries, self.n_entries + 1, rows)
-        asked = generator.integers(0, count)
+        # The entries of the row in random order, those that it lacks behind them.
+        order = np.argsort(generator.random(chosen.shape) + (np.arange(self.n_entries) >= count[:, None]), axis=1)
+        asked = order[:, : self.n_questions]
 
-        # What follows a question after fewer entries is the rest of the book, which a causal model does not see.
-        tokens = np.concatenate([book.reshape(rows, -1), book.reshape(rows, -1)[:, :entry]], axis=1)
-        question = np.concatenate([np.full((rows, 1), self.vocab_size - 1), book[np.arange(rows), asked, :-1]], axis=1)
-        np.put_along_axis(tokens, count[:, None] * entry + np.arange(entry), question, axis=1)
-        positions = count[:, None] * entry + self.name_length + np.arange(self.number_length)
-        return _batch(tokens, positions, numbers[np.arange(rows), asked])
+        # The last digit is asked for, not read. What follows is filler, which a causal model does not see.
+        marks = np.full((*asked.shape, 1), self.vocab_size - 1)
+        found = np.take_along_axis(book, asked[..., None], axis=1)
+        questions = np.concatenate([marks, found], axis=2).reshape(rows, -1)[:, :-1]
+        tokens = np.zeros((rows, self.n_entries * entry + questions.shape[1]), np.int32)
+        tokens[:, : self.n_entries * entry] = book.reshape(rows, -1)
+        start = count[:, None] * entry
+        np.put_along_axis(tokens, start + np.arange(questions.shape[1]), questions, axis=1)
+        answers = self.name_length + np.arange(self.number_length)
+        positions = start + (np.arange(self.n_questions)[:, None] * (entry + 1) + answers).reshape(-1)
+        weights = np.repeat(np.arange(self.n_questions) < count[:, None], self.number_length, axis=1)
+        return _batch(tokens, positions, found[..., self.name_length :].reshape(rows, -1), weights)
 
     def variants(self) -> list[tuple[str, int, Data]]:
-        sizes = [4]
+        sizes = [2]
         while 2 * sizes[-1] <= self.max_eval_entries:
             sizes.append(2 * sizes[-1])
-        return [("n_entries", n, dataclasses.replace(self, n_entries=n, min_entries=n)) for n in sizes]
+        return [("n_entries", n, dataclasses.replace(self, n_entries=n, min_entries=n, n_questions=1)) for n in sizes]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +320,11 @@ def _lengths(data: Any, first: int, *others: str) -> list[tuple[str, int, Data]]
     while 2 * lengths[-1] <= data.max_eval_length:
         lengths.append(2 * lengths[-1])
     return [("length", n, dataclasses.replace(data, length=n, **dict.fromkeys(others, n))) for n in lengths]
+
+
+def _length(data: Data) -> int:
+    """Tokens of a row."""
+    return data.sample(np.random.default_rng(0), 1, 1)["tokens"].shape[1]
 
 
 def _batch(tokens, positions, targets, weights=None) -> Batch:
@@ -578,7 +595,7 @@ def make_task(config: Config) -> Task:
     """The task of a configuration whose model.vocab_size is known."""
     batch_size = config.train.batch_size
     n_batches = -(-config.eval_sequences // batch_size)
-    length = config.data.sample(np.random.default_rng(0), 1, 1)["tokens"].shape[1]
+    length = _length(config.data)
 
     def evaluate(model):
         batches = held_out(config.data, batch_size=batch_size, n_batches=n_batches)
@@ -602,11 +619,11 @@ def measure(config: Config, model: zoo.CausalLM, *, show: Callable[[str], None] 
       a dict a line: the variant's field and the `Score`, e.g. {"length": 64, "loss": 0.01, "accuracy": 1.0, ...}.
     """
     lines: list[dict[str, float]] = []
+    chunk_size = min(_length(config.data), 1024)
     for name, value, data in config.data.variants():
-        length = data.sample(np.random.default_rng(0), 1, 1)["tokens"].shape[1]
-        rows = max(16, min(config.eval_sequences, config.eval_tokens // length))
+        rows = max(16, min(config.eval_sequences, config.eval_tokens // _length(data)))
         batches = held_out(data, batch_size=16, n_batches=-(-rows // 16))
-        measured = score(model, batches)
+        measured = score(model, batches, chunk_size=chunk_size)
         if not lines:
             show(f"{name.replace('_', ' '):>9}  accuracy  whole rows  of")
         show(f"{value:>9,}  {measured.accuracy:8.2%}  {measured.sequence_accuracy:10.2%}  {measured.sequences}")
@@ -630,19 +647,29 @@ def fit(config: Config, folder: Path) -> Finished:
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted))
 
 
+def run(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Trains, measures and keeps the table in the folder's results.json.
+
+    Returns:
+      what is in the file, {"step", "pattern", "table"}, or None of a run that was stopped before its last step.
+    """
+    finished = fit(config, folder)
+    if finished.stopped:
+        return None
+    step = int(finished.state.step)
+    results = {"step": step, "pattern": config.model.pattern, "table": measure(config, finished.model)}
+    partial = folder / "results.json.partial"
+    partial.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(partial, folder / "results.json")
+    return results
+
+
 def main() -> int:
     """Trains, then measures."""
     config = flags.parse(PRESETS, prog="python -m experiments.synthetic", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    finished = fit(config, folder)
-    if finished.stopped:
+    if run(config, folder) is None:
         return 0
-    step = int(finished.state.step)
-    lines = measure(config, finished.model)
-    results = {"step": step, "pattern": config.model.pattern, "table": lines}
-    partial = folder / "results.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(partial, folder / "results.json")
     print(f"run folder: {folder} (results.json, curves.png, metrics.jsonl, tensorboard, checkpoints)")
     return 0
 

@@ -64,7 +64,24 @@ def test_phonebook_asks_for_a_names_number():
         places.add(list(book.values()).index(number))
     assert counts == {1, 2, 3, 4, 5}
     assert places == {0, 1, 2, 3, 4}
-    assert [data.n_entries for _, _, data in SMALL[Phonebook].variants()] == [4, 8, 16]
+    assert [data.n_entries for _, _, data in SMALL[Phonebook].variants()] == [2, 4, 8, 16]
+
+
+def test_a_phonebook_of_several_questions_asks_for_different_names():
+    numbers = set()
+    for tokens, answers in rows(dataclasses.replace(SMALL[Phonebook], n_questions=3)):
+        first = tokens.index(14)  # the question mark
+        book = {tuple(tokens[i : i + 2]): tokens[i + 2 : i + 5] for i in range(0, first, 5)}
+        starts = [position - 2 for position in sorted(answers)[::3]]
+        assert starts == [first + 6 * i for i in range(min(3, len(book)))]
+        names = [tuple(tokens[start + 1 : start + 3]) for start in starts]
+        assert len(set(names)) == len(names)
+        for start, name in zip(starts, names, strict=True):
+            assert tokens[start] == 14
+            assert [answers[start + i] for i in (2, 3, 4)] == book[name]
+        numbers.add(len(names))
+    assert numbers == {1, 2, 3}
+    assert all(data.n_questions == 1 for _, _, data in dataclasses.replace(SMALL[Phonebook], n_questions=3).variants())
 
 
 def test_induction_asks_for_what_followed_the_special_token():
@@ -131,7 +148,7 @@ def test_variants_are_tasks_of_what_they_name(data):
 def test_long_variants_double_to_the_longest():
     assert [n for _, n, _ in SMALL[Induction].variants()] == [64, 128]
     assert [n for _, n, _ in Induction().variants()] == [2**i for i in range(6, 15)]
-    assert [n for _, n, _ in MQAR(n_pairs=24, length=88).variants()] == [4, 8, 16, 24]
+    assert [n for _, n, _ in MQAR(n_pairs=24, length=88).variants()] == [2, 4, 8, 16, 24]
 
 
 def equal(one, other):
@@ -271,6 +288,7 @@ def test_the_run_folder_depends_on_what_the_run_is():
         (["selective-copying", "--data.vocab-size", 2], "vocab_size=2, expected at least 3"),
         (["induction", "--data.length", 8], "length=8, expected at least 16"),
         (["phonebook", "--data.n-letters", 2], "n_letters=2 and name_length=2 make 4 names, expected at least 64"),
+        (["phonebook", "--data.n-questions", 17], "n_entries=16, expected at least 17"),
         (["mqar", "--data.n-pairs", 20], "length=64, expected at least 72"),
         (["mqar", "--data.min-pairs", 17], "n_pairs=16, expected at least 17"),
         (["mqar", "--data.n-queries", 15], "n_queries=15, expected at least 16"),
