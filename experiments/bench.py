@@ -32,7 +32,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -259,9 +259,15 @@ def draw(axes, curves: dict[str, dict[int, float]], **labels: str) -> None:
     """Draws a panel: a line for each curve, both axes logarithmic, with a tick at each size."""
     for name, points in curves.items():
         axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", markersize=3.5, label=name)
-    axes.set(**labels, yscale="log")
+    axes.set_yscale("log")
+    tidy(axes, sorted(set().union(*curves.values())), **labels)
+
+
+def tidy(axes, sizes: Sequence[int], **labels: str) -> None:
+    """Labels a panel whose horizontal axis is logarithmic, with a tick at each size."""
+    axes.set(**labels)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes := sorted(set().union(*curves.values())), [str(size) for size in sizes])
+    axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

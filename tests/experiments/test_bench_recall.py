@@ -1,0 +1,88 @@
+"""The comparison of recall as a user runs it, at sizes that take a moment."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+import zoo
+from experiments import bench_recall, synthetic
+from experiments.seeds import Summary
+from experiments.train import TrainConfig
+
+
+@pytest.fixture
+def run(run_command):
+    return functools.partial(run_command, bench_recall)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Tasks and models that take a moment."""
+    data = {
+        "mqar": synthetic.MQAR(length=8, n_pairs=2, n_queries=4, vocab_size=8),
+        "phonebook": synthetic.Phonebook(n_entries=3, n_letters=4, max_eval_entries=4),
+    }
+    model = zoo.CausalLMConfig(d_model=8, n_layers=1, attn=zoo.AttentionConfig(n_heads=2))
+    train = TrainConfig(steps=2, batch_size=4, tensorboard=False)
+    for task, (size, config) in bench_recall.TASKS.items():
+        small = dataclasses.replace(config, data=data[task], model=model, train=train, eval_sequences=8)
+        monkeypatch.setitem(bench_recall.TASKS, task, (size, small))
+    monkeypatch.setattr(bench_recall, "MODELS", {"one": "-/mlp", "other": "attn/mlp"})
+
+
+@pytest.mark.usefixtures("tiny")
+def test_every_run_is_done_once_and_in_table_picture_and_record(tmp_path, run, monkeypatch):
+    arguments = ("--seeds", 0, 1, "--run-dir", "runs", "--json", "out.json", "--plot", "out.png")
+    status, out, err = run(*arguments)
+    assert status == 0, err
+    figures = json.loads((tmp_path / "out.json").read_text())["figures"]
+    assert [(f["task"], f["model"], list(f["accuracy"])) for f in figures] == [
+        ("mqar", "one", ["2"]),
+        ("mqar", "other", ["2"]),
+        ("phonebook", "one", ["2", "4"]),
+        ("phonebook", "other", ["2", "4"]),
+    ]
+    assert (tmp_path / "out.png").stat().st_size > 0
+    assert out.count("| other | `attn/mlp` |") == 2
+    table = json.loads((tmp_path / "runs/phonebook/other/seed-1/results.json").read_text())["table"]
+    assert figures[-1]["runs"][1] == {"seed": 1} | {
+        str(line["n_entries"]): {"accuracy": line["accuracy"]} for line in table
+    }
+
+    monkeypatch.setattr(synthetic, "run", None)  # nothing is left to do
+    status, again, err = run(*arguments)
+    assert status == 0, err
+    assert again.splitlines()[-4:] == out.splitlines()[-4:]
+
+
+def test_the_models_differ_in_their_pattern_and_are_equal_in_size():
+    for task in bench_recall.TASKS:
+        configs = [bench_recall.configuration(task, model, 0) for model in bench_recall.MODELS]
+        assert len({config.model.pattern for config in configs}) == len(configs)
+        others = [dataclasses.replace(c, model=dataclasses.replace(c.model, pattern="attn")) for c in configs]
+        assert others == others[:1] * len(configs)
+        sizes = [bench_recall.count_params(config.model) for config in configs]
+        assert max(sizes) <= 1.03 * min(sizes)
+
+
+def test_the_table_has_mean_and_deviation_in_percent():
+    accuracy = {4: Summary(0.9876, 0.0123), 8: Summary(0.5, None)}
+    row = {"task": "mqar", "model": "hybrid", "pattern": "mamba2 attn", "parameters": 12345, "accuracy": accuracy}
+    assert bench_recall.table([row])[-1] == "| hybrid | `mamba2 attn` | 12,345 | 98.8 ± 1.2 | 50.0 |"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", 0), "steps=0, expected at least 1"),
+        (("--seeds",), "expected at least one of tasks and of seeds"),
+        (("--tasks", "parity"), "parity"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, run):
+    status, _, err = run(*arguments)
+    assert status
+    assert message in err
+    assert "Traceback" not in err
