@@ -2,6 +2,7 @@
 
     python -m experiments.bench_recall                            # 2 tasks x 3 models x 3 seeds
     python -m experiments.bench_recall --tasks mqar --seeds 0     # one task, one seed
+    python -m experiments.bench_recall --d-state 16 --learning-rate 1e-2 --run-dir runs/bench_recall/larger
     python -m experiments.bench_recall --json out.json --plot out.png
 
 Attention, Mamba-2 and a hybrid of them, equal in parameters, learn two of the tasks of `experiments.synthetic` from
@@ -33,9 +34,8 @@ MODELS = {"attention": "attn/mlp", "Mamba-2": "mamba2", "hybrid": "mamba2*3 attn
 MODEL = zoo.CausalLMConfig(
     d_model=32,
     n_layers=4,
-    mamba2=ssm.Mamba2Config(d_state=4, head_dim=16),
+    mamba2=ssm.Mamba2Config(head_dim=16),
     attn=zoo.AttentionConfig(n_heads=2),
-    mlp=zoo.MLPConfig(d_ff=30),
 )
 TRAIN = TrainConfig(
     steps=2000, batch_size=32, eval_every=1000, save_every=500, log_every=250, keep_last=1, tensorboard=False
@@ -58,8 +58,12 @@ class Config:
     """Tasks to learn."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs: of the initial parameters and of the training batches."""
-    steps: int | None = None
-    """Steps of each run. None: the task's own number."""
+    steps: int = TRAIN.steps
+    """Steps of each run."""
+    learning_rate: float = 5e-3
+    """Peak learning rate of each run."""
+    d_state: int = 4
+    """State size of a channel of Mamba-2. The MLPs behind attention are as wide as makes the models equal."""
     run_dir: Path = Path("runs/bench_recall")
     """Folder of all runs."""
     json: Path | None = None
@@ -70,16 +74,35 @@ class Config:
     def __post_init__(self):
         if not self.tasks or not self.seeds:
             raise ValueError("expected at least one of tasks and of seeds")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}, expected at least 1")
+        for task, model in itertools.product(self.tasks, MODELS):
+            configuration(self, task, model, 0)
 
 
-def configuration(task: TaskName, model: str, seed: int, steps: int | None = None) -> synthetic.Config:
+def configuration(config: Config, task: TaskName, model: str, seed: int) -> synthetic.Config:
     """One run, as `experiments.synthetic` does it."""
     base = TASKS[task][1]
-    train = dataclasses.replace(base.train, seed=seed, steps=steps or base.train.steps)
-    shape = dataclasses.replace(base.model, pattern=MODELS[model])
-    return synthetic.fit_vocabulary(dataclasses.replace(base, model=shape, train=train))
+    return synthetic.fit_vocabulary(
+        dataclasses.replace(
+            base,
+            model=dataclasses.replace(equal_blocks(base.model, config.d_state), pattern=MODELS[model]),
+            train=dataclasses.replace(base.train, seed=seed, steps=config.steps),
+            optim=dataclasses.replace(base.optim, learning_rate=config.learning_rate),
+        )
+    )
+
+
+def equal_blocks(model: zoo.CausalLMConfig, d_state: int) -> zoo.CausalLMConfig:
+    """Sets the state size of Mamba-2, and the width at which attention and its MLP have as many parameters.
+
+    Raises:
+      ValueError: Mamba-2 has no more than attention alone.
+    """
+    model = dataclasses.replace(model, mamba2=dataclasses.replace(model.mamba2, d_state=d_state))
+    of = {p: count_params(dataclasses.replace(model, vocab_size=1, pattern=p, n_layers=1)) for p in ("mamba2", "attn")}
+    d_ff = round((of["mamba2"] - of["attn"]) / (3 * model.d_model))  # the MLP is gated: three matrices
+    if d_ff < 1:
+        raise ValueError(f"d_state={d_state}: attention alone has {of['attn']:,} parameters, Mamba-2 {of['mamba2']:,}")
+    return dataclasses.replace(model, mlp=dataclasses.replace(model.mlp, d_ff=d_ff))
 
 
 def learn(config: synthetic.Config, folder: Path) -> dict | None:
@@ -101,14 +124,14 @@ def main() -> int:
     for seed, task, model in itertools.product(config.seeds, config.tasks, MODELS):
         print(f"{task}, {model}, seed {seed}", flush=True)
         folder = config.run_dir / task / model / f"seed-{seed}"
-        if (results := learn(configuration(task, model, seed, config.steps), folder)) is None:
+        if (results := learn(configuration(config, task, model, seed), folder)) is None:
             return 0
         lines = {str(next(iter(line.values()))): {"accuracy": line["accuracy"]} for line in results["table"]}
         scores.setdefault((task, model), []).append(lines)
     figures = [
         {
             **{"task": task, "model": model, "pattern": MODELS[model]},
-            "parameters": count_params(configuration(task, model, 0).model),
+            "parameters": count_params(configuration(config, task, model, 0).model),
             "runs": [{"seed": seed} | run for seed, run in zip(config.seeds, several, strict=True)],
             "accuracy": {int(size): row["accuracy"] for size, row in summarise(several).items()},
         }
@@ -121,7 +144,8 @@ def main() -> int:
     if config.plot:
         plot(figures, config.plot)
     if config.json:
-        config.json.write_text(json.dumps({**environment, "figures": figures}, indent=2) + "\n")
+        options = dataclasses.asdict(config) | {"run_dir": str(config.run_dir), "json": None, "plot": None}
+        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
     return 0
 
 
