@@ -2,7 +2,7 @@
 
     python -m experiments.bench_recall                            # 2 tasks x 3 models x 3 seeds
     python -m experiments.bench_recall --tasks mqar --seeds 0     # one task, one seed
-    python -m experiments.bench_recall --d-state 16 --learning-rate 1e-2 --run-dir runs/bench_recall/larger
+    python -m experiments.bench_recall --d-state 16 --steps 6000 --run-dir runs/bench_recall/larger
     python -m experiments.bench_recall --json out.json --plot out.png
 
 Attention, Mamba-2 and a hybrid of them, equal in parameters, learn two of the tasks of `experiments.synthetic` from
