@@ -167,10 +167,10 @@ class Block(nnx.Module):
         self.norm_first = config.norm_place == "pre"
         self.mixer_residual = config.mixer_residual
         self.residual_multiplier = config.residual_multiplier
-        mixers = [make_mixer(config, mixer, **kwargs) for mixer in word.mixers]
-        normed = mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
-        own = any(getattr(mixer, "has_norm", False) for mixer in mixers)
+        normed = word.mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
+        own = any(getattr(MIXERS[mixer_name(mixer)].constructor, "has_norm", False) for mixer in word.mixers)
         self.norm = make_norm(config, rngs) if normed and not own else None
+        mixers = [make_mixer(config, mixer, **kwargs) for mixer in word.mixers]
         self.mixer = Parallel(mixers) if len(mixers) > 1 else mixers[0] if mixers else None
         self.norm2 = make_norm(config, rngs) if word.channel else None
         self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None

@@ -250,7 +250,7 @@ def test_create_takes_overrides_and_leaves_the_preset_alone():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: bamba-9b, bert-base, bimamba-base"),
+        ("mamba-130", {}, "unknown preset 'mamba-130', did you mean 'mamba-130m'\\? Known: bamba-9b, bert-base"),
         ("gpt", {}, "unknown preset 'gpt'. Known: bamba-9b, bert-base, bimamba-base"),
         ("mamba-130m", {"n_layer": 2}, "unknown config field 'n_layer', did you mean 'n_layers'"),
         ("mamba-130m", {"n_layers": 0}, "n_layers=0, expected at least 1"),
