@@ -195,8 +195,14 @@ class Block(nnx.Module):
         return y, loss
 
     def _options(self, mask, segment_ids, context):
-        options = {"mask": mask, "segment_ids": segment_ids}
-        return options | ({"context": context} if getattr(self.mixer, "needs_context", False) else {})
+        return {"mask": mask, "segment_ids": segment_ids, **self._context(context)}
+
+    def _context(self, context):
+        return {"context": context} if getattr(self.mixer, "needs_context", False) else {}
+
+    def init_state(self, batch_size, max_len, context):
+        """The mixer's state before the first position."""
+        return () if self.mixer is None else self.mixer.init_state(batch_size, max_len, **self._context(context))
 
     def extend(self, x, state, *, mask=None, segment_ids=None, key=None, skip=None, context=None):
         """One block from the mixer's state. `key` and `skip` are as in `__call__`."""
@@ -372,13 +378,8 @@ class Backbone(nnx.Module):
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
         """The state before the first position: one mixer's state a block. Attention needs `max_len`."""
-        context = {"context": self._context(None)}
-        return tuple(
-            ()
-            if b.mixer is None
-            else b.mixer.init_state(batch_size, max_len, **context if getattr(b.mixer, "needs_context", False) else {})
-            for b in self.blocks
-        )
+        context = self._context(None)
+        return tuple(block.init_state(batch_size, max_len, context) for block in self.blocks)
 
     def _context(self, embeddings) -> Context:
         return Context(embeddings, dict(zip(self.shared_ids, self.shared, strict=True)))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import ssm
 from zoo.attention import AttentionConfig
 from zoo.backbone import word_config
-from zoo.layout_options import write_number
+from zoo.layout_options import json_number, write_number
 from zoo.llama_layout import ACTIVATIONS, read_rope
 from zoo.models import CausalLMConfig
 from zoo.pattern import LETTERS, Word, mixer_name, parse_pattern
@@ -122,9 +122,7 @@ def _layer_types(types: Sequence[str], n_layers: int) -> list[str]:
 
 def _rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> dict[str, Any]:
     """The rotary embedding, of `part` of a head where the config does not say."""
-    base, said = read_rope(raw, part)
-    if said != part and not any_part:
-        raise ValueError(f"partial_rotary_factor={said!r} is not supported, only {part!r}")
+    base, said = read_rope(raw, part, any_part=any_part)
     head_dim = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
     turned = int(head_dim * said)
     return {"attn.rope_base": base, "attn.rope_dim": None if turned == head_dim else turned}
@@ -463,7 +461,6 @@ def _read_nemotron(raw: Json) -> dict[str, Any]:
 def _write_nemotron(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> Json:
     letters = {word: letter for letter, word in LETTERS.items()}
     attn, moe, mamba2 = options["attn"], options.get("moe"), options["mamba2"]
-    lowest, highest = mamba2.dt_limit
     raw: Json = {
         "hybrid_override_pattern": "".join(letters[str(word.plain)] for word in words),
         "num_hidden_layers": len(words),
@@ -471,8 +468,8 @@ def _write_nemotron(config: CausalLMConfig, words: Words, options: Mapping[str, 
         "num_key_value_heads": attn.n_kv_heads,
         "head_dim": attn.head_dim,
         "mamba_num_heads": round(mamba2.expand * config.d_model) // mamba2.head_dim,
-        "time_step_min": lowest,
-        "time_step_limit": [lowest, {"__float__": "Infinity"} if math.isinf(highest) else highest],
+        "time_step_min": mamba2.dt_limit[0],
+        "time_step_limit": [json_number(x) for x in mamba2.dt_limit],
     }
     if moe and "mlp" not in options:
         raw["mlp_hidden_act"] = activation(moe)
@@ -551,9 +548,7 @@ def _read_zamba2(raw: Json) -> dict[str, Any]:
     for order, depth in enumerate(i for i, kind in enumerate(types) if kind == "hybrid"):
         words[depth] = f"zamba2[block={order % raw['num_mem_blocks']}]"
     inner, heads, kv_heads = int(raw["mamba_expand"] * d_model), raw["num_attention_heads"], raw["num_key_value_heads"]
-    base, part = read_rope(raw)
-    if part != 1:
-        raise ValueError(f"partial_rotary_factor={part!r} is not supported, only 1")
+    base, _ = read_rope(raw)
     return {
         "words": words,
         "zamba2.n_kv_heads": None if kv_heads in (None, heads) else kv_heads,

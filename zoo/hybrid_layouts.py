@@ -14,7 +14,6 @@ What each of them says is in `hybrid_families.py`.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 from flax import nnx
 
 from zoo.hybrid_families import FAMILIES, activation
-from zoo.layout_options import FREE, INITIAL, number, require_same, resolved
+from zoo.layout_options import FREE, INITIAL, json_number, number, require_same, resolved
 from zoo.llama_layout import ACTIVATIONS
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.pattern import Word, format_pattern, mixer_name, parse_pattern
@@ -134,7 +133,7 @@ def _write(config: CausalLMConfig, kind: str) -> Json:
         if source is not None and field == "activation":
             value = activation(source)
         if source is not None and field == "dt_limit":
-            value = [{"__float__": "Infinity"} if math.isinf(x) else x for x in getattr(source, field)]
+            value = [json_number(x) for x in getattr(source, field)]
         raw[theirs] = value
     raw |= family.only | family.write(config, plain_words, options)
     raw |= {
@@ -165,8 +164,7 @@ def tensor_table(model: CausalLM, kind: str) -> Table:
     stacks: dict[str, tuple[str, ...]] = {}
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         ours = ".".join(map(str, path))
-        name = renamed(_with_mixers(ours, words), family.renamed)
-        name = re.sub(r"\.(kernel|scale|embedding)$", ".weight", name)
+        name = renamed(_with_mixers(ours, words), [*family.renamed, (r"\.(kernel|scale|embedding)$", ".weight")])
         paths: tuple[tuple, ...] = (path,)
         depth: Any = path[2] if len(path) > 2 else None
         if path[:2] == ("backbone", "shared"):

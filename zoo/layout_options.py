@@ -31,6 +31,11 @@ def number(value) -> float:
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 
+def json_number(value: float) -> float | dict[str, str]:
+    """A number as transformers writes it: infinity so that the file stays JSON."""
+    return {"__float__": "Infinity"} if math.isinf(value) else value
+
+
 def write_number(value: float, guess: float, read: Callable[[float], float]) -> float:
     """The number with the fewest digits that `read` makes `value` of, near a guess that rounding may have missed."""
     candidates = [float(f"{guess:.{digits}g}") for digits in range(1, 18)]
@@ -58,22 +63,21 @@ def require_same(config: Any, back: Any, *, free: Collection[str], prefix: str =
 def resolved(config: BackboneConfig, mixer: str) -> Any:
     """Options of a mixer with what follows from others filled in, and what changes no output blanked."""
     options, d_model = word_config(config, mixer), config.d_model
+    if getattr(options, "out_bias", False) is None:
+        options = dataclasses.replace(options, out_bias=options.bias)
     if isinstance(options, MLPConfig):
-        out_bias = options.bias if options.out_bias is None else options.out_bias
-        return dataclasses.replace(options, d_ff=options.width(d_model), out_bias=out_bias, init="normal", dropout=0.0)
+        return dataclasses.replace(options, d_ff=options.width(d_model), init="normal", dropout=0.0)
     if isinstance(options, MoEConfig):
         d_ff = options.expert().width(d_model)
         shared = options.n_shared * (options.d_ff_shared or d_ff)
-        out_bias = options.bias if options.out_bias is None else options.out_bias
         widths: dict[str, Any] = {"d_ff": d_ff, "n_shared": min(1, shared), "d_ff_shared": shared or None}
-        return dataclasses.replace(options, **widths, out_bias=out_bias, dropout=0.0)
+        return dataclasses.replace(options, **widths, dropout=0.0)
     if isinstance(options, ssm.Mamba2Config):
         inner = inner_width(options.expand, d_model)
         return dataclasses.replace(
             options,
             expand=inner / d_model,
             d_ssm=None if options.d_ssm == inner else options.d_ssm,
-            out_bias=options.bias if options.out_bias is None else options.out_bias,
             norm_before_gate=options.rmsnorm and options.norm_before_gate,
             norm_eps=options.norm_eps if options.rmsnorm else 0.0,
         )
@@ -102,6 +106,5 @@ def resolved(config: BackboneConfig, mixer: str) -> Any:
         rope_base=options.rope_base if turns else 0.0,
         rope_dim=(options.rope_dim or head_dim) if turns else None,
         rope_interleaved=turns and options.rope_interleaved,
-        out_bias=options.bias if options.out_bias is None else options.out_bias,
         softmax_scale=1 / math.sqrt(head_dim) if options.softmax_scale is None else options.softmax_scale,
     )

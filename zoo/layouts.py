@@ -13,7 +13,6 @@ falcon_mamba}.py; mistral_inference/args.py; the names in the published files.
 """
 
 import dataclasses
-import math
 import re
 import warnings
 from typing import Literal, NamedTuple, get_args
@@ -21,7 +20,7 @@ from typing import Literal, NamedTuple, get_args
 from flax import nnx
 
 from zoo import hybrid_layouts, llama_layout, mha_layout
-from zoo.layout_options import FREE, INITIAL, number, require_same, resolved
+from zoo.layout_options import FREE, INITIAL, json_number, number, require_same, resolved
 from zoo.mlp import MLPConfig
 from zoo.models import CausalLM, CausalLMConfig
 from zoo.names import unknown_name
@@ -342,8 +341,7 @@ def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
         raw["time_step_rank"] = mixer.dt_rank or "auto"
         raw["intermediate_size"] = inner
     else:
-        # transformers spells infinity so that the file stays JSON.
-        raw["time_step_limit"] = [{"__float__": "Infinity"} if math.isinf(x) else x for x in mixer.dt_limit]
+        raw["time_step_limit"] = [json_number(x) for x in mixer.dt_limit]
         raw["num_heads"] = inner // mixer.head_dim
     if mixer.expand != int(mixer.expand):
         raise ValueError(

@@ -72,9 +72,7 @@ def read_config(raw: Json) -> CausalLMConfig:
     d_model, heads = raw["hidden_size"], raw["num_attention_heads"]
     kv_heads = raw.get("num_key_value_heads", heads)
     head_dim = raw.get("head_dim", d_model // heads)
-    base, part = read_rope(raw)
-    if part != 1:
-        raise ValueError(f"partial_rotary_factor={part!r} is not supported, only 1")
+    base, _ = read_rope(raw)
     return CausalLMConfig(
         d_model=d_model,
         n_layers=raw["num_hidden_layers"],
@@ -94,13 +92,13 @@ def read_config(raw: Json) -> CausalLMConfig:
     )
 
 
-def read_rope(raw: Json, part: float = 1.0) -> tuple[float, float]:
+def read_rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> tuple[float, float]:
     """Base of the rotary frequencies, and the part of a head that is rotated, `part` where the config does not say.
 
     They are in `rope_parameters`, in files before transformers 5 in fields of their own.
 
     Raises:
-      ValueError: scaled frequencies.
+      ValueError: scaled frequencies, or another part unless any will do.
     """
     field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"  # the first prevails there
     said = raw.get(field) or {}
@@ -111,6 +109,8 @@ def read_rope(raw: Json, part: float = 1.0) -> tuple[float, float]:
         raise ValueError(f"{field}: {name}={said[name]!r} is not supported beside rope_type='default'")
     base: Any = said.get("rope_theta", raw.get("rope_theta", 10_000.0))
     part_said: Any = said.get("partial_rotary_factor", raw.get("partial_rotary_factor", part))
+    if part_said != part and not any_part:
+        raise ValueError(f"partial_rotary_factor={part_said!r} is not supported, only {part:g}")
     return float(base), float(part_said)
 
 
