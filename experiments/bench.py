@@ -34,7 +34,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -159,8 +159,7 @@ def main() -> int:
     if config.plot:
         plot(figures, config.plot)
     if config.json:
-        options = dataclasses.asdict(config) | {"json": None, "plot": None}
-        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
+        save_record(config.json, config, environment, figures)
     return 0
 
 
@@ -272,6 +271,15 @@ def tidy(axes, sizes: Sequence[int], **labels: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
+
+
+def save_record(path: Path, config: Any, environment: dict, figures: list[dict]) -> None:
+    """Writes a bench's figures with its options and what they depend on; where they were written is not among them."""
+    options = {
+        name: str(value) if isinstance(value, Path) else value for name, value in dataclasses.asdict(config).items()
+    }
+    options |= dict.fromkeys(options.keys() & {"json", "plot"})
+    path.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
 
 
 def read_environment() -> dict:

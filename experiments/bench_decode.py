@@ -15,7 +15,6 @@ in attention, the state of each head and the end of the convolution in linear at
 """
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import cast
@@ -186,8 +185,7 @@ def main() -> int:
     if config.plot:
         plot(figures, config.plot)
     if config.json:
-        options = dataclasses.asdict(config) | {"json": None, "plot": None}
-        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
+        bench.save_record(config.json, config, environment, figures)
     return 0
 
 

@@ -13,7 +13,6 @@ the batch.
 import contextlib
 import dataclasses
 import itertools
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,7 @@ def main() -> int:
         size = f"{row['parameters']:,} | {seconds:.1f} | {memory / 2**20:,.0f}"
         print(f"| {layers} | {' | '.join(on)} | {size} |", flush=True)
     if config.json:
-        options = dataclasses.asdict(config) | {"json": None}
-        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
+        bench.save_record(config.json, config, environment, figures)
     return 0
 
 

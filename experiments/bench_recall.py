@@ -146,8 +146,7 @@ def main() -> int:
     if config.plot:
         plot(figures, config.plot)
     if config.json:
-        options = dataclasses.asdict(config) | {"run_dir": str(config.run_dir), "json": None, "plot": None}
-        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
+        bench.save_record(config.json, config, environment, figures)
     return 0
 
 

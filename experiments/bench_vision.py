@@ -16,7 +16,6 @@ pattern takes less than the first.
 """
 
 import dataclasses
-import json
 import statistics
 from pathlib import Path
 from typing import Literal
@@ -134,8 +133,7 @@ def main() -> int:
     if config.plot:
         plot(figures, config.plot)
     if config.json:
-        options = dataclasses.asdict(config) | {"json": None, "plot": None}
-        config.json.write_text(json.dumps({"config": options, **environment, "figures": figures}, indent=2) + "\n")
+        bench.save_record(config.json, config, environment, figures)
     return 0
 
 
