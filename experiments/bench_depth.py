@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
@@ -29,7 +28,7 @@ from experiments import bench, flags
 from experiments.causal_lm import next_token_loss
 from experiments.model_size import count_params
 from experiments.optim import OptimConfig, make_optimizer
-from experiments.train import TrainState, make_train_step, split_model
+from experiments.train import init_state, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,7 @@ def compile_step(config: Config, model: zoo.CausalLM) -> tuple[float, int]:
     """Compiles a training step of a model: (seconds of processor time, bytes a step takes beyond its arguments)."""
     optimizer = make_optimizer(OptimConfig(), 1000, model)
     step = make_train_step(model, next_token_loss, optimizer)
-    _, params, _ = split_model(model)
-    state = TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(0))
+    state = init_state(model, optimizer, jax.random.key(0))
     ids = np.zeros((config.batch, config.length), np.int32)
     batch = {"tokens": ids, "targets": ids, "weights": np.ones(ids.shape, np.float32), "segment_ids": None}
     with _without_cache():

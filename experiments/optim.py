@@ -1,12 +1,15 @@
 """AdamW with warm-up and decay of the learning rate, grouped by what each parameter says of itself."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+
+import zoo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig, steps: int, model: nnx.Module) -> optax.GradientTransformation:
-    """AdamW for a model's parameters as nested dicts (`nnx.to_pure_dict`).
+    """AdamW for a model's parameters as nested dicts (`nnx.to_pure_dict`), or as `zoo.stack_layers` makes of them.
 
     Args:
       config: options.
@@ -83,7 +86,7 @@ def make_optimizer(config: OptimConfig, steps: int, model: nnx.Module) -> optax.
     return optax.chain(
         *([optax.clip_by_global_norm(config.clip)] if config.clip else []),
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decay),
+        optax.add_decayed_weights(config.weight_decay, mask=functools.partial(_like, decay)),
         *scaled,
         optax.scale_by_learning_rate(make_schedule(config, steps)),
     )
@@ -99,4 +102,9 @@ def _metadata(params, name, default):
 
 
 def _scale_updates(scale):
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, scale))
+    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, _like(scale, updates)))
+
+
+def _like(values, params):
+    """Something of each parameter, once for each leaf of a tree like them: equal layers may be stacked there."""
+    return zoo.stack_like(values, params, join=lambda several: several[0])

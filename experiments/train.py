@@ -6,6 +6,9 @@
 NNX modules are split once into a graph and their arrays; from there on only `jax.jit`, `jax.value_and_grad` and
 `jax.lax.scan` transform, and the state that they carry is what a checkpoint holds. A run that was killed and started
 again goes on bit for bit as if it had not been: state, key and the data pipeline's position come back exactly.
+
+Where a model runs equal layers in loops (`scan_layers`), the state has their arrays stacked, so that the step is the
+same program at any depth. Checkpoints hold every layer by itself all the same.
 """
 
 import contextlib
@@ -23,6 +26,7 @@ import optax
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import zoo
 from experiments.checkpoints import Checkpoints
 from experiments.flags import UsageError, alias, usage_errors
 from experiments.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics
@@ -128,7 +132,7 @@ class TrainState:
     step: jax.Array
     """Steps done."""
     params: dict[str, Any]
-    """The model's `nnx.Param`s as nested dicts, in param_dtype (the masters)."""
+    """The model's `nnx.Param`s as nested dicts, in param_dtype (the masters), with or without stacks of layers."""
     opt_state: Any
     """The optimiser's state."""
     key: jax.Array
@@ -161,6 +165,22 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], Any]:
     return graphdef, nnx.to_pure_dict(params), rest
 
 
+def init_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, key: jax.Array, *, average: bool = False
+) -> TrainState:
+    """What the first step of a training starts from, with the layers stacked that the model runs in loops.
+
+    Args:
+      model: its parameters are the state's, not copies, but for those stacked; the step gives their memory away.
+      optimizer: from `make_optimizer`.
+      key: of dropout.
+      average: whether to keep a running mean of the parameters.
+    """
+    params = zoo.stack_layers(split_model(model)[1], model)
+    mean = jax.tree.map(jnp.copy, params) if average else None
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, average=mean)
+
+
 def make_train_step(
     model: nnx.Module,
     loss: LossFunction | CarriedLoss,
@@ -187,7 +207,7 @@ def make_train_step(
     graphdef, _, rest = split_model(model)
 
     def micro_loss(params, rest, batch, key, carry):
-        model, rngs = nnx.merge(graphdef, params, rest), nnx.Rngs(dropout=key)
+        model, rngs = nnx.merge(graphdef, zoo.unstack_layers(params), rest), nnx.Rngs(dropout=key)
         out, carry = loss(model, batch, rngs, carry) if carried else (loss(model, batch, rngs), carry)
         if out.auxiliary is None:
             return out.total, (out, carry)
@@ -296,9 +316,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     graphdef, params, rest = split_model(model)
     rest = jax.device_put(rest, NamedSharding(mesh, PartitionSpec()))
     model = nnx.merge(graphdef, params, rest)
-    average = jax.tree.map(jnp.copy, params) if config.ema else None  # the step donates both
-    key = jax.random.key(config.seed)
-    state = TrainState(jnp.int32(0), params, optimizer.init(params), key, average=average)
+    state = init_state(model, optimizer, jax.random.key(config.seed), average=config.ema > 0)
     state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
     loss: LossFunction | CarriedLoss = task.loss
     if config.carry_state and task.carried_loss is not None and task.init_carry is not None:
@@ -307,10 +325,12 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     step_function = make_train_step(
         model, loss, optimizer, accumulate=config.accumulate, carried=config.carry_state, ema=config.ema
     )
+    del model, params  # those layers that the state has stacked
     peak = peak_flops(jax.devices()[0])
 
     def current_model():
-        return nnx.merge(graphdef, state.params if state.average is None else state.average, rest)
+        params = state.params if state.average is None else state.average
+        return nnx.merge(graphdef, zoo.unstack_layers(params), rest)
 
     with (
         Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
@@ -319,9 +339,10 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     ):
         first = 0
         with usage_errors():  # a checkpoint of another model
-            restored = checkpoints.restore_latest(state)
+            restored = checkpoints.restore_latest(_by_layer(state))
         if restored:
-            first, state = restored.step, restored.state
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            first, state = restored.step, jax.device_put(zoo.stack_like(restored.state, state), shardings)
             task.batches.set_state(restored.data_state)
         metrics.rewind(first)
 
@@ -372,7 +393,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                     held_out = task.evaluate(current_model())
                     metrics.write(step, held_out, split="validation")
                     progress.print("held out: " + format_line(step, config.steps, held_out))
-                checkpoints.save(step, state, data_state=task.batches.get_state(), metrics=held_out)
+                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=held_out)
                 saved = step
                 clock += time.perf_counter() - pause  # the speed shown is that of training alone
                 if last:
@@ -384,6 +405,11 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
             f"stopped at step {state.step} of {config.steps}, saved in {folder}; the same command resumes", flush=True
         )
     return finished
+
+
+def _by_layer(state: TrainState) -> TrainState:
+    """A state as checkpoints hold it, whether layers run in loops or not: each by itself, on the host."""
+    return zoo.unstack_layers(jax.device_get(state), split=tuple)
 
 
 def spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:

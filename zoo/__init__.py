@@ -45,6 +45,9 @@ from zoo.pretrained import from_pretrained as from_pretrained
 from zoo.pretrained import save_pretrained as save_pretrained
 from zoo.pretrained import shard_experts as shard_experts
 from zoo.pretrained import shard_largest as shard_largest
+from zoo.stacked_layers import stack_layers as stack_layers
+from zoo.stacked_layers import stack_like as stack_like
+from zoo.stacked_layers import unstack_layers as unstack_layers
 from zoo.vision import ImageClassifier as ImageClassifier
 from zoo.vision import ImageClassifierConfig as ImageClassifierConfig
 from zoo.zamba2 import Zamba2 as Zamba2

@@ -16,8 +16,8 @@ from zoo.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.mlp import MLPConfig
 from zoo.moe import MoE, MoEConfig
 from zoo.parallel import Parallel
-from zoo.pattern import Word, fold, mixer_name, parse_pattern, word_options
-from zoo.scan_layers import run_blocks
+from zoo.pattern import Folded, Word, fold, mixer_name, parse_pattern, word_options
+from zoo.scan_layers import looped_blocks, run_blocks
 from zoo.zamba2 import Context, SharedTransformer, Zamba2, Zamba2Config
 
 
@@ -64,7 +64,8 @@ class BackboneConfig:
     """Whether the backward pass recomputes each block instead of keeping its insides."""
     scan_layers: bool = False
     """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
-    compiled as the canonical pattern has words. Stacks a copy of the parameters at each call."""
+    compiled as the canonical pattern has words. Each call stacks a copy of the parameters, where they are not kept
+    stacked (`stack_layers`), as training keeps them."""
     mamba: ssm.MambaConfig = ssm.MambaConfig()
     """Options of "mamba"."""
     mamba2: ssm.Mamba2Config = ssm.Mamba2Config()
@@ -362,14 +363,25 @@ class Backbone(nnx.Module):
             run = jax.checkpoint(run, static_argnums=0)
 
         blocks = [nnx.split(block) for block in self.blocks]
-        done = 0
-        if not self.config.first_norm:  # the first block is not like those that its word comes back for
-            carry, done = run(*blocks[0], carry, _of_block(noise, 0)), 1
-        words = self.words[done:]
+        done, items = self._items
+        if done:
+            carry = run(*blocks[0], carry, _of_block(noise, 0))
         rest = jax.tree.map(lambda a: a[done:], noise)
-        items = fold(words) if self.config.scan_layers else words
         x, loss = run_blocks(run, items, blocks[done:], rest, carry)
         return self._leave(x), loss
+
+    @property
+    def _items(self) -> tuple[int, Folded]:
+        """How many blocks run by themselves first, and the words of the others, folded where they are to be loops."""
+        done = int(not self.config.first_norm)  # the first block is not like those that its word comes back for
+        words = self.words[done:]
+        return done, fold(words) if self.config.scan_layers else words
+
+    @property
+    def looped_layers(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers in `layers` of those that `scan_layers` runs as one loop; a tuple for each word of the pattern."""
+        done, items = self._items
+        return tuple(tuple(self.order[done + i] for i in places) for places in looped_blocks(items))
 
     @property
     def has_auxiliary_loss(self) -> bool:

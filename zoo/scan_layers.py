@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from zoo.pattern import Folded, Repeat
+from zoo.pattern import Folded, Repeat, Word
 
 
 def run_blocks(
@@ -32,6 +32,32 @@ def run_blocks(
     return _run(run, items, blocks, _stack(items, blocks, noise, np.array(0)), 0, carry)
 
 
+def looped_blocks(items: Folded) -> tuple[tuple[int, ...], ...]:
+    """Places of the blocks that `run_blocks` stacks the parameters of, those of one stack together, in its order."""
+    return tuple(tuple(map(int, depths.flat)) for depths in _looped(items, np.array(0)))
+
+
+def _looped(items: Folded, depths: np.ndarray) -> list[np.ndarray]:
+    found: list = []
+    for item in items:
+        if isinstance(item, Repeat):
+            found += _looped(item.items, _again(item, depths))
+        elif _is_stacked(item, depths.ndim):
+            found.append(depths)
+        depths = np.asarray(depths + _length((item,)))
+    return found
+
+
+def _again(item: Repeat, depths: np.ndarray) -> np.ndarray:
+    """Where the first block of what is repeated is, each time: another axis."""
+    return depths[..., None] + _length(item.items) * np.arange(item.times)
+
+
+def _is_stacked(item: Word, loops: int) -> bool:
+    """Whether the parameters of a word's blocks are a stack: in so many loops, and each has its own."""
+    return loops > 0 and not item.shared
+
+
 def _stack(items: Folded, blocks, noise, depths: np.ndarray) -> list:
     """Parameters and noise of each item's blocks, with an axis for each loop that they are in, the outermost first.
 
@@ -42,16 +68,15 @@ def _stack(items: Folded, blocks, noise, depths: np.ndarray) -> list:
     stacked: list = []
     for item in items:
         if isinstance(item, Repeat):
-            again = depths[..., None] + _length(item.items) * np.arange(item.times)
-            stacked.append(_stack(item.items, blocks, noise, again))
+            stacked.append(_stack(item.items, blocks, noise, _again(item, depths)))
         else:
             params = None
-            if depths.ndim and not item.shared:
+            if _is_stacked(item, depths.ndim):
                 shape = depths.shape
                 several = (blocks[i][1] for i in depths.flat)
                 params = jax.tree.map(lambda *a, shape=shape: jnp.stack(a).reshape(*shape, *a[0].shape), *several)
             stacked.append((params, jax.tree.map(lambda a, here=depths: a[here], noise)))
-        depths = depths + _length((item,))
+        depths = np.asarray(depths + _length((item,)))
     return stacked
 
 

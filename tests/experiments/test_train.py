@@ -18,7 +18,17 @@ from flax import nnx
 import zoo
 from experiments.metrics import read_metrics
 from experiments.optim import OptimConfig, make_optimizer, make_schedule
-from experiments.train import Loss, Task, TrainConfig, TrainState, make_train_step, mean_loss, split_model, train
+from experiments.train import (
+    Loss,
+    Task,
+    TrainConfig,
+    TrainState,
+    init_state,
+    make_train_step,
+    mean_loss,
+    split_model,
+    train,
+)
 from tests.numerics import assert_close
 
 VOCAB, LENGTH, ROWS = 11, 12, 8
@@ -160,10 +170,11 @@ def test_bfloat16_compute_keeps_float32_masters():
     assert metrics["loss"] == pytest.approx(float(exact_metrics["loss"]), rel=2e-2)
 
 
-def test_weight_decay_leaves_out_what_says_so():
-    model = make_model()
+@pytest.mark.parametrize("stack", [zoo.stack_layers, lambda params, model: params])
+def test_weight_decay_leaves_out_what_says_so(stack):
+    model = make_model(n_layers=4, scan_layers=True)
     optimizer = make_optimizer(dataclasses.replace(OPTIM, weight_decay=0.5, warmup_steps=0), 10, model)
-    _, params, _ = split_model(model)
+    params = stack(split_model(model)[1], model)
     no_gradient = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(no_gradient, optimizer.init(params), params)
     paths = jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda u: bool(jnp.any(u)), updates))
@@ -231,6 +242,41 @@ def test_a_run_that_stops_and_goes_on_is_bitwise_the_run_that_did_not(tmp_path):
     timeless = lambda r: {k: v for k, v in r.items() if k != "tokens_per_second"}  # noqa: E731
     records = [[timeless(r) for r in read_metrics(tmp_path / name)] for name in ("whole", "cut")]
     assert records[0] == records[1]
+
+
+def test_a_run_goes_on_whether_its_layers_are_looped_or_not(tmp_path):
+    """Checkpoints hold layers one by one; the state that is trained holds those of a loop together."""
+    looped = make_task()._replace(init=functools.partial(make_model, pattern="-/mlp", scan_layers=True))
+    plain = looped._replace(init=functools.partial(make_model, pattern="-/mlp"))
+    tasks = {"whole": (looped, looped), "same": (looped, looped), "to plain": (looped, plain), "back": (plain, looped)}
+    runs = {}
+    for name, (before, after) in tasks.items():
+        if name != "whole":
+            cut = before._replace(batches=_pull_plug_after(CountingBatches(), 5))
+            with pytest.raises(RuntimeError, match="pulled"):
+                train(cut, make_config(7, ema=0.5), OPTIM, tmp_path / name)
+        after = after._replace(batches=CountingBatches())
+        runs[name] = train(after, make_config(7, ema=0.5), OPTIM, tmp_path / name)
+    whole = runs["whole"].state
+    assert "stacked_layers" in whole.params["backbone"]
+    assert "stacked_layers" not in runs["to plain"].state.params["backbone"]
+    assert_identical(runs["same"].state, whole)
+    for name in ("to plain", "back"):
+        for part in ("params", "average", "opt_state"):
+            values = [zoo.unstack_layers(getattr(state, part)) for state in (runs[name].state, whole)]
+            assert_close(*values, tolerance=1e-3, name=f"{name}, {part}")
+
+
+def test_a_step_is_a_program_of_the_same_size_whatever_the_depth():
+    def instructions(n_layers):
+        model = make_model(pattern="-/mlp", n_layers=n_layers, scan_layers=True, remat=True)
+        optimizer = make_optimizer(OPTIM, 10, model)
+        step = make_train_step(model, loss, optimizer, ema=0.5)
+        state = init_state(model, optimizer, jax.random.key(0), average=True)
+        program = jax.jit(step).lower(state, next(CountingBatches())).compile().as_text()
+        return sum(" = " in line for line in program.splitlines())
+
+    assert instructions(4) == instructions(7)
 
 
 class _pull_plug_after:
