@@ -344,10 +344,7 @@ def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Tuned
       UsageError: data, model or folder are not what the configuration says; nothing has been written.
       FloatingPointError: see `train`.
     """
-    if len(config.seeds) > 1:
-        raise ValueError(f"seeds={config.seeds}, expected one at most: `fit_seeds` runs several")
-    if config.seeds:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.seeds[0]))
+    config = seeds.of_one(config)
     with flags.usage_errors():
         going_on = runs.holds_run(config, folder, FREE)
         prepared = prepared or prepare(config, folder if going_on else None)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments import fetch
-from experiments.labelled import SPLITS
+from experiments import data_source
+from experiments.data_source import SPLITS
 from experiments.tokenizers import first_line
 
 
@@ -47,13 +47,7 @@ class ImagesConfig:
     """Train on so many images only, as many of each class. None: all."""
 
     def __post_init__(self):
-        given = [name for name in ("path", "hub", "fetched") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"--data.{given[0]} and --data.{given[1]} exclude each other; give one")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"--data.validation-fraction {self.validation_fraction}, expected between 0 and 1")
-        if self.train_images is not None and self.train_images < 1:
-            raise ValueError(f"--data.train-images {self.train_images}, expected at least 1")
+        data_source.check(self, "train_images")
 
 
 class Images(NamedTuple):
@@ -114,13 +108,12 @@ def load_images(config: ImagesConfig) -> LabelledImages:
 
 def _find(config: ImagesConfig) -> tuple[_Found, str]:
     if config.hub is not None:
-        return _from_hub(config, config.hub), f"--data.hub {config.hub}"
-    if config.fetched is not None:
-        where, path = f"--data.fetched {config.fetched}", fetch.path(config.fetched)
-    elif config.path is not None:
-        where, path = f"--data.path {config.path}", Path(config.path).expanduser()
-    else:
+        where = f"--data.hub {config.hub}"
+        return _tables(config, data_source.load_hub(config.hub), where), where
+    here = data_source.local(config)
+    if here is None:
         return digits(config), "scikit-learn's digits"
+    path, where = here
     if not path.is_dir():
         raise FileNotFoundError(f"{where} is no folder; expected one of images, a folder for each class")
     if any(path.glob("*.npz")):
@@ -173,21 +166,6 @@ def _from_folder(config: ImagesConfig, path: Path, where: str) -> _Found:
     except Exception as error:  # whatever the library says of an empty folder
         raise ValueError(f"{where} holds no images in folders named after their class ({first_line(error)})") from error
     return _tables(config, found, where)
-
-
-def _from_hub(config: ImagesConfig, spec: str) -> _Found:
-    import datasets
-
-    datasets.disable_progress_bars()
-    name, _, subset = spec.partition(":")
-    try:
-        found = datasets.load_dataset(name, subset or None)
-    except Exception as error:  # no network, no such data set, no access to it
-        raise ValueError(
-            f"--data.hub {spec} cannot be loaded ({first_line(error)}); expected NAME or NAME:CONFIG of a data set on "
-            "the Hugging Face hub. HF_HUB_OFFLINE=1 uses a copy downloaded earlier, --data.path reads local files"
-        ) from error
-    return _tables(config, found, f"--data.hub {spec}")
 
 
 def _tables(config: ImagesConfig, found: Mapping[str, Any], where: str) -> _Found:

@@ -22,15 +22,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments import fetch
+from experiments import data_source
+from experiments.data_source import SPLITS
 from experiments.tokenizers import first_line, utf8
 
 Kind = Literal["classification", "regression", "tagging", "span-qa"]
 Row = dict[str, Any]
 
-# File name -> split.
-SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"}
-SPLITS |= {"dev": "validation", "test": "test"}
 # Columns by their usual names: text, second text, label. The first line whose columns are all there is taken.
 LAYOUTS: tuple[tuple[str, str | None, str], ...] = (
     ("text", None, "label"),
@@ -82,13 +80,7 @@ class LabelledConfig:
     """At most this many ids in a tokenizer that is trained here."""
 
     def __post_init__(self):
-        given = [name for name in ("path", "hub", "fetched") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"--data.{given[0]} and --data.{given[1]} exclude each other; give one")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"--data.validation-fraction {self.validation_fraction}, expected between 0 and 1")
-        if self.train_rows is not None and self.train_rows < 1:
-            raise ValueError(f"--data.train-rows {self.train_rows}, expected at least 1")
+        data_source.check(self, "train_rows")
 
 
 class Examples(NamedTuple):
@@ -155,12 +147,10 @@ def _read(config: LabelledConfig) -> tuple[dict[str, _Table], str, dict[str, str
     """Tables by split; what the user asked for; and a name of each split's source."""
     if config.hub is not None:
         return _from_hub(config, config.hub), f"--data.hub {config.hub}", {}
-    if config.fetched is not None:
-        where, path = f"--data.fetched {config.fetched}", fetch.path(config.fetched)
-    elif config.path is not None:
-        where, path = f"--data.path {config.path}", Path(config.path).expanduser()
-    else:
+    here = data_source.local(config)
+    if here is None:
         return standard_library(), "Python's standard library", {}
+    path, where = here
     if path.is_file():
         return {config.train_split: _read_table(path, where)}, where, {config.train_split: path.name}
     if not path.is_dir():
@@ -273,17 +263,7 @@ def _named(rows: list[Row], names: dict[str, tuple[str, ...]]) -> _Table:
 
 
 def _from_hub(config: LabelledConfig, spec: str) -> dict[str, _Table]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    name, _, subset = spec.partition(":")
-    try:
-        splits = datasets.load_dataset(name, subset or None)
-    except Exception as error:  # no network, no such data set, no access to it
-        raise ValueError(
-            f"--data.hub {spec} cannot be loaded ({first_line(error)}); expected NAME or NAME:CONFIG of a data set on "
-            "the Hugging Face hub. HF_HUB_OFFLINE=1 uses a copy downloaded earlier, --data.path reads local files"
-        ) from error
+    splits = data_source.load_hub(spec)
     tables = {}
     for split in (config.train_split, config.validation_split, *config.test_splits):
         if split in splits:

@@ -27,6 +27,19 @@ def with_seed(config: Any, seed: int) -> Any:
     return dataclasses.replace(config, seeds=(), train=dataclasses.replace(config.train, seed=seed))
 
 
+def of_one(config: Any) -> Any:
+    """The configuration of one run with the seed that `config.seeds` names, if it names one.
+
+    Raises:
+      ValueError: it names several.
+    """
+    if len(config.seeds) > 1:
+        raise ValueError(f"seeds={config.seeds}, expected one at most: `fit_seeds` runs several")
+    if not config.seeds:
+        return config
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.seeds[0]))
+
+
 def fit_several(
     config: Any,
     folder: Path,
