@@ -15,6 +15,7 @@ from zoo.attention import AttentionConfig
 from zoo.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.mlp import MLPConfig
 from zoo.moe import MoE, MoEConfig
+from zoo.norm import norm
 from zoo.parallel import Parallel
 from zoo.pattern import Folded, Word, fold, mixer_name, parse_pattern, word_options
 from zoo.scan_layers import looped_blocks, run_blocks
@@ -279,18 +280,15 @@ def make_channel_mixer(config: BackboneConfig, channel: str, **kwargs) -> Any:
 
 
 def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
-    """The configured normalisation. It computes in at least float32 and leaves the cast to the next projection."""
-    no_decay = {"decay": False}
-    options: dict[str, Any] = {
-        "epsilon": config.norm_eps,
-        "param_dtype": jnp.promote_types(config.param_dtype, jnp.float32),
-        "use_fast_variance": False,
-        "scale_metadata": no_decay,
-        "rngs": rngs,
-    }
-    if config.norm == "rms":
-        return nnx.RMSNorm(config.d_model, **options)
-    return nnx.LayerNorm(config.d_model, use_bias=config.norm_bias, bias_metadata=no_decay, **options)
+    """The configured normalisation."""
+    return norm(
+        config.d_model,
+        config.norm,
+        epsilon=config.norm_eps,
+        bias=config.norm_bias,
+        param_dtype=jnp.dtype(config.param_dtype),
+        rngs=rngs,
+    )
 
 
 class Backbone(nnx.Module):

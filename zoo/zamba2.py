@@ -23,6 +23,7 @@ from m2.mlp import ACTIVATIONS
 from zoo.attention import Attention, AttentionConfig, AttentionState
 from zoo.linear import linear
 from zoo.names import unknown_name
+from zoo.norm import norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +80,6 @@ class Adapter(nnx.Module):
         return self.up_proj(self.down_proj(x))
 
 
-def _norm(width: int, eps: float, param_dtype: Dtype, rngs: nnx.Rngs) -> nnx.RMSNorm:
-    wide: Any = jnp.promote_types(param_dtype, jnp.float32)
-    options: dict[str, Any] = {"use_fast_variance": False, "scale_metadata": {"decay": False}}
-    return nnx.RMSNorm(width, epsilon=eps, param_dtype=wide, rngs=rngs, **options)
-
-
 class SharedTransformer(nnx.Module):
     """Attention and an MLP over the stream beside the embeddings: (b, l, 2 d) in, (b, l, d) out."""
 
@@ -111,9 +106,9 @@ class SharedTransformer(nnx.Module):
             softmax_scale=(head_dim / 2) ** -0.5,
         )
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.norm = _norm(2 * d_model, norm_eps, param_dtype, rngs)
+        self.norm = norm(2 * d_model, epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
         self.attention = Attention(2 * d_model, attention, d_out=d_model, **options)
-        self.norm2 = _norm(d_model, norm_eps, param_dtype, rngs)
+        self.norm2 = norm(d_model, epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
         self.gate_proj = linear(d_model, d_ff, bias=config.bias, **options)
         self.up_proj = linear(d_model, d_ff, bias=config.bias, **options)
         self.down_proj = linear(d_ff, d_model, bias=config.bias, **options)
@@ -173,7 +168,7 @@ class Zamba2(nnx.Module):
         widths = [wide // config.n_heads * n for n in heads] if config.attention_adapter else []
         self.qkv_adapters = nnx.List([Adapter(wide, rank, width, **options) for width in widths])
         self.linear = linear(d_model, d_model, **options)
-        self.norm = _norm(d_model, backbone.norm_eps, param_dtype, rngs)
+        self.norm = norm(d_model, epsilon=backbone.norm_eps, param_dtype=param_dtype, rngs=rngs)
         self.mamba2 = ssm.Mamba2(d_model, backbone.mamba2, residual_scale=residual_scale, **options)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Hybrids that transformers writes give its numbers here, and those written here give ours there.
+"""Llamas and hybrids that transformers writes give its numbers here, and those written here give ours there.
 
 Runs where torch and transformers are installed; what they once gave is kept in published/ for everywhere else.
 """
@@ -21,7 +21,19 @@ MAMBA2 = {"mamba_n_heads": 6, "mamba_d_state": 8}
 EXPERTS = {"n_routed_experts": 4, "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 10}
 NEMOTRON = {"mamba_num_heads": 6, "mamba_head_dim": 4, "n_groups": 2, "ssm_state_size": 8, "head_dim": 8}
 ZAMBA2 = {"num_hidden_layers": 5, "n_mamba_heads": 6, "mamba_d_state": 8, "adapter_rank": 3, "num_key_value_heads": 4}
+LLAMA = {"num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 3}
 CASES = {
+    "llama": ("Llama", LLAMA),
+    "llama, one pair of key and value heads": (
+        "Llama",
+        LLAMA | {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
+    "llama with biases": ("Llama", LLAMA | {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}),
+    "llama, wide heads, another base": (
+        "Llama",
+        LLAMA | {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    ),
+    "llama, another activation": ("Llama", LLAMA | {"hidden_act": "gelu_pytorch_tanh"}),
     "jamba": ("Jamba", {"num_hidden_layers": 4, "num_experts": 4, "attn_layer_period": 3, "attn_layer_offset": 1}),
     "jamba without experts": (
         "Jamba",
@@ -120,7 +132,7 @@ def theirs(model, ids, **options):
 
 def test_logits_and_continuations_agree_with_padding_on_the_left(case):
     _, model, ours = case
-    ids, mask = np.random.default_rng(0).integers(1, 29, (2, 40)), np.ones((2, 40), bool)
+    ids, mask = np.random.default_rng(0).integers(1, 29, (2, 65)), np.ones((2, 65), bool)
     # A bias on the way into a mixer gets from padding into the convolution there.
     biased = any(getattr(model.config, name, False) for name in ("mamba_proj_bias", "use_bias"))
     mask[1, : 0 if biased else 15] = False
@@ -148,7 +160,7 @@ def test_export_is_loaded_and_gives_the_same(case, tmp_path):
         assert np.array_equal(tensor.read(), ours[key].read()), key
 
 
-@pytest.mark.parametrize("kind", ["Jamba", "Bamba", "FalconH1", "GraniteMoeHybrid", "NemotronH", "Zamba2"])
+@pytest.mark.parametrize("kind", ["Llama", "Jamba", "Bamba", "FalconH1", "GraniteMoeHybrid", "NemotronH", "Zamba2"])
 def test_a_config_with_nothing_but_its_type_means_what_it_means_there(kind):
     expected = getattr(transformers, f"{kind}Config")()
     if kind == "FalconH1":
@@ -156,3 +168,13 @@ def test_a_config_with_nothing_but_its_type_means_what_it_means_there(kind):
     ours = read_config({"model_type": expected.model_type})
     assert ours == read_config(expected.to_dict())
     assert ours == read_config({"model_type": expected.model_type} | expected.to_diff_dict())
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_scaled_frequencies_are_refused_as_transformers_writes_them(kind, tmp_path):
+    scaling = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+    if kind == "llama3":
+        scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    make("llama", rope_parameters=scaling).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"rope_type='{kind}' is not supported"):
+        zoo.from_pretrained(tmp_path)
