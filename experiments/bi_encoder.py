@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 import zoo
 from experiments import retrieval_losses as losses
 from experiments.flags import alias
-from experiments.train import Loss
+from experiments.train import Loss, with_auxiliary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +76,24 @@ def embed_rows(
     mask: Bool[Array, "b l"],
     rngs: nnx.Rngs | None,
     mini_batch: int | None = None,
-) -> Float[Array, "b d"]:
+) -> tuple[Float[Array, "b d"], Float[Array, ""]]:
     """Vectors of rows, mini_batch of them at a time; on the way back each mini-batch is encoded again.
+
+    The second is what training adds to its loss (`zoo.Encoder.run`), the mean of the mini-batches'.
 
     So the activations of one mini-batch are all that is ever kept, and a loss that looks at the whole batch has the
     same value and gradient. Each mini-batch has a key of its own for dropout, the same on the way back.
 
     Source: gradient caching (Gao et al. 2021, arXiv:2101.06983), here as `jax.checkpoint` inside `jax.lax.map`.
     """
+
+    def embed(tokens, mask, rngs):
+        hidden, auxiliary = model.run(tokens, mask, rngs=rngs)
+        return model.vectors(hidden, mask), auxiliary
+
     n = len(tokens)
     if mini_batch is None or mini_batch >= n:
-        return model.embed(tokens, mask, rngs=rngs)
+        return embed(tokens, mask, rngs)
     parts = -(-n // mini_batch)
     keys = None if rngs is None else jax.random.split(rngs.dropout(), parts)
 
@@ -95,12 +102,13 @@ def embed_rows(
         x = jnp.pad(x, ((0, parts * mini_batch - n), (0, 0)))
         return jnp.moveaxis(x.reshape(mini_batch, parts, -1), 1, 0)
 
-    def embed(part):
+    def embed_part(part):
         tokens, mask, key = part
-        return model.embed(tokens, mask, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return embed(tokens, mask, None if key is None else nnx.Rngs(dropout=key))
 
-    vectors = jax.lax.map(jax.checkpoint(embed, prevent_cse=False), (cut(tokens), cut(mask), keys))
-    return jnp.moveaxis(vectors, 0, 1).reshape(parts * mini_batch, -1)[:n]
+    cuts = cut(tokens), cut(mask), keys
+    vectors, auxiliary = jax.lax.map(jax.checkpoint(embed_part, prevent_cse=False), cuts)
+    return jnp.moveaxis(vectors, 0, 1).reshape(parts * mini_batch, -1)[:n], jnp.mean(auxiliary)
 
 
 def retrieval_loss(
@@ -108,9 +116,10 @@ def retrieval_loss(
 ) -> Loss:
     """The loss of a batch as the module describes it: see `retrieval_losses` for each."""
     b, k = batch["d_ids"].shape
-    queries = embed_rows(model, batch["q_tokens"], batch["q_mask"], rngs, objective.mini_batch)
+    queries, of_queries = embed_rows(model, batch["q_tokens"], batch["q_mask"], rngs, objective.mini_batch)
     tokens, mask = (batch[name].reshape(b * k, -1) for name in ("d_tokens", "d_mask"))
-    documents = embed_rows(model, tokens, mask, rngs, objective.mini_batch).reshape(b, k, -1)
+    documents, of_documents = embed_rows(model, tokens, mask, rngs, objective.mini_batch)
+    documents, auxiliary = documents.reshape(b, k, -1), (of_queries + of_documents) / 2
     there = (batch["d_ids"] >= 0).astype(jnp.float32)  # b k
     if objective.loss == "in-batch":
         values = losses.in_batch(
@@ -128,8 +137,8 @@ def retrieval_loss(
     elif objective.loss == "prototype":
         if model.classifier is not None:  # the map to the teacher's width; `embed` passes it by
             queries, documents = model.classifier(queries), model.classifier(documents)
-        of_documents = losses.prototype(documents, batch["t_documents"])
-        values = jnp.concatenate([losses.prototype(queries, batch["t_queries"])[:, None], of_documents], axis=1)
+        both = losses.prototype(queries, batch["t_queries"])[:, None], losses.prototype(documents, batch["t_documents"])
+        values = jnp.concatenate(both, axis=1)
         weights = jnp.concatenate([there[:, :1], there], axis=1)
     else:
         scores = losses.own_scores(queries, documents, score=objective.score)
@@ -138,4 +147,4 @@ def retrieval_loss(
         else:
             taught = losses.own_scores(batch["t_queries"], batch["t_documents"], score=objective.score)
         values, weights = losses.margin_mse(scores, taught), there[:, 1:]
-    return Loss(jnp.sum(values * weights), jnp.sum(weights))
+    return with_auxiliary(Loss(jnp.sum(values * weights), jnp.sum(weights)), model, auxiliary)

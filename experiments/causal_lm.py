@@ -30,7 +30,7 @@ from experiments.metrics import read_metrics
 from experiments.model_size import count_params
 from experiments.optim import OptimConfig
 from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
-from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, train
+from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, train, with_auxiliary
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.pattern import parse_pattern
 
@@ -107,8 +107,7 @@ FREE = ("eval_batches", "prompt", "data.cache_dir")
 def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """Cross-entropy of the targets, summed over the tokens that count."""
     hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
-    loss = _cross_entropy(model.head(hidden), batch)
-    return loss._replace(auxiliary=auxiliary) if model.backbone.has_auxiliary_loss else loss
+    return with_auxiliary(_cross_entropy(model.head(hidden), batch), model, auxiliary)
 
 
 def _cross_entropy(logits, batch) -> Loss:

@@ -36,7 +36,7 @@ from experiments.optim import OptimConfig
 from experiments.packing import Batch, Epochs, Layout, Rows, make_batches
 from experiments.special_tokens import special_tokens
 from experiments.tokenizers import FILE_NAME, save_tokenizer
-from experiments.train import Finished, Loss, Task, TrainConfig, sum_over, train
+from experiments.train import Finished, Loss, Task, TrainConfig, sum_over, train, with_auxiliary
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 
 
@@ -164,23 +164,25 @@ class MaskedSums(NamedTuple):
     """How many there were."""
     correct: jax.Array
     """How many of them had the highest logit."""
+    auxiliary: jax.Array
+    """What training adds to its loss."""
 
 
 def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> MaskedSums:
     """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
-    hidden = model.hidden(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
+    hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # b k d
     logits = model.head(hidden)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     hits = jnp.argmax(logits, axis=-1) == batch["targets"]
     weights = batch["weights"]
-    return MaskedSums(jnp.sum(nats * weights), jnp.sum(weights), jnp.sum(hits * weights))
+    return MaskedSums(jnp.sum(nats * weights), jnp.sum(weights), jnp.sum(hits * weights), auxiliary)
 
 
 def masked_loss(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """`masked_sums` as the loop takes it."""
     sums = masked_sums(model, batch, rngs)
-    return Loss(sums.total, sums.weight)
+    return with_auxiliary(Loss(sums.total, sums.weight), model, sums.auxiliary)
 
 
 def masked_batch(rows: Rows, masking: Masking, indices: np.ndarray, random: np.random.Generator, rate: float) -> Batch:

@@ -25,7 +25,7 @@ from experiments.packing import Batch
 from experiments.scores import Scores, classification_scores, regression_scores, squad_scores, tagging_scores
 from experiments.special_tokens import special_tokens
 from experiments.tokenizers import Tokenizer
-from experiments.train import Loss
+from experiments.train import Loss, with_auxiliary
 from zoo.pooling import Pool
 
 Head = Literal["pooled", "mlm"]
@@ -132,9 +132,9 @@ class Objective:
         """The config of an encoder with the head for these labels; `dropout` is the head's."""
         raise NotImplementedError
 
-    def logits(self, model: Any, batch: Batch, rngs: nnx.Rngs | None) -> jax.Array:
-        """What the model makes of a batch."""
-        return model(batch["tokens"], batch["mask"], token_type_ids=token_types(model, batch), rngs=rngs)
+    def logits(self, model: Any, hidden: jax.Array, batch: Batch, rngs: nnx.Rngs | None) -> jax.Array:
+        """What the model's head makes of its encoder's output for a batch."""
+        return model.read(hidden, batch["mask"], rngs=rngs)
 
     def nats(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
         """The loss of each example, in the shape of the batch's weights."""
@@ -154,11 +154,14 @@ class Objective:
 
     def outputs(self, model: Any, batch: Batch, rngs: nnx.Rngs | None) -> tuple[Loss, jax.Array]:
         """The loss (0 of 0 without labels) and the logits of a batch."""
-        logits = self.logits(model, batch, rngs)
+        types = token_types(model, batch)
+        hidden, auxiliary = model.run(batch["tokens"], batch["mask"], token_type_ids=types, rngs=rngs)
+        logits = self.logits(model, hidden, batch, rngs)
         if "labels" not in batch:
             return Loss(jnp.float32(0), jnp.float32(0)), logits
         weights = jnp.asarray(batch["weights"])
-        return Loss(jnp.sum(self.nats(logits, jnp.asarray(batch["labels"])) * weights), jnp.sum(weights)), logits
+        total = jnp.sum(self.nats(logits, jnp.asarray(batch["labels"])) * weights)
+        return with_auxiliary(Loss(total, jnp.sum(weights)), model, auxiliary), logits
 
     def _texts(self, encoded: Sequence[Encoded]) -> Texts:
         special = special_tokens(self.tokenizer)
@@ -208,8 +211,7 @@ class MaskedWords(Classes):
         known = {f.name for f in dataclasses.fields(zoo.MaskedLMConfig)} if hasattr(encoder, "head_bias") else set()
         return zoo.MaskedLMConfig(**_shared(encoder) | {name: getattr(encoder, name) for name in known})
 
-    def logits(self, model, batch, rngs):
-        hidden = model.hidden(batch["tokens"], batch["mask"], token_type_ids=token_types(model, batch), rngs=rngs)
+    def logits(self, model, hidden, batch, rngs):
         return self.word_logits(model, hidden, batch["positions"])
 
     def word_logits(self, model: zoo.MaskedLM, hidden: jax.Array, positions: jax.Array) -> jax.Array:
@@ -309,8 +311,8 @@ class Spans(Objective):
     def config(self, encoder, *, pool, dropout):
         return zoo.TokenClassifierConfig(**_shared(encoder), n_labels=2, classifier_dropout=dropout)
 
-    def logits(self, model, batch, rngs):
-        logits = super().logits(model, batch, rngs)
+    def logits(self, model, hidden, batch, rngs):
+        logits = super().logits(model, hidden, batch, rngs)
         return jnp.where(jnp.asarray(batch["allowed"])[..., None], logits, jnp.finfo(logits.dtype).min)
 
     def nats(self, logits, labels):

@@ -33,7 +33,7 @@ import ssm
 import zoo
 from experiments import flags, runs
 from experiments.optim import OptimConfig
-from experiments.train import Batch, Finished, Loss, Task, TrainConfig, train
+from experiments.train import Batch, Finished, Loss, Task, TrainConfig, train, with_auxiliary
 
 
 class Data(Protocol):
@@ -374,7 +374,7 @@ def answer_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
     asked = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
     nats = optax.softmax_cross_entropy_with_integer_labels(model.head(asked), batch["targets"])
     loss = Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
-    return loss._replace(auxiliary=auxiliary) if model.backbone.has_auxiliary_loss else loss
+    return with_auxiliary(loss, model, auxiliary)
 
 
 def answer_logits(model: zoo.CausalLM, batch: Batch, *, chunk_size: int) -> Float[np.ndarray, "b a v"]:

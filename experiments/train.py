@@ -94,6 +94,11 @@ class Loss(NamedTuple):
     """What training adds to total / weight, such as the balance of a mixture of experts. Evaluations leave it out."""
 
 
+def with_auxiliary(loss: Loss, model: Any, auxiliary: jax.Array) -> Loss:
+    """A loss with what the model's `run` says that training adds to it, where the model has something to add."""
+    return loss._replace(auxiliary=auxiliary) if zoo.backbone_of(model).has_auxiliary_loss else loss
+
+
 LossFunction = Callable[[Any, Batch, nnx.Rngs | None], Loss]
 CarriedLoss = Callable[[Any, Batch, nnx.Rngs | None, Any], tuple[Loss, Any]]
 """A loss that goes on from what the step before left, and leaves something for the next."""

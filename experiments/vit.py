@@ -41,7 +41,7 @@ from experiments.model_size import count_params
 from experiments.optim import OptimConfig
 from experiments.packing import Batch, Epochs, make_batches
 from experiments.scores import Scores
-from experiments.train import Loss, Task, TrainConfig, make_mesh, spread, train
+from experiments.train import Loss, Task, TrainConfig, make_mesh, spread, train, with_auxiliary
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.image_tokens import grid_of
 from zoo.pretrained import find_folder
@@ -251,7 +251,8 @@ class Trained(NamedTuple):
 
 def image_loss(model: Any, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, smoothing: float) -> Loss:
     """Cross-entropy of the classes of both images that each image is made of, by their shares."""
-    logits = model(batch["images"], rngs=rngs)
+    hidden, auxiliary = model.run(batch["images"], rngs=rngs)
+    logits = model.read(hidden)
 
     def nats(labels):
         targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
@@ -259,7 +260,7 @@ def image_loss(model: Any, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, s
 
     share = batch["share"]
     each = share * nats(batch["labels"]) + (1 - share) * nats(batch["partners"])
-    return Loss(jnp.sum(each), jnp.float32(len(each)))
+    return with_auxiliary(Loss(jnp.sum(each), jnp.float32(len(each))), model, auxiliary)
 
 
 def load_model(source: str | Path, *, step: Any = "latest") -> tuple[Any, Path]:

@@ -92,6 +92,18 @@ class Encoder(nnx.Module):
         Raises:
           ValueError: more positions than max_len without segment_ids, or kinds of tokens where there is one only.
         """
+        return self.run(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)[0]
+
+    def run(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `__call__`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
         x = self.word_embeddings(ids)
         if self.token_type_embeddings is not None:
             kinds = jnp.zeros_like(ids) if token_type_ids is None else token_type_ids
@@ -103,7 +115,8 @@ class Encoder(nnx.Module):
         x = self.norm(x)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return self.backbone(x, mask=mask if self.config.mask_padding else None, segment_ids=segment_ids, rngs=rngs)
+        mask = mask if self.config.mask_padding else None
+        return self.backbone.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs)
 
     @staticmethod
     def _positions(table, length, mask, segment_ids):
@@ -139,7 +152,7 @@ class HiddenLayer(nnx.Module):
 
 
 class EncoderModel(nnx.Module):
-    """What models with an `encoder` and a head of their own share: the encoder's output."""
+    """What models with an `encoder` and a head of their own share: the encoder's output, and the head that reads it."""
 
     encoder: Encoder
 
@@ -153,7 +166,19 @@ class EncoderModel(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l d"]:
         """The encoder's output. Arguments are those of `Encoder`."""
-        return self.encoder(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
+        return self.run(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)[0]
+
+    def run(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        token_type_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        return self.encoder.run(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,9 +285,20 @@ class SequenceClassifier(EncoderModel):
         Raises:
           ValueError: n_labels=0, there is no classifier; or segment_ids.
         """
+        _check_no_segments(segment_ids)
+        return self.read(self.hidden(ids, mask, token_type_ids=token_type_ids, rngs=rngs), mask, rngs=rngs)
+
+    def read(
+        self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b c"]:
+        """Logits from the encoder's output.
+
+        Raises:
+          ValueError: n_labels=0, there is no classifier.
+        """
         if self.classifier is None:
             raise ValueError("n_labels=0: the model has no classifier; `embed` gives each row's vector")
-        x = self.embed(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
+        x = self.vectors(hidden, mask)
         x = x if self.head is None else self.head(x)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
@@ -282,9 +318,12 @@ class SequenceClassifier(EncoderModel):
         Raises:
           ValueError: segment_ids given.
         """
-        if segment_ids is not None:
-            raise ValueError("segment_ids given, expected one document a row: a row has one vector")
-        x = self.hidden(ids, mask, token_type_ids=token_type_ids, rngs=rngs)
+        _check_no_segments(segment_ids)
+        return self.vectors(self.hidden(ids, mask, token_type_ids=token_type_ids, rngs=rngs), mask)
+
+    def vectors(self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None) -> Float[Array, "b d"]:
+        """One vector a row from the encoder's output."""
+        x = hidden
         if self.attention_pool is not None:
             x = self.attention_pool(x, mask)
         elif self.config.pool != "attention":
@@ -337,11 +376,21 @@ class TokenClassifier(EncoderModel):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l c"]:
         """Logits of every token's c classes, in at least float32. Arguments are those of `Encoder`."""
-        x = self.hidden(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs)
-        x = x if self.head is None else self.head(x)
+        return self.read(self.hidden(ids, mask, segment_ids, token_type_ids=token_type_ids, rngs=rngs), rngs=rngs)
+
+    def read(
+        self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None, *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b l c"]:
+        """Logits from the encoder's output, each from its own position, whatever is masked."""
+        x = hidden if self.head is None else self.head(hidden)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return self.classifier(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_no_segments(segment_ids) -> None:
+    if segment_ids is not None:
+        raise ValueError("segment_ids given, expected one document a row: a row has one vector")
 
 
 def _check_classifier(config: SequenceClassifierConfig | TokenClassifierConfig) -> None:

@@ -71,8 +71,7 @@ class MoEConfig:
     """None: an expert takes all that come. A number: of each row it takes this many times its even share, rounded up,
     earlier positions first, and those that come later go without it."""
     balance_weight: float = 0.01
-    """Weight, in training, of the loss that is least where all experts have as much to do (`balance_loss`). Causal
-    language models are trained with it; what trains encoders and image classifiers leaves it out."""
+    """Weight, in training, of the loss that is least where all experts have as much to do (`balance_loss`)."""
     z_weight: float = 0.0
     """Weight, likewise, of the loss that keeps the router's logits small (`z_loss`). ST-MoE's is 0.001."""
 

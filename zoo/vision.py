@@ -185,9 +185,17 @@ class ImageClassifier(nnx.Module):
           ValueError: a model without classes; images of another number of channels, that patches do not cover, or of
             more tokens than filters reach over.
         """
+        return self.read(self.hidden(images, rngs=rngs))
+
+    def read(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b k"]:
+        """Logits from the backbone's output.
+
+        Raises:
+          ValueError: a model without classes.
+        """
         if self.classifier is None:
             raise ValueError("n_classes=0: the model has no classifier, expected `features` or `hidden`")
-        vectors = self.features(images, rngs=rngs)
+        vectors = self.vectors(hidden)
         if self.distillation_classifier is None:
             return _wide(self.classifier(vectors))
         first, second = jnp.split(vectors, 2, axis=-1)
@@ -195,7 +203,11 @@ class ImageClassifier(nnx.Module):
 
     def features(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b d"]:
         """One vector an image, as the classifier reads it; those of both tokens, end to end, where both are read."""
-        hidden, at = self._run(images, rngs)
+        return self.vectors(self.hidden(images, rngs=rngs))
+
+    def vectors(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b w"]:
+        """As `features`, from the backbone's output."""
+        at = self._place_of_token(hidden.shape[1] - self.config.n_tokens)
         if self.config.pool == "token":
             read = 2 if self.config.distillation == "classifier" else 1
             return hidden[:, at : at + read].reshape(len(hidden), -1)
@@ -203,32 +215,38 @@ class ImageClassifier(nnx.Module):
 
     def hidden(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
         """The backbone's output for every token, those that stand for the whole image included."""
-        return self._run(images, rngs)[0]
+        return self.run(images, rngs=rngs)[0]
 
-    def _run(self, images, rngs):
-        """(hidden, where the class token is)."""
+    def run(
+        self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
         config = self.config
         if images.shape[-1] != config.channels:
             raise ValueError(f"images have {images.shape[-1]} channels, expected {config.channels} in the last axis")
-        grid = grid_of(*images.shape[1:3], config.patch_size, config.stride)
-        tokens, most = grid[0] * grid[1] + config.n_tokens, config.max_tokens
-        if most is not None and tokens > most:
+        grid = grid_of(images.shape[1], images.shape[2], config.patch_size, config.stride)
+        n_tokens, most = grid[0] * grid[1] + config.n_tokens, config.max_tokens
+        if most is not None and n_tokens > most:
             raise ValueError(
-                f"images of {images.shape[1]} x {images.shape[2]} pixels: {tokens} tokens, expected at most "
+                f"images of {images.shape[1]} x {images.shape[2]} pixels: {n_tokens} tokens, expected at most "
                 f"m2.l_max={most}; `extend_positions` makes filters longer, and m2[conv=2d] takes any size"
             )
         x = self.patch_embedding(images).reshape(len(images), grid[0] * grid[1], -1)
-        at = x.shape[1] // 2 if config.class_token == "middle" else 0
+        at = self._place_of_token(x.shape[1])
         x, positions = x.astype(jnp.dtype(config.param_dtype)), self._positions(grid, at)
         if config.n_tokens:
-            tokens = [token for token in (self.class_token, self.distillation_token) if token is not None]
-            tokens = [jnp.broadcast_to(token[...], (len(x), 1, config.d_model)).astype(x.dtype) for token in tokens]
+            learned = [token[...] for token in (self.class_token, self.distillation_token) if token is not None]
+            tokens = [jnp.broadcast_to(token, (len(x), 1, config.d_model)).astype(x.dtype) for token in learned]
             x = jnp.concatenate([x[:, :at], *tokens, x[:, at:]], axis=1)
         if positions is not None:
             x = x + positions.astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return self.backbone(x, rngs=rngs, grid=None if config.n_tokens else grid), at
+        return self.backbone.run(x, rngs=rngs, grid=None if config.n_tokens else grid)
+
+    def _place_of_token(self, n_patches):
+        """Where the class token is."""
+        return n_patches // 2 if self.config.class_token == "middle" else 0
 
     def _positions(self, grid, at):
         """What is added to the tokens of an image, or None."""
@@ -237,7 +255,7 @@ class ImageClassifier(nnx.Module):
             table = self.position_embeddings[...]
             if grid == config.grid:
                 return table
-            there = config.grid[0] * config.grid[1] // 2 if config.class_token == "middle" else 0
+            there = self._place_of_token(config.grid[0] * config.grid[1])
             patches = resize_positions(_without(table[None], there, n)[0], config.grid, grid)
             return jnp.concatenate([patches[:at], table[there : there + n], patches[at:]])
         if config.position == "sincos":

@@ -82,7 +82,7 @@ def test_mini_batches_give_the_same_with_dropout_as_one_after_the_other_without_
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(B, 16)), jnp.float32)
 
     def cached(params):
-        vectors = embed_rows(nnx.merge(graphdef, params, rest), tokens, mask, nnx.Rngs(dropout=key), 2)
+        vectors, _ = embed_rows(nnx.merge(graphdef, params, rest), tokens, mask, nnx.Rngs(dropout=key), 2)
         return jnp.sum(jnp.sin(vectors) * weights)
 
     def plain(params):
@@ -95,6 +95,18 @@ def test_mini_batches_give_the_same_with_dropout_as_one_after_the_other_without_
     (value, gradient), expected = (jax.jit(jax.value_and_grad(f))(params) for f in (cached, plain))
     assert_close((value, gradient), expected, tolerance=10 * FLOAT32_SOFTMAX)
     assert abs(float(value) - float(jnp.sum(jnp.sin(model.embed(tokens, mask)) * weights))) > 1e-3
+
+
+def test_a_mixture_of_experts_is_trained_with_its_balance():
+    model, batch = make_model(pattern="attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]"), make_batch()
+    of_queries = model.run(batch["q_tokens"], batch["q_mask"])[1]
+    of_documents = model.run(batch["d_tokens"].reshape(B * K, L), batch["d_mask"].reshape(B * K, L))[1]
+    loss = retrieval_loss(model, batch, None, objective=OBJECTIVES["in-batch"])
+    assert float(loss.auxiliary) == pytest.approx(float(of_queries + of_documents) / 2, rel=1e-5)
+    in_parts = retrieval_loss(model, batch, None, objective=Objective(symmetric=True, mini_batch=4))
+    assert float(in_parts.total) == pytest.approx(float(loss.total), rel=1e-5)
+    assert float(in_parts.auxiliary) > 0.4  # of mini-batches: not the same, since a balance is no sum over rows
+    assert retrieval_loss(make_model(), batch, None, objective=OBJECTIVES["in-batch"]).auxiliary is None
 
 
 def test_mini_batches_keep_the_activations_of_one():

@@ -103,6 +103,13 @@ def test_the_loss_is_that_of_all_logits_at_the_hidden_positions():
     assert float(sums.correct) == sum(hits)
 
 
+def test_a_mixture_of_experts_is_trained_with_its_balance():
+    model, batch = small_model(pattern="attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]"), hidden_batch()
+    auxiliary = model.run(batch["tokens"], batch["mask"])[1]
+    assert masked_lm.masked_loss(model, batch, None).auxiliary == auxiliary > 0.4
+    assert masked_lm.masked_loss(small_model(), batch, None).auxiliary is None
+
+
 def test_gathering_first_saves_memory_and_operations():
     """At 30 % of the positions, and a vocabulary much wider than the model, to about 30 %."""
     model, batch = small_model(vocab_size=8192), hidden_batch(b=8, length=64)

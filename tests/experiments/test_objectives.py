@@ -81,6 +81,17 @@ def test_empty_rows_and_padding_count_nothing(case, x64):
     assert_close(longer_gradients, gradients, tolerance=FLOAT32_SOFTMAX)
 
 
+@pytest.mark.parametrize("case", ["pairs", "words", "tags"])
+def test_a_mixture_of_experts_is_trained_with_its_balance(case):
+    objective, examples, model = make(case, pattern="attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]")
+    batch = jax.tree.map(jnp.asarray, objective.rows(examples)(np.arange(2)))
+    loss = objective.loss(model, batch, None)
+    types = batch["token_types"] if model.config.type_vocab_size > 1 else None
+    assert loss.auxiliary == model.run(batch["tokens"], batch["mask"], token_type_ids=types)[1] > 0.4
+    plain, _, model = make(case)
+    assert plain.loss(model, batch, None).auxiliary is None
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_that_are_certain_give_the_labels_back(case):
     objective, examples, _ = make(case)
@@ -152,8 +163,9 @@ def test_token_types_go_to_models_that_know_them():
     objective, examples, model = make("pairs", type_vocab_size=2)
     batch = jax.tree.map(jnp.asarray, objective.rows(examples)(np.array([0, 1])))
     assert batch["token_types"].max() == 1
-    typed = objective.logits(model, batch, None)
-    assert not np.allclose(typed, objective.logits(model, {**batch, "token_types": 0 * batch["token_types"]}, None))
+    _, typed = objective.outputs(model, batch, None)
+    _, untyped = objective.outputs(model, {**batch, "token_types": 0 * batch["token_types"]}, None)
+    assert not np.allclose(typed, untyped)
 
 
 @pytest.mark.parametrize("name", ["bytes", "wordpiece", "bpe"])

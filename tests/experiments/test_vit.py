@@ -140,11 +140,13 @@ def test_several_seeds_have_a_mean(squares, tmp_path, command):
     assert any(not np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_loss_is_that_of_both_images_by_their_shares():
+def test_loss_is_that_of_both_images_by_their_shares(monkeypatch):
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)), jnp.float32)
-    model = lambda images, rngs: logits  # noqa: E731
+    config = zoo.ImageClassifierConfig(d_model=8, n_layers=1, pattern="-/mlp", image_size=4, patch_size=4, n_classes=5)
+    model = zoo.ImageClassifier(config, rngs=nnx.Rngs(0))
+    monkeypatch.setattr(zoo.ImageClassifier, "read", lambda self, hidden: logits)
     labels, partners, share = np.array([0, 1, 2]), np.array([4, 4, 2]), np.array([1.0, 0.3, 0.6], np.float32)
-    batch = {"images": None, "labels": labels, "partners": partners, "share": share}
+    batch = {"images": jnp.zeros((3, 4, 4, 3)), "labels": labels, "partners": partners, "share": share}
     loss = vit.image_loss(model, batch, None, smoothing=0.1)
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
 
@@ -154,6 +156,23 @@ def test_loss_is_that_of_both_images_by_their_shares():
     expected = sum(share[i] * nats(i, labels[i]) + (1 - share[i]) * nats(i, partners[i]) for i in range(3))
     assert float(loss.total) == pytest.approx(expected, rel=1e-5)
     assert float(loss.weight) == 3
+
+
+def test_a_mixture_of_experts_is_trained_with_its_balance():
+    images, labels = np.random.default_rng(0).random((3, 8, 8, 1), np.float32), np.array([0, 1, 2])
+    batch = {"images": jnp.asarray(images), "labels": labels, "partners": labels, "share": np.ones(3, np.float32)}
+    losses = []
+    for pattern in ("attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]", "attn/mlp"):
+        config = zoo.ImageClassifierConfig(
+            **{"d_model": 16, "n_layers": 1, "pattern": pattern, "image_size": 8, "patch_size": 4, "channels": 1},
+            n_classes=3,
+            attn=zoo.AttentionConfig(n_heads=2),
+        )
+        model = zoo.ImageClassifier(config, rngs=nnx.Rngs(0))
+        losses.append(vit.image_loss(model, batch, None, smoothing=0.0))
+        if "moe" in pattern:
+            assert losses[0].auxiliary == model.run(batch["images"])[1] > 0.4
+    assert losses[1].auxiliary is None
 
 
 def test_scores_count_ranks():
