@@ -34,7 +34,7 @@ WORD_EMBEDDINGS = "embeddings.weight"
 _NULLABLE = ("num_key_value_heads", "mamba_d_ssm")
 # Options that may differ when a written config is read back.
 _FREE = FREE | INITIAL | {"residual_in_fp32", "norm_bias", "vocab_size", "pad_vocab_multiple"}
-_FREE |= {"balance_weight", "z_weight", "causal"}
+_FREE |= {"balance_weight", "z_weight", "correction_weight", "causal"}
 
 
 def is_hybrid(raw: Json) -> bool:

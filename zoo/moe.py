@@ -53,7 +53,7 @@ class MoEConfig:
     """Multiplies what every chosen expert counts."""
     correction: bool = False
     """Whether each expert has a bias that is added to its softmax or sigmoid to choose by, and for nothing else
-    (DeepSeek-V3). Gradients do not reach it; whoever trains moves it."""
+    (DeepSeek-V3). Training lowers those of experts that have more than their share to do (`correction_loss`)."""
     n_groups: int = 1
     """Groups of neighbouring experts. A position chooses among those of `top_groups` groups: the ones whose best two
     experts have the largest sums."""
@@ -74,6 +74,8 @@ class MoEConfig:
     """Weight, in training, of the loss that is least where all experts have as much to do (`balance_loss`)."""
     z_weight: float = 0.0
     """Weight, likewise, of the loss that keeps the router's logits small (`z_loss`). ST-MoE's is 0.001."""
+    correction_weight: float = 0.01
+    """Weight, likewise, of what moves the biases of correction=True (`correction_loss`). 0: they stay as they are."""
 
     def __post_init__(self):
         if not 1 <= self.top_k <= self.n_experts:
@@ -100,7 +102,7 @@ class MoEConfig:
             raise ValueError(f"dropout={self.dropout}, expected 0 <= dropout < 1")
         if self.capacity_factor is not None and not self.capacity_factor > 0:
             raise ValueError(f"capacity_factor={self.capacity_factor}, expected None or more than 0")
-        for name in ("balance_weight", "z_weight"):
+        for name in ("balance_weight", "z_weight", "correction_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 0")
 
@@ -184,9 +186,33 @@ def balance_loss(
       modeling file of transformers counts.
     """
     n_experts = logits.shape[-1]
-    counts = jnp.sum(experts[..., None] == jnp.arange(n_experts), axis=-2)  # *b e
-    frequency = _mean(counts.astype(logits.dtype), mask)
+    frequency = _frequency(experts, n_experts, mask, logits.dtype)
     return n_experts * jnp.sum(frequency * _mean(jax.nn.softmax(logits, axis=-1), mask))
+
+
+def correction_loss(
+    correction: Float[Array, "e"], experts: Int[Array, "*b s"], mask: Bool[Array, "*b"] | None = None
+) -> Float[Array, ""]:
+    """Nothing, 0, whose gradient for each expert's bias is how much more often than its share a position chose it.
+
+    So whatever trains the model moves these biases along. Adam moves each by about its learning rate a step, whatever
+    the excess, which is the source's rule, b -= u sign(excess), with u the learning rate (0.001 there).
+
+    Args:
+      correction: the biases.
+      experts: the chosen experts, whether or not there was room for them.
+      mask: False where a position does not count.
+
+    Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1.
+    """
+    frequency = _frequency(experts, len(correction), mask, correction.dtype)
+    return jnp.sum((frequency - jnp.mean(frequency)) * (correction - jax.lax.stop_gradient(correction)))
+
+
+def _frequency(experts, n_experts, mask, dtype):
+    """How often a position chose each expert, on average: (e)."""
+    counts = jnp.sum(experts[..., None] == jnp.arange(n_experts), axis=-2)  # *b e
+    return _mean(counts.astype(dtype), mask)
 
 
 def z_loss(logits: Float[Array, "*b e"], mask: Bool[Array, "*b"] | None = None) -> Float[Array, ""]:
@@ -383,7 +409,7 @@ class MoE(nnx.Module):
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Returns:
-          (y, balance_weight times `balance_loss` + z_weight times `z_loss`).
+          (y, the sum of `balance_loss`, `z_loss` and `correction_loss`, each times its weight).
         """
         config = self.config
         n_experts = config.n_experts
@@ -393,6 +419,8 @@ class MoE(nnx.Module):
         experts, weights = choose(logits, config.top_k, config.weights, correction=correction, **groups)  # b l s
         weights = weights if config.weights_scale == 1 else weights * config.weights_scale
         loss = config.balance_weight * balance_loss(logits, experts, mask) + config.z_weight * z_loss(logits, mask)
+        if self.correction is not None:
+            loss = loss + config.correction_weight * correction_loss(self.correction[...], experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
         if config.capacity_factor is None:

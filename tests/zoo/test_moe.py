@@ -213,6 +213,49 @@ def test_the_auxiliary_losses_reach_the_router_with_their_weights(x64):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient.experts))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_correction_s_gradient_is_its_expert_s_excess(x64, masked):
+    mixture, x, mask = (
+        make_mixture(correction=True, correction_weight=0.5),
+        make_input(),
+        make_mask() if masked else None,
+    )
+    graphdef, params = nnx.split(mixture)
+    run = jax.jit(jax.value_and_grad(lambda params, x: nnx.merge(graphdef, params).run(x, mask=mask)[1]))
+    value, gradient = run(params, x)
+    experts, _ = choose(x @ mixture.router.kernel[...], 2, correction=mixture.correction[...])
+    there = np.ones((2, 6), bool) if mask is None else np.asarray(mask)
+    often = np.bincount(np.asarray(experts)[there].ravel(), minlength=N_EXPERTS) / there.sum()
+    assert_close(gradient.correction[...], jnp.asarray(0.5 * (often - 2 / N_EXPERTS)))
+    mixture.config = dataclasses.replace(mixture.config, correction_weight=0.0)
+    assert_close(value, jax.jit(lambda x: mixture.run(x, mask=mask)[1])(x))  # it adds nothing
+
+
+def test_corrections_that_are_trained_give_all_experts_as_much_to_do():
+    """By the source's rule, the sign of the gradient, with a router that prefers the first experts and stays so."""
+    mixture, x = make_mixture("float32", correction=True, weights="sigmoid", top_k=1), make_input(64)
+    kernel = mixture.router.kernel[...]
+    mixture.router.kernel.set_value(0.2 * kernel.at[:, 0].add(jnp.sign(x.mean(axis=(0, 1)))))
+    mixture.correction.set_value(jnp.zeros(N_EXPERTS))
+    graphdef, params = nnx.split(mixture)
+
+    @jax.jit
+    def step(params):
+        gradient = jax.grad(lambda params: nnx.merge(graphdef, params).run(x)[1])(params).correction[...]
+        logits = x @ params.router.kernel[...]
+        experts, _ = choose(logits, 1, "sigmoid", correction=params.correction[...])
+        return params.correction[...] - 0.004 * jnp.sign(gradient), jnp.bincount(experts.ravel(), length=N_EXPERTS)
+
+    loads = []
+    for _ in range(200):
+        correction, load = step(params)
+        params.correction.set_value(correction)
+        loads.append(np.asarray(load))
+    even = 2 * 64 / N_EXPERTS
+    assert loads[0].max() > 1.8 * even
+    assert np.max(loads[-10:]) < 1.25 * even
+
+
 def multiplications(jaxpr) -> int:
     """Of all matrix products, those of a loop as often as it runs: XLA's cost analysis takes a loop's body once."""
     total = 0
