@@ -7,7 +7,7 @@
     python -m experiments.causal_lm mamba-130m --data.path my.txt          # a published size, a BPE trained on the text
 
 The same command again resumes the run where it was. `python -m experiments.sample RUN_DIR --prompt "def "` goes on with
-a text. The first command reaches 2.191 bits/byte on held-out files.
+a text. The first command reaches 2.191 bits/byte on held-out files of Python 3.11.7.
 """
 
 import dataclasses
