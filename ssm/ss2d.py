@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
 from ssm.checks import inner_width
+from ssm.conv2d import DepthwiseConv2d
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
 from ssm.mixer import TwoSided
@@ -80,15 +81,8 @@ class SS2D(TwoSided):
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
         self.in_proj = linear(d_model, d_inner)
-        self.conv2d = nnx.Conv(
-            d_inner,
-            d_inner,
-            (config.d_conv, config.d_conv),
-            feature_group_count=d_inner,
-            use_bias=config.conv_bias,
-            kernel_init=init.uniform(1 / config.d_conv),
-            bias_metadata={"decay": False},
-            **options,
+        self.conv2d = DepthwiseConv2d(
+            d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
         )
         orders = range(len(scan_order(config.scan, (1, 1))))
         self.directions = nnx.List([Selective(d_inner, dt_rank, config, **options) for _ in orders])
