@@ -415,12 +415,12 @@ class MoE(nnx.Module):
         n_experts = config.n_experts
         logits = self._logits(x)
         groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
-        correction = None if self.correction is None else jax.lax.stop_gradient(self.correction[...])
+        correction = None if self.correction is None else self.correction[...]
         experts, weights = choose(logits, config.top_k, config.weights, correction=correction, **groups)  # b l s
         weights = weights if config.weights_scale == 1 else weights * config.weights_scale
         loss = config.balance_weight * balance_loss(logits, experts, mask) + config.z_weight * z_loss(logits, mask)
-        if self.correction is not None:
-            loss = loss + config.correction_weight * correction_loss(self.correction[...], experts, mask)
+        if correction is not None:
+            loss = loss + config.correction_weight * correction_loss(correction, experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
         if config.capacity_factor is None:

@@ -135,16 +135,19 @@ def test_logits_and_continuations_agree_with_padding_on_the_left(case):
     ids, mask = np.random.default_rng(0).integers(1, 29, (2, 65)), np.ones((2, 65), bool)
     # A bias on the way into a mixer gets from padding into the convolution there.
     biased = any(getattr(model.config, name, False) for name in ("mamba_proj_bias", "use_bias"))
-    mask[1, : 0 if biased else 15] = False
+    mask[1, : 0 if biased else 20] = False
     call, params = jitted(ours)
     options = {"position_ids": torch.as_tensor(np.maximum(mask.cumsum(axis=1) - 1, 0))}
     expected = theirs(model, ids, attention_mask=torch.as_tensor(mask).long(), **options)
     np.testing.assert_allclose(call(params, ids, mask)[mask], expected[mask], rtol=0, atol=1e-4)
-    assert expected.std() > 0.3
+    assert expected.std() > (0.5 if model.config.model_type == "llama" else 0.3)
+    # Of the Bamba whose step sizes are limited, transformers' `generate` leaves at token 17 what its own logits of the
+    # whole row say is likeliest (by 0.4, in float64 too).
+    n = 12 if tuple(getattr(model.config, "time_step_limit", ())) == (0.01, 0.9) else 20
     prompts = torch.as_tensor(ids[:, :30] * mask[:, :30])
-    options = {"attention_mask": torch.as_tensor(mask[:, :30]).long(), "max_new_tokens": 12, "do_sample": False}
-    rows = zoo.generate(ours, [row[there].tolist() for row, there in zip(ids[:, :30], mask[:, :30], strict=True)], 12)
-    assert np.array_equal(rows[:, -12:], model.generate(prompts, **options).numpy()[:, -12:])
+    options = {"attention_mask": torch.as_tensor(mask[:, :30]).long(), "max_new_tokens": n, "do_sample": False}
+    rows = zoo.generate(ours, [row[there].tolist() for row, there in zip(ids[:, :30], mask[:, :30], strict=True)], n)
+    assert np.array_equal(rows[:, -n:], model.generate(prompts, **options).numpy()[:, -n:])
 
 
 def test_export_is_loaded_and_gives_the_same(case, tmp_path):
