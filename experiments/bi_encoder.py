@@ -79,10 +79,11 @@ def embed_rows(
 ) -> tuple[Float[Array, "b d"], Float[Array, ""]]:
     """Vectors of rows, mini_batch of them at a time; on the way back each mini-batch is encoded again.
 
-    The second is what training adds to its loss (`zoo.Encoder.run`), the mean of the mini-batches'.
-
     So the activations of one mini-batch are all that is ever kept, and a loss that looks at the whole batch has the
     same value and gradient. Each mini-batch has a key of its own for dropout, the same on the way back.
+
+    Returns:
+      (vectors, what training adds to its loss as `zoo.Encoder.run` says, the mean of the mini-batches').
 
     Source: gradient caching (Gao et al. 2021, arXiv:2101.06983), here as `jax.checkpoint` inside `jax.lax.map`.
     """

@@ -344,7 +344,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     ):
         first = 0
         with usage_errors():  # a checkpoint of another model
-            restored = checkpoints.restore_latest(_by_layer(state))
+            restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
         if restored:
             shardings = jax.tree.map(lambda x: x.sharding, state)
             first, state = restored.step, jax.device_put(zoo.stack_like(restored.state, state), shardings)
