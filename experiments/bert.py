@@ -7,31 +7,25 @@ python -m experiments.bert embed runs/bert/tiny texts.txt vectors.npy      # a f
 python -m experiments.bert COMMAND --help                                  # presets and flags of each
 """
 
-import importlib
 import sys
 
-from experiments import flags
-from zoo.names import unknown_name
+from experiments.loop import flags
 
 # Command -> the module whose `main` it is.
 COMMANDS = {
-    "pretrain": "experiments.masked_lm",
-    "finetune": "experiments.finetune",
-    "retrieve": "experiments.retrieve",
-    "embed": "experiments.embed",
+    "pretrain": "experiments.encoders.masked_lm",
+    "finetune": "experiments.encoders.finetune",
+    "retrieve": "experiments.retrieval.retrieve",
+    "embed": "experiments.retrieval.embed",
 }
 
 
 def main() -> int:
     """Hands the command line on to one of the commands."""
-    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if command in ("-h", "--help"):
+    if len(sys.argv) == 1 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return 0
-    if command not in COMMANDS:
-        raise flags.UsageError(unknown_name("command", command, COMMANDS))
-    del sys.argv[1]
-    return importlib.import_module(COMMANDS[command]).main()
+    return flags.hand_on(COMMANDS)
 
 
 if __name__ == "__main__":

@@ -24,15 +24,15 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments import flags, runs
-from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
-from experiments.metrics import read_metrics
-from experiments.model_size import count_params
-from experiments.optim import OptimConfig
-from experiments.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
-from experiments.train import Finished, Loss, Task, TrainConfig, mean_loss, train, with_auxiliary
+from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
+from experiments.data.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
+from experiments.loop import flags, runs
+from experiments.loop.metrics import read_metrics
+from experiments.loop.model_size import count_params
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import Finished, Loss, Task, TrainConfig, mean_loss, train, with_auxiliary
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
-from zoo.pattern import parse_pattern
+from zoo.stack.pattern import parse_pattern
 
 
 @dataclasses.dataclass(frozen=True)

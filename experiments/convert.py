@@ -17,12 +17,12 @@ import numpy as np
 from flax import nnx
 
 import zoo
-from experiments import flags, runs
 from experiments.causal_lm import load_run
-from experiments.tokenizers import save_tokenizer
+from experiments.data.tokenizers import save_tokenizer
+from experiments.loop import flags, runs
 from experiments.vit import IMAGES_FILE, load_meaning, write_preprocess
-from zoo.build import Model
-from zoo.pretrained import find_folder, read_config_file
+from zoo.models.build import Model
+from zoo.published.pretrained import find_folder, read_config_file
 
 # What a published model has beside its weights.
 _COMPANIONS = (

@@ -42,17 +42,19 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments import causal_lm, fetch, flags, runs
-from experiments.checkpoints import Checkpoints
-from experiments.data import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches
-from experiments.frozen import freeze, thaw
-from experiments.metrics import read_metrics
-from experiments.model_size import count_params
-from experiments.optim import OptimConfig
-from experiments.seeds import Summary, table
-from experiments.tokenizers import FILE_NAME, restore_tokenizer, save_tokenizer
-from experiments.train import Loss, Task, TrainConfig, mean_loss, split_model, sum_over, train
-from zoo.pretrained import find_folder
+from experiments import causal_lm
+from experiments.data import fetch
+from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches
+from experiments.data.tokenizers import FILE_NAME, restore_tokenizer, save_tokenizer
+from experiments.loop import flags, runs
+from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.frozen import freeze, thaw
+from experiments.loop.metrics import read_metrics
+from experiments.loop.model_size import count_params
+from experiments.loop.optim import OptimConfig
+from experiments.loop.seeds import Summary, table
+from experiments.loop.train import Loss, Task, TrainConfig, mean_loss, split_model, sum_over, train
+from zoo.published.pretrained import find_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,22 +23,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import zoo
-from experiments import flags, runs
-from experiments.beir import Collection, RetrievalData, load_collections, side_of
-from experiments.bi_encoder import Objective, retrieval_loss
-from experiments.embed import embed_encoded, longest, make_rows, normalized
-from experiments.encoder_inputs import Encoded, Texts, collate, encode
-from experiments.encoders import load_encoder
-from experiments.masked_lm import small_encoder
-from experiments.model_size import count_params
-from experiments.optim import OptimConfig
-from experiments.packing import Batch, Epochs, make_batches
-from experiments.ranking import DEPTH, as_run, measure, search
-from experiments.retrieve import encoder_config, mean_over, start_from, training_texts
-from experiments.special_tokens import SpecialTokens, special_tokens
-from experiments.tokenizers import Tokenizer, save_tokenizer
-from experiments.train import Finished, Task, TrainConfig, train
-from zoo.pooling import Pool
+from experiments.data.packing import Batch, Epochs, make_batches
+from experiments.data.special_tokens import SpecialTokens, special_tokens
+from experiments.data.tokenizers import Tokenizer, save_tokenizer
+from experiments.encoders.encoder_inputs import Encoded, Texts, collate, encode
+from experiments.encoders.load import load_encoder
+from experiments.encoders.masked_lm import small_encoder
+from experiments.loop import flags, runs
+from experiments.loop.model_size import count_params
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import Finished, Task, TrainConfig, train
+from experiments.retrieval.beir import Collection, RetrievalData, load_collections, side_of
+from experiments.retrieval.bi_encoder import Objective, retrieval_loss
+from experiments.retrieval.embed import embed_encoded, longest, make_rows, normalized
+from experiments.retrieval.ranking import DEPTH, as_run, measure, search
+from experiments.retrieval.retrieve import encoder_config, mean_over, start_from, training_texts
+from zoo.layers.pooling import Pool
 
 RESULTS, PLOT = "needles.json", "needles.png"
 
@@ -233,7 +233,7 @@ def haystack(
 def needle_batch(
     needles: Needles, queries: Texts, rows: np.ndarray, random: np.random.Generator, *, length: int, n_negatives: int
 ) -> tuple[Batch, list[Encoded | None]]:
-    """The batch of some queries, as `experiments.bi_encoder` takes it, but for the documents, b k of them in order.
+    """The batch of some queries, as `retrieval.bi_encoder` takes it, but for the documents, b k of them in order.
 
     Args:
       needles: of the training split.

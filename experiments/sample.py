@@ -16,11 +16,11 @@ from typing import Annotated, Literal, cast
 import jax
 
 import zoo
-from experiments import flags
 from experiments.causal_lm import load_run
-from experiments.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
-from zoo.layouts import read_config
-from zoo.pretrained import find_folder, read_config_file
+from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from experiments.loop import flags
+from zoo.published.pretrained import find_folder, read_config_file
+from zoo.published.ssm_layout import read_config
 
 
 @dataclasses.dataclass(frozen=True)

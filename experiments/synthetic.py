@@ -31,9 +31,9 @@ from jaxtyping import Float, Int
 
 import ssm
 import zoo
-from experiments import flags, runs
-from experiments.optim import OptimConfig
-from experiments.train import Batch, Finished, Loss, Task, TrainConfig, train, with_auxiliary
+from experiments.loop import flags, runs
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import Batch, Finished, Loss, Task, TrainConfig, train, with_auxiliary
 
 
 class Data(Protocol):

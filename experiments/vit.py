@@ -31,20 +31,20 @@ from PIL import Image
 
 import ssm
 import zoo
-from experiments import flags, runs, seeds
-from experiments.augment import AugmentConfig, Preprocess, PreprocessConfig, mix
-from experiments.confusion import plot_confusion
-from experiments.images import Images, ImagesConfig, LabelledImages, load_images
-from experiments.metrics import read_metrics
-from experiments.mistakes import plot_mistakes
-from experiments.model_size import count_params
-from experiments.optim import OptimConfig
-from experiments.packing import Batch, Epochs, make_batches
-from experiments.scores import Scores
-from experiments.train import Loss, Task, TrainConfig, make_mesh, spread, train, with_auxiliary
+from experiments.data.augment import AugmentConfig, Preprocess, PreprocessConfig, mix
+from experiments.data.images import Images, ImagesConfig, LabelledImages, load_images
+from experiments.data.packing import Batch, Epochs, make_batches
+from experiments.encoders.confusion import plot_confusion
+from experiments.encoders.mistakes import plot_mistakes
+from experiments.encoders.scores import Scores
+from experiments.loop import flags, runs, seeds
+from experiments.loop.metrics import read_metrics
+from experiments.loop.model_size import count_params
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import Loss, Task, TrainConfig, make_mesh, spread, train, with_auxiliary
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
-from zoo.image_tokens import grid_of
-from zoo.pretrained import find_folder
+from zoo.layers.image_tokens import grid_of
+from zoo.published.pretrained import find_folder
 
 
 @dataclasses.dataclass(frozen=True)

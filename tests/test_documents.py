@@ -3,15 +3,16 @@
 import dataclasses
 import json
 import re
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments import causal_lm, finetune, masked_lm, retrieve, train, vit
-from zoo.mixers import MIXERS
-
-ROOT = Path(__file__).parents[1]
+from experiments import causal_lm, vit
+from experiments.encoders import finetune, masked_lm
+from experiments.loop import train
+from experiments.retrieval import retrieve
+from tests.places import ROOT
+from zoo.stack.mixers import MIXERS
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import data, flags
-from experiments.data import Corpus, DataConfig, load_corpus
-from tests.experiments.texts import write_documents
+from experiments.data import corpus
+from experiments.data.corpus import Corpus, DataConfig, load_corpus
+from experiments.loop import flags
+from tests.experiments.data.texts import write_documents
 
 
 @pytest.fixture
@@ -55,11 +56,11 @@ def text(tmp_path) -> DataConfig:
 def builds(monkeypatch) -> list:
     """Grows by one whenever a corpus is tokenised."""
     calls: list = []
-    original = data.tokenise
+    original = corpus.tokenise
 
     def counted(*args):
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(data, "tokenise", counted)
+    monkeypatch.setattr(corpus, "tokenise", counted)
     return calls

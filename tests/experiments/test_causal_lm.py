@@ -21,14 +21,15 @@ from flax import nnx
 import m2
 import ssm
 import zoo
-from experiments import bench, causal_lm, convert, flags, sample
-from experiments.checkpoints import Checkpoints
-from experiments.metrics import read_metrics
-from experiments.train import TrainState, make_train_step, split_model
+from experiments import causal_lm, convert, sample
+from experiments.loop import flags
+from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.metrics import read_metrics
+from experiments.loop.train import TrainState, make_train_step, split_model
 from tests.numerics import assert_close, with_random_parameters
-from zoo.mixers import MIXERS
+from tests.places import ROOT
+from zoo.stack.mixers import MIXERS
 
-REPOSITORY = Path(causal_lm.__file__).parents[1]
 SMALL = [
     "--model.d-model",
     "16",
@@ -378,16 +379,8 @@ def test_a_mixture_of_experts_trains_and_its_balance_is_part_of_the_loss():
     assert min(auxiliaries) > 2 * 2 * 0.02  # two blocks, each at least top_k times its weight
 
 
-def test_bench_prints_a_row_for_each_contender(tmp_path, command):
-    arguments = ("--lengths", 32, "--d-inner", 8, "--rounds", 1, "--only", "ssm", "--json", tmp_path / "out.json")
-    status, out, err = command(bench, *arguments)
-    assert status == 0, err
-    assert out.count("ssm.selective_scan") == 4
-    assert len(json.loads((tmp_path / "out.json").read_text())["figures"]) == 4
-
-
 def start(*arguments):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-m", "experiments.causal_lm", *map(str, arguments)],
         env=environment,

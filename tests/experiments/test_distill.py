@@ -12,9 +12,10 @@ import pytest
 from flax import nnx
 
 import zoo
-from experiments import causal_lm, distill, flags
-from experiments.metrics import read_metrics
-from experiments.train import sum_over
+from experiments import causal_lm, distill
+from experiments.loop import flags
+from experiments.loop.metrics import read_metrics
+from experiments.loop.train import sum_over
 from tests.numerics import with_random_parameters
 
 SMALL = [

@@ -14,14 +14,14 @@ from flax import nnx
 
 import zoo
 from experiments import needles
-from experiments.beir import read_beir
-from experiments.embed import make_rows
-from experiments.encoders import load_encoder
+from experiments.data.special_tokens import special_tokens
+from experiments.data.tokenizers import ByteTokenizer
+from experiments.encoders.load import load_encoder
+from experiments.loop.train import split_model
 from experiments.needles import find_needles, haystack, needle_batch
-from experiments.special_tokens import special_tokens
-from experiments.tokenizers import ByteTokenizer
-from experiments.train import split_model
-from tests.experiments.test_beir import write_beir
+from experiments.retrieval.beir import read_beir
+from experiments.retrieval.embed import make_rows
+from tests.experiments.retrieval.test_beir import write_beir
 from tests.numerics import with_random_parameters
 
 TOKENIZER = ByteTokenizer()

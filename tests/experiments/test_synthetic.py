@@ -11,10 +11,11 @@ import pytest
 from flax import nnx
 
 import zoo
-from experiments import flags, synthetic
-from experiments.checkpoints import restore_params
+from experiments import synthetic
+from experiments.loop import flags
+from experiments.loop.checkpoints import restore_params
+from experiments.loop.train import split_model
 from experiments.synthetic import MQAR, Batches, Induction, Parity, Phonebook, SelectiveCopying
-from experiments.train import split_model
 from tests.numerics import assert_close, with_random_parameters
 
 SMALL = {

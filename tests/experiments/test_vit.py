@@ -13,11 +13,12 @@ from flax import nnx
 from PIL import Image
 
 import zoo
-from experiments import convert, flags, train, vit
-from experiments.augment import AugmentConfig
-from experiments.metrics import read_metrics
-from experiments.model_size import count_params
-from experiments.train import split_model
+from experiments import convert, vit
+from experiments.data.augment import AugmentConfig
+from experiments.loop import flags, train
+from experiments.loop.metrics import read_metrics
+from experiments.loop.model_size import count_params
+from experiments.loop.train import split_model
 from tests.numerics import assert_close
 
 SMALL = [

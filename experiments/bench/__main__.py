@@ -1,0 +1,28 @@
+"""Everything that is timed, by one command.
+
+python -m experiments.bench                            # operations and models beside their alternatives
+python -m experiments.bench scan mamba2 --lengths 4096 # some of them; `python -m experiments.bench --help`
+python -m experiments.bench vision                     # image classifiers, from 224 to 1024 pixels
+python -m experiments.bench decode                     # a token with attention's cache or a state, against the context
+python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
+python -m experiments.bench recall                     # what a state recalls, and what attention does
+"""
+
+import sys
+
+from experiments.loop import flags
+
+COMMANDS = {name: f"experiments.bench.{name}" for name in ("vision", "decode", "depth", "recall")}
+
+
+def main() -> int:
+    """Hands the command line on to the bench that it names, or to that of operations."""
+    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+        return flags.hand_on(COMMANDS)
+    from experiments.bench import operations  # with all its contenders
+
+    return operations.main()
+
+
+if __name__ == "__main__":
+    flags.run(main)

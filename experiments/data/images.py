@@ -1,0 +1,225 @@
+"""Images with classes: a folder, the hub, what `experiments.data` fetches, or scikit-learn's digits.
+
+    config -> images of train, validation, test, decoded when they are asked for -> Labelled images
+
+What the user can get wrong is one line that names the flag.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from experiments.data import data_source
+from experiments.data.data_source import SPLITS
+from experiments.data.tokenizers import first_line
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Which images. Without path, hub and fetched: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
+
+    path: str | None = None
+    """A folder of images, a folder for each class (perhaps inside of train, validation and test), or of train.npz,
+    test.npz with arrays `images` (n x y, or n x y c, 0 to 255) and `labels` (n)."""
+    hub: str | None = None
+    """A data set of the Hugging Face hub, NAME or NAME:CONFIG (ILSVRC/imagenet-1k, uoft-cs/cifar10), or a folder laid
+    out like one."""
+    fetched: str | None = None
+    """Images that `python -m experiments.data fetch` brings: mnist-5k."""
+    image_column: str | None = None
+    """The hub's column of images. None: the only one."""
+    label_column: str | None = None
+    """The hub's column of classes. None: "label", or the only one."""
+    train_split: str = "train"
+    """Name of the images to train on."""
+    validation_split: str = "validation"
+    """Name of the images to evaluate on."""
+    test_splits: tuple[str, ...] = ("test",)
+    """More images to evaluate on at the end, those of these that there are and that have labels."""
+    validation_fraction: float = 0.1
+    """Share of the training images that is held out, the same of each class, where there is no validation split."""
+    train_images: int | None = None
+    """Train on so many images only, as many of each class. None: all."""
+
+    def __post_init__(self):
+        data_source.check(self, "train_images")
+
+
+class Images(NamedTuple):
+    """One split."""
+
+    read: Callable[[int], Image.Image]
+    """Image number i, decoded. Any thread may ask."""
+    labels: np.ndarray
+    """(n,) int32."""
+
+    def take(self, rows: np.ndarray) -> "Images":
+        """Some of them, in this order."""
+        return Images(lambda i: self.read(int(rows[i])), self.labels[rows])
+
+
+class LabelledImages(NamedTuple):
+    """A data set."""
+
+    classes: tuple[str, ...]
+    """Names of the classes, in their order."""
+    splits: dict[str, Images]
+    """Those to train on first, then those to evaluate on, then others."""
+    where: str
+    """What the user asked for, for messages."""
+
+
+class _Found(NamedTuple):
+    classes: tuple[str, ...]
+    splits: dict[str, Images]
+
+
+def load_images(config: ImagesConfig) -> LabelledImages:
+    """Finds and splits what `config` names; images stay where they are until they are read.
+
+    Raises:
+      ValueError, FileNotFoundError: one line that names the flag, its value and what was expected.
+    """
+    (classes, found), where = _find(config)
+    train, held_out = config.train_split, config.validation_split
+    if train not in found:
+        raise ValueError(f"{where}: there are no images '{train}' to train on; there are {', '.join(found) or 'none'}")
+    wanted = dict.fromkeys((train, held_out, *config.test_splits))
+    splits = {name: found[name] for name in wanted if name in found}
+    for name in list(splits):
+        if len(splits[name].labels) and (splits[name].labels >= 0).all():
+            continue
+        what = "are none" if not len(splits[name].labels) else "have no labels"
+        if name in (train, held_out):
+            raise ValueError(f"{where}: the images '{name}' {what}")
+        del splits[name]  # labels that are kept secret
+    if held_out not in splits:
+        kept, aside = _hold_out(splits[train], config.validation_fraction, where)
+        splits = {train: kept, held_out: aside} | {name: splits[name] for name in splits if name != train}
+    if config.train_images is not None:
+        splits[train] = _few(splits[train], config.train_images)
+    return LabelledImages(classes, splits, where)
+
+
+def _find(config: ImagesConfig) -> tuple[_Found, str]:
+    if config.hub is not None:
+        where = f"--data.hub {config.hub}"
+        return _tables(config, data_source.load_hub(config.hub), where), where
+    here = data_source.local(config)
+    if here is None:
+        return digits(config), "scikit-learn's digits"
+    path, where = here
+    if not path.is_dir():
+        raise FileNotFoundError(f"{where} is no folder; expected one of images, a folder for each class")
+    if any(path.glob("*.npz")):
+        return _from_arrays(path, where), where
+    return _from_folder(config, path, where), where
+
+
+def digits(config: ImagesConfig) -> _Found:
+    """scikit-learn's digits, their last fifth for testing: other people wrote them."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    images, labels = np.round(bunch.images * 255 / 16).astype(np.uint8), bunch.target.astype(np.int32)
+    cut = len(labels) * 4 // 5
+    parts = {
+        config.train_split: slice(0, cut),
+        config.test_splits[0] if config.test_splits else "test": slice(cut, None),
+    }
+    return _Found(tuple(map(str, range(10))), {name: _arrays(images[s], labels[s]) for name, s in parts.items()})
+
+
+def _arrays(images: np.ndarray, labels: np.ndarray) -> Images:
+    return Images(lambda i: Image.fromarray(images[i]), np.asarray(labels, np.int32))
+
+
+def _from_arrays(path: Path, where: str) -> _Found:
+    splits, names = {}, set()
+    for file in sorted(path.glob("*.npz")):
+        try:
+            with np.load(file) as arrays:
+                images, labels = arrays["images"], arrays["labels"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{where}: {file.name} cannot be read ({first_line(error)})") from error
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+            raise ValueError(
+                f"{where}: {file.name} holds images {images.dtype}{images.shape} and labels {labels.shape}, expected "
+                "uint8 (n, x, y) or (n, x, y, c), and (n,)"
+            )
+        splits[SPLITS.get(file.stem, file.stem)] = _arrays(images, labels)
+        names |= set(np.unique(labels).tolist())
+    return _Found(tuple(str(i) for i in range(max(names, default=-1) + 1)), splits)
+
+
+def _from_folder(config: ImagesConfig, path: Path, where: str) -> _Found:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False)
+    except Exception as error:  # whatever the library says of an empty folder
+        raise ValueError(f"{where} holds no images in folders named after their class ({first_line(error)})") from error
+    return _tables(config, found, where)
+
+
+def _tables(config: ImagesConfig, found: Mapping[str, Any], where: str) -> _Found:
+    """The splits of a data set of the library `datasets`."""
+    import datasets
+
+    if not found:
+        raise ValueError(f"{where} is empty")
+    features = next(iter(found.values())).features
+    image = _column(features, datasets.Image, config.image_column, "image", where)
+    label = _column(features, datasets.ClassLabel, config.label_column, "label", where)
+
+    def images(table: Any) -> Images:
+        return Images(lambda i: table[int(i)][image], np.asarray(table.with_format("numpy")[label][:], np.int32))
+
+    return _Found(tuple(features[label].names), {name: images(table) for name, table in found.items()})
+
+
+def _column(features: Mapping[str, Any], kind: type, given: str | None, usual: str, where: str) -> str:
+    there = [name for name, feature in features.items() if isinstance(feature, kind)]
+    chosen = given or (there[0] if len(there) == 1 else usual)
+    if chosen not in there:
+        raise ValueError(
+            f"{where} has no column '{chosen}' of {usual}s; --data.{usual}-column must be one of "
+            f"{', '.join(there) or 'none'}"
+        )
+    return chosen
+
+
+def _hold_out(images: Images, fraction: float, where: str) -> tuple[Images, Images]:
+    """Images to train on, and about a `fraction` of each class that is held out."""
+    aside = _of_each_class(images.labels, fraction)
+    if not aside.any() or aside.all():
+        raise ValueError(f"{where}: {len(images.labels)} images, too few to hold some out")
+    return images.take(np.flatnonzero(~aside)), images.take(np.flatnonzero(aside))
+
+
+def _few(images: Images, n: int) -> Images:
+    """About n images, as many of each class as there are in proportion; more are these and others."""
+    if n >= len(images.labels):
+        return images
+    ranks = _ranks(images.labels)
+    return images.take(np.sort(np.argsort(ranks, kind="stable")[:n]))
+
+
+def _of_each_class(labels: np.ndarray, fraction: float) -> np.ndarray:
+    return _ranks(labels) < fraction
+
+
+def _ranks(labels: np.ndarray) -> np.ndarray:
+    """For each image its place in an order of its class, 0 to 1: the same on every machine."""
+    ranks = np.zeros(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        seed = int.from_bytes(hashlib.blake2b(str(label).encode(), digest_size=8).digest(), "big")
+        ranks[np.random.default_rng(seed).permutation(rows)] = np.arange(len(rows)) / len(rows)
+    return ranks

@@ -1,0 +1,1 @@
+"""Encoders trained and tuned: objectives, scores, what was trained; nothing here ranks documents."""

@@ -1,0 +1,355 @@
+"""Masked language modelling: any pattern of mixers that looks both ways, any text.
+
+    python -m experiments.bert pretrain tiny                                  # M2-BERT on Python's standard library
+    python -m experiments.bert pretrain tiny --model.pattern mamba2           # the same with Mamba-2 in both directions
+    python -m experiments.bert pretrain tiny --model.pattern attn/mlp         # with attention
+    python -m experiments.bert pretrain small --data.path texts/              # your own text
+    python -m experiments.bert pretrain m2-bert-80m --data.path texts/        # a published size, for accelerators
+
+The same command again resumes the run where it was. `python -m experiments.bert finetune --init RUN_DIR ...` goes on
+with what it has learned.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import ssm
+import zoo
+from experiments.data.corpus import Corpus, DataConfig, load_corpus
+from experiments.data.packing import Batch, Epochs, Layout, Rows, make_batches
+from experiments.data.special_tokens import special_tokens
+from experiments.data.tokenizers import FILE_NAME, save_tokenizer
+from experiments.encoders.load import load_encoder
+from experiments.encoders.masking import Masking, MaskingConfig
+from experiments.loop import flags, runs
+from experiments.loop.metrics import read_metrics
+from experiments.loop.model_size import count_params
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import Finished, Loss, Task, TrainConfig, sum_over, train, with_auxiliary
+from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A masked language model: its shape, its text, its masks, its training."""
+
+    model: zoo.MaskedLMConfig = zoo.MaskedLMConfig()
+    """Shape of the model. vocab_size 0 takes the tokenizer's, with room for the special tokens that it lacks."""
+    data: DataConfig = DataConfig()
+    """Text and tokens."""
+    rows: Layout = "packed"
+    """packed: several documents a row, which never see each other. padded: one a row. buckets: one a row, in batches of
+    rows of similar length, cut to a power of two; what suits long convolutions, for which packing costs more."""
+    masking: MaskingConfig = MaskingConfig()
+    """Which tokens are hidden, and behind what."""
+    train: TrainConfig = TrainConfig()
+    """How long to train, what to keep."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and schedule."""
+    init: str | None = None
+    """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
+    --data.tokenizer, and its table of positions grows to --data.seq-len by repetition."""
+    eval_batches: int | None = 50
+    """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
+    examples: int = 3
+    """Held-out sentences that are printed at the end with the model's guesses. 0 prints none."""
+    run_dir: str | None = None
+    """Folder of the run. None: runs/bert/PRESET, with a suffix that depends on the flags that were changed."""
+
+
+def small_encoder(d_model: int, n_layers: int, length: int) -> zoo.MaskedLMConfig:
+    """A small pre-norm encoder for m2/monarch, mamba, mamba2 or attn/mlp: of about equal size, swapped by one flag.
+
+    Positions come from the mixers themselves (rotary embedding, convolutions, states), so that a model trained at one
+    length reads others.
+    """
+    return zoo.MaskedLMConfig(
+        d_model=d_model,
+        n_layers=n_layers,
+        pattern="m2/monarch",
+        norm="layer",
+        norm_place="pre",
+        norm_eps=1e-6,
+        max_len=None,
+        m2=M2Config(l_max=length, residual_long_conv=True, filter=HyenaFilterConfig(order=32)),
+        monarch=MonarchMLPConfig(n_blocks=2, d_ff=39 * d_model // 8),
+        mamba=ssm.MambaConfig(d_state=8),
+        mamba2=ssm.Mamba2Config(d_state=32, head_dim=32),
+        attn=zoo.AttentionConfig(head_dim=32),
+        mlp=zoo.MLPConfig(activation="gelu", d_ff=25 * d_model // 8),
+    )
+
+
+def _published(name: str, rate: float, *, batch: int = 4096, steps: int = 70_000, length: int = 128, **optim) -> Config:
+    # Sources: the yamls of HazyResearch/m2 and MosaicBERT: linear to 0.02 of the peak after 6 % warm-up, betas 0.9 and
+    # 0.98, eps 1e-6, clip 1. Their decoupled decay of 1e-5 a step at the peak is AdamW's 1e-5 / rate.
+    model = cast(zoo.MaskedLMConfig, zoo.presets[name])
+    recipe: dict[str, Any] = {"schedule": "linear", "warmup_steps": round(0.06 * steps), "final_fraction": 0.02} | optim
+    return Config(
+        model=model,
+        data=DataConfig(tokenizer="wordpiece", bpe_vocab_size=model.vocab_size, seq_len=length),
+        rows="padded" if name.startswith("m2") else "packed",
+        train=TrainConfig(steps=steps, batch_size=batch, eval_every=2000, save_every=500),
+        optim=OptimConfig(learning_rate=rate, weight_decay=1e-5 / rate, beta2=0.98, eps=1e-6, **recipe),
+    )
+
+
+PRESETS: dict[str, tuple[str, Config]] = {
+    "tiny": (
+        "An encoder of 0.8 M parameters on Python's standard library: two minutes on two CPU cores, no downloads.",
+        Config(
+            model=small_encoder(96, 3, 128),
+            data=DataConfig(tokenizer="wordpiece", bpe_vocab_size=4096, seq_len=128),
+            train=TrainConfig(steps=400, batch_size=16, eval_every=200, save_every=200),
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=40),
+        ),
+    ),
+    "small": (
+        "An encoder of 2 M parameters and 8,192 WordPieces, 4 M tokens of text: 15 minutes on a CPU core.",
+        Config(
+            model=small_encoder(128, 4, 512),
+            data=DataConfig(tokenizer="wordpiece", bpe_vocab_size=8192, seq_len=128),
+            rows="buckets",
+            train=TrainConfig(steps=1000, batch_size=32, eval_every=250, save_every=250),
+            optim=OptimConfig(learning_rate=2e-3, warmup_steps=100, final_fraction=0.02),
+        ),
+    ),
+}
+_PUBLISHED = {
+    **{f"m2-bert-{size}": _published(f"m2-bert-{size}", 8e-4) for size in ("80m", "110m", "260m", "341m")},
+    "m2-bert-341m-2k": _published("m2-bert-341m-2k", 5e-4, batch=256, length=2048),
+    "mosaicbert-base": _published("mosaicbert-base", 5e-4),
+    # Warner et al. 2024, arXiv:2412.13663: 1.7 T tokens, 3 B of them warm-up. Their optimiser clips each tensor's
+    # update instead of the gradient, and their batch grows over the first 50 B tokens: neither is done here.
+    "modernbert-base": _published(
+        "modernbert-base",
+        8e-4,
+        batch=4608,
+        steps=360_000,
+        length=1024,
+        schedule="trapezoid",
+        warmup_steps=636,
+        final_fraction=0.0,
+    ),
+    # Ours: M2-BERT's recipe.
+    "bimamba-base": _published("bimamba-base", 8e-4),
+    "bimamba2-base": _published("bimamba2-base", 8e-4),
+}
+PRESETS |= {
+    name: (f"The shape and recipe of {name}, on your text; for accelerators.", config)
+    for name, config in _PUBLISHED.items()
+}
+
+# Fields that may change between two starts of one run, besides those of every experiment.
+FREE = ("eval_batches", "examples", "data.cache_dir")
+
+
+class MaskedSums(NamedTuple):
+    """Sums over the tokens that were to be guessed."""
+
+    total: jax.Array
+    """Cross-entropy, in nats."""
+    weight: jax.Array
+    """How many there were."""
+    correct: jax.Array
+    """How many of them had the highest logit."""
+    auxiliary: jax.Array
+    """What training adds to its loss."""
+
+
+def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> MaskedSums:
+    """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
+    hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
+    hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # b k d
+    logits = model.head(hidden)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    hits = jnp.argmax(logits, axis=-1) == batch["targets"]
+    weights = batch["weights"]
+    return MaskedSums(jnp.sum(nats * weights), jnp.sum(weights), jnp.sum(hits * weights), auxiliary)
+
+
+def masked_loss(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
+    """`masked_sums` as the loop takes it."""
+    sums = masked_sums(model, batch, rngs)
+    return with_auxiliary(Loss(sums.total, sums.weight), model, sums.auxiliary)
+
+
+def masked_batch(rows: Rows, masking: Masking, indices: np.ndarray, random: np.random.Generator, rate: float) -> Batch:
+    """The batch of some rows, with tokens hidden."""
+    batch = rows(indices)
+    masked = masking(batch["tokens"], random, rate=rate)
+    return batch | masked._asdict()
+
+
+def make_rows(config: Config, corpus: Corpus) -> tuple[Rows, Rows]:
+    """The training text and the held-out text as rows. Packing a large text takes a while: once is enough."""
+    make = functools.partial(
+        Rows, special=special_tokens(corpus.tokenizer), seq_len=config.data.seq_len, layout=config.rows
+    )
+    return make(corpus.train), make(corpus.validation)
+
+
+def make_task(config: Config, corpus: Corpus, rows: Rows, held_out: Rows, init: Any = None) -> Task:
+    """The task of a configuration whose vocabulary is known.
+
+    Args:
+      rows, held_out: from `make_rows`.
+      init: a model to go on from, or None.
+    """
+    masking = Masking(config.masking, corpus.tokenizer)
+    seed, batch_size = config.train.seed, config.train.batch_size
+    multiple = jax.device_count() * config.train.accumulate
+    plan = Epochs(rows.bucket, rows.rows_per_batch(batch_size, multiple), seed=seed)
+
+    def make(step: int) -> Batch:
+        random = np.random.default_rng((seed % (1 << 64), 1, step))
+        return masked_batch(rows, masking, plan(step), random, config.masking.rate)
+
+    # Every evaluation hides the same tokens.
+    order = Epochs(held_out.bucket, held_out.rows_per_batch(batch_size, multiple), seed=0)
+    n_batches = min(order.n_batches, config.eval_batches or order.n_batches)
+
+    def make_held_out(number: int) -> Batch:
+        step = number * order.n_batches // n_batches
+        random = np.random.default_rng((0, 2, step))
+        return masked_batch(held_out, masking, order(step), random, config.masking.eval_rate)
+
+    def evaluate(model):
+        sums = sum_over(model, masked_sums, make_batches(make_held_out, n_batches=n_batches, prefetch=4))
+        loss = sums.total / sums.weight
+        return {"loss": loss, "accuracy": sums.correct / sums.weight} | describe(loss)
+
+    return Task(
+        init=lambda rngs: zoo.MaskedLM(config.model, rngs=rngs) if init is None else init,
+        loss=masked_loss,
+        batches=iter(make_batches(make)),
+        evaluate=evaluate,
+        describe=describe,
+        tokens_per_batch=rows.n_tokens // plan.n_batches,
+    )
+
+
+def describe(loss: float) -> dict[str, float]:
+    """A loss in the unit people compare."""
+    return {"perplexity": math.exp(min(loss, 700))}
+
+
+def check_lengths(model: zoo.EncoderConfig, length: int, flag: str = "--data.seq-len") -> None:
+    """Raises a ValueError where rows of this length are longer than the model can read."""
+    if model.max_len is not None and length > model.max_len:
+        raise ValueError(f"{flag} {length} with --model.max-len {model.max_len}: there are no more positions")
+    runs.check_filters(model, length, flag)
+
+
+def default_run_dir(config: Config) -> Path:
+    """runs/bert/PRESET for a preset as it is, with a digest of the changes for a changed one."""
+    return runs.default_run_dir(config, PRESETS, "bert", FREE)
+
+
+def start_from(config: Config) -> tuple[Config, zoo.MaskedLM | None]:
+    """Takes model and tokenizer from --init, where there is one, with room for rows of --data.seq-len."""
+    if config.init is None:
+        return config, None
+    model, _, folder = load_encoder(config.init)
+    if not isinstance(model, zoo.MaskedLM):
+        model = zoo.with_head(model, zoo.MaskedLMConfig, rngs=nnx.Rngs(params=jax.random.key(config.train.seed)))
+    model = reach(model, config.data.seq_len)
+    if not (folder / FILE_NAME).is_file():
+        raise ValueError(f"--init {config.init}: there is no {FILE_NAME} in {folder}")
+    data = dataclasses.replace(config.data, tokenizer=str(folder))
+    return dataclasses.replace(config, model=model.config, data=data), model
+
+
+def reach(model, length: int):
+    """A model that reads `length` positions: itself, or with longer tables where they are too short."""
+    try:
+        check_lengths(model.config, length)
+    except ValueError:
+        return zoo.extend_positions(model, length)
+    return model
+
+
+def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
+    """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Raises:
+      UsageError: the text, the tokenizer or the folder is not what the configuration says; nothing has been written.
+      FloatingPointError: see `train`.
+    """
+    with flags.usage_errors():
+        going_on = runs.holds_run(config, folder, FREE)
+        started, init = start_from(config)
+        corpus = load_corpus(started.data, folder if going_on else None)
+        needed = special_tokens(corpus.tokenizer).vocab_size
+        model = runs.fit_vocabulary(started.model, needed, started.data.tokenizer)
+        fitted = dataclasses.replace(started, model=model)
+        check_lengths(fitted.model, fitted.data.seq_len)
+        rows, held_out = make_rows(fitted, corpus)
+        task = make_task(fitted, corpus, rows, held_out, init)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tokenizer(corpus.tokenizer, folder)
+        runs.save_model_config(fitted.model, folder)
+        flags.save_config(config, folder / "config.json")
+    print(f"{fitted.model.pattern}: {count_params(fitted.model):,} parameters; {folder}", flush=True)
+    print(f"{corpus.train.n_tokens:,} tokens; {fitted.rows} rows, {rows.fill:.1%} of them text", flush=True)
+    return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
+
+
+def main() -> int:
+    """Trains, evaluates and guesses."""
+    config = flags.parse(PRESETS, prog="python -m experiments.bert pretrain", description=__doc__)
+    folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
+    finished, corpus = fit(config, folder)
+    if finished.stopped:
+        return 0
+    step = int(finished.state.step)
+    held_out = [record for record in read_metrics(folder) if record["split"] == "validation"]
+    if held_out:
+        last = held_out[-1]
+        print(
+            f"held-out text: loss {last['loss']:.3f} nats a hidden token, {last['accuracy']:.1%} guessed right, "
+            f"after {last['step']} steps"
+        )
+    for line in guesses(finished.model, corpus, config.examples):
+        print(line)
+    print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
+    print(f"tune it:    python -m experiments.bert finetune tiny --init {folder}")
+    print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
+    return 0
+
+
+def guesses(model: zoo.MaskedLM, corpus: Corpus, n: int, *, length: int = 24) -> list[str]:
+    """Held-out passages with a few words hidden, and what the model puts there: `the [cat -> dog] sat`."""
+    tokenizer, stream = corpus.tokenizer, corpus.validation
+    special, masking = special_tokens(tokenizer), Masking(MaskingConfig(mask_share=1, random_share=0), tokenizer)
+    lines = []
+    for i in range(min(n, stream.n_documents)):
+        text = stream.document(i * stream.n_documents // n)[: length - 2]
+        tokens = np.array([[special.cls, *text, special.sep]], np.int32)
+        masked = masking(tokens, np.random.default_rng(i), rate=0.15)
+        logits = model(jnp.asarray(masked.tokens))[0]
+        best = np.asarray(jnp.argmax(logits, axis=-1))
+        chosen = set(masked.positions[masked.weights > 0].tolist())
+        words: list[Any] = [
+            f"[{tokenizer.decode([token]).strip()} -> {tokenizer.decode([best[at]]).strip()}]"
+            if at in chosen
+            else token
+            for at, token in enumerate(tokens[0])
+        ]
+        parts: list[str] = []
+        for hidden, group in itertools.groupby(words[1:-1], key=lambda word: isinstance(word, str)):
+            run = list(group)
+            parts += run if hidden else [tokenizer.decode(run)]
+        lines.append("  " + " ".join(" ".join(parts).split()))
+    return ["--- hidden -> guessed " + "-" * 38, *lines, "-" * 60] if lines else []

@@ -1,0 +1,12 @@
+"""How large a model is, from its configuration alone."""
+
+import jax
+from flax import nnx
+
+from zoo.models.build import ModelConfig, build
+
+
+def count_params(config: ModelConfig) -> int:
+    """Number of parameters of a model, without building it."""
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))

@@ -1,0 +1,150 @@
+"""A run's folder: what it is called, whether it holds this run already, and the model in it."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from flax import nnx
+
+from experiments.loop import flags
+from experiments.loop.checkpoints import restore_params
+from experiments.loop.train import split_model
+from zoo.models.build import MODELS, ModelConfig, build
+from zoo.models.causal import TokenConfig
+from zoo.stack.backbone import BackboneConfig, word_config
+from zoo.stack.pattern import mixer_name, pattern_mixers
+
+TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
+# The file of a run that says which model its checkpoints are of.
+MODEL_FILE = "model.json"
+Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, `model` and `train`
+
+# Fields that may change between two starts of one run.
+FREE = ("run_dir", "model.remat", "model.scan_layers") + tuple(
+    f"train.{name}" for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb")
+)
+
+
+def identity(config: Any, free: Collection[str] = ()) -> dict[str, Any]:
+    """What a run is: the fields that must be the same for it to go on, by their flags' names: {"model.d_model": 128}.
+
+    Args:
+      config: an experiment's configuration.
+      free: fields that may change between starts, besides `FREE`.
+    """
+    fields = _flatten(dataclasses.asdict(config))
+    return {name: value for name, value in fields.items() if name not in FREE and name not in free}
+
+
+def default_run_dir(
+    config: Config, presets: Mapping[str, tuple[str, Config]], experiment: str, free: Collection[str] = ()
+) -> Path:
+    """runs/EXPERIMENT/PRESET for a preset as it is, with a digest of the changes for a changed one."""
+    mine = identity(config, free)
+    changes = {name: _differences(identity(preset, free), mine) for name, (_, preset) in presets.items()}
+    name = min(changes, key=lambda name: len(changes[name]))
+    suffix = ""
+    if changed := {field: now for field, (_, now) in changes[name].items()}:
+        suffix = "-" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
+    return Path("runs") / experiment / (name + suffix)
+
+
+def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
+    """Whether the folder already holds this run, to go on with.
+
+    Raises:
+      ValueError: another run is there (names the first flag that differs), or other files.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(
+                f"--run-dir {folder} is not empty and holds no run (no config.json); choose another folder"
+            )
+        return False
+    there = flags.load_config(type(config), path)
+    for name, (before, now) in _differences(identity(there, free), identity(config, free)).items():
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(f"{folder} holds a run with {flag} {before}, not {now}; choose another --run-dir for this one")
+    return True
+
+
+def fit_vocabulary(model: TokenModelConfig, vocab_size: int, tokenizer: str) -> TokenModelConfig:
+    """A model's configuration with a vocabulary: the tokenizer's, where it has none yet.
+
+    Args:
+      vocab_size: ids that the tokenizer needs.
+      tokenizer: its name, for the error.
+
+    Raises:
+      ValueError: the tokenizer has ids that the model has no row for.
+    """
+    if model.vocab_size == 0:
+        return dataclasses.replace(model, vocab_size=vocab_size)
+    if vocab_size > model.vocab_size:
+        raise ValueError(
+            f"--model.vocab-size {model.vocab_size} is smaller than the vocabulary of --data.tokenizer "
+            f"{tokenizer}, {vocab_size}; set it to 0 to take the tokenizer's"
+        )
+    return model
+
+
+def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-len") -> None:
+    """Raises a ValueError where rows of this length are longer than a long convolution's filters."""
+    for mixer in pattern_mixers(model.pattern, model.n_layers):
+        if mixer_name(mixer) == "m2" and length > (l_max := word_config(model, mixer).l_max):
+            raise ValueError(f"{flag} {length} with --model.m2.l-max {l_max}: filters are at most l-max long")
+
+
+def save_model_config(model: ModelConfig, folder: Path) -> None:
+    """Writes which model the checkpoints of a run are of, in one step."""
+    text = json.dumps({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, indent=2)
+    partial = folder / f"{MODEL_FILE}.partial"
+    partial.write_text(text + "\n")
+    partial.replace(folder / MODEL_FILE)
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """Reads what `save_model_config` wrote.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    path = folder / MODEL_FILE
+    kinds = {kind.__name__: kind for kind in MODELS}
+    try:
+        said = json.loads(path.read_text())
+        return flags.from_dict(kinds[said["kind"]], said["config"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} describes no model: {error}") from error
+
+
+def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") -> Any:
+    """The model of a run's checkpoint. Changes nothing in the folder.
+
+    Args:
+      folder: the run's.
+      config: the model's, its vocabulary known.
+      step: a checkpoint's step, "latest" or "best".
+    """
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    graphdef, params, rest = split_model(model)
+    return nnx.merge(graphdef, restore_params(folder, params, step=step), rest)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one: {"model": {"d_model": 128}} becomes {"model.d_model": 128}."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two runs differ, with both values."""
+    pairs = {name: (one.get(name), other.get(name)) for name in {**one, **other}}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

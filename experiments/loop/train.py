@@ -1,0 +1,448 @@
+"""The one training loop: BERT, ViT and causal language models run through it, on one device or many.
+
+    state, step = ...                 arrays only, and one jitted function of them
+    for each batch: state, metrics = step(state, batch)
+
+NNX modules are split once into a graph and their arrays; from there on only `jax.jit`, `jax.value_and_grad` and
+`jax.lax.scan` transform, and the state that they carry is what a checkpoint holds. A run that was killed and started
+again goes on bit for bit as if it had not been: state, key and the data pipeline's position come back exactly.
+
+Where a model runs equal layers in loops (`scan_layers`), the state has their arrays stacked, so that the step is the
+same program at any depth. Checkpoints hold every layer by itself all the same.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import zoo
+from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.flags import UsageError, alias, usage_errors
+from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics
+from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
+
+Batch = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long to train, how often to look, and what to keep."""
+
+    steps: Annotated[int, alias("--steps")] = 1000
+    """Optimiser steps of the whole run."""
+    batch_size: int = 16
+    """Rows a step, over all devices and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches a step: the gradient is that of the whole batch, the memory that of one."""
+    ema: float = 0.0
+    """Decay of a running mean of the parameters, which is evaluated and used in their place. It starts at 1/11 and
+    rises to this. 0: none."""
+    carry_state: bool = False
+    """Whether rows go on where the step before ended, from the state it left (truncated backpropagation in time)."""
+    seed: int = 0
+    """Seed of the initial parameters, the order of the data and dropout."""
+    log_every: int = 10
+    """Steps between log lines."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out data; each is followed by a checkpoint."""
+    save_every: int = 200
+    """Steps between checkpoints. There is always one at the end."""
+    keep_last: int = 2
+    """Checkpoints to keep, beside the best one."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard files beside the JSON lines."""
+    wandb: str | None = None
+    """Weights & Biases project to log to, where wandb is installed."""
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}, expected 0 <= ema < 1")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
+
+
+class BatchIterator(Protocol):
+    """Batches without end, and where they are: what grain's iterators are."""
+
+    def __next__(self) -> Batch: ...
+    def get_state(self) -> dict[str, Any]: ...
+    def set_state(self, state: dict[str, Any], /) -> None: ...
+
+
+class Loss(NamedTuple):
+    """Sums over a batch, so that batches of unequal weight add up: the loss is total / weight."""
+
+    total: jax.Array
+    """Summed loss, in nats."""
+    weight: jax.Array
+    """What it is a sum over: tokens, or examples."""
+    auxiliary: jax.Array | None = None
+    """What training adds to total / weight, such as the balance of a mixture of experts. Evaluations leave it out."""
+
+
+def with_auxiliary(loss: Loss, model: Any, auxiliary: jax.Array) -> Loss:
+    """A loss with what the model's `run` says that training adds to it, where the model has something to add."""
+    return loss._replace(auxiliary=auxiliary) if zoo.backbone_of(model).has_auxiliary_loss else loss
+
+
+LossFunction = Callable[[Any, Batch, nnx.Rngs | None], Loss]
+CarriedLoss = Callable[[Any, Batch, nnx.Rngs | None, Any], tuple[Loss, Any]]
+"""A loss that goes on from what the step before left, and leaves something for the next."""
+
+
+class Task(NamedTuple):
+    """What an experiment is to the loop."""
+
+    init: Callable[[nnx.Rngs], nnx.Module]
+    """Makes the model."""
+    loss: LossFunction
+    """Loss of a model on a batch; rngs is None outside training."""
+    batches: BatchIterator
+    """Training batches; every array's first axis is batch_size."""
+    evaluate: Callable[[nnx.Module], dict[str, float]]
+    """Held-out metrics; "loss" chooses the best checkpoint."""
+    describe: Callable[[float], dict[str, float]] = lambda loss: {}
+    """More metrics from a training loss, such as perplexity."""
+    tokens_per_batch: int = 0
+    """Tokens, or other units, that a step sees: for the speed that is shown."""
+    carried_loss: CarriedLoss | None = None
+    """The loss of a task whose batches go on from one another; its last argument is `init_carry`'s at first."""
+    init_carry: Callable[[Any, int], Any] | None = None
+    """What the first step goes on from, given the model and batch_size: arrays whose first axis is batch_size."""
+    flops_per_token: float = 0.0
+    """Floating-point operations that a token needs forward and backward, for MFU. 0: not known."""
+    unit: str = "tokens"
+    """What tokens_per_batch counts."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes, as arrays: what a checkpoint holds."""
+
+    step: jax.Array
+    """Steps done."""
+    params: dict[str, Any]
+    """The model's `nnx.Param`s as nested dicts, in param_dtype (the masters), with or without stacks of layers."""
+    opt_state: Any
+    """The optimiser's state."""
+    key: jax.Array
+    """Typed key; each step folds its number in."""
+    carry: Any = None
+    """What a step leaves for the next, one row of each array for each row of the batch. None: nothing."""
+    average: Any = None
+    """Running mean of the parameters, like `params`. None: not kept."""
+
+
+class Finished(NamedTuple):
+    """How a run ended."""
+
+    state: TrainState
+    model: Any
+    """The model of the last state, with the running mean of the parameters where there is one."""
+    stopped: bool
+    """Whether a signal ended it before its last step."""
+
+
+def make_mesh() -> jax.sharding.Mesh:
+    """All devices along one axis, "data": rows of a batch are spread over it, parameters are on every device."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], Any]:
+    """Splits a model into its graph, its parameters as nested dicts, and other variables (constants)."""
+    graphdef, *parts = nnx.split(model, nnx.Param, ...)
+    params, rest = parts
+    return graphdef, nnx.to_pure_dict(params), rest
+
+
+def init_state(
+    model: nnx.Module, optimizer: optax.GradientTransformation, key: jax.Array, *, average: bool = False
+) -> TrainState:
+    """What the first step of a training starts from, with the layers stacked that the model runs in loops.
+
+    Args:
+      model: its parameters are the state's, not copies, but for those stacked; the step gives their memory away.
+      optimizer: from `make_optimizer`.
+      key: of dropout.
+      average: whether to keep a running mean of the parameters.
+    """
+    params = zoo.stack_layers(split_model(model)[1], model)
+    mean = jax.tree.map(jnp.copy, params) if average else None
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, average=mean)
+
+
+def make_train_step(
+    model: nnx.Module,
+    loss: LossFunction | CarriedLoss,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    carried: bool = False,
+    ema: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the jitted training step. Its state argument is donated: use the returned one.
+
+    Args:
+      model: its structure is taken, and its variables that are no parameters; its parameters are those in the state.
+      loss: loss of a model on a batch, as sums.
+      optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
+      accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same, but
+        for auxiliary losses, which are averaged over micro-batches by weight.
+      carried: whether the loss takes and returns the state's `carry`. No gradient flows back into it.
+      ema: decay of the state's `average`, where it has one: (1 + step) / (10 + step) as long as that is less.
+
+    Returns:
+      step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}), and "auxiliary_loss" where the loss has one.
+    """
+    graphdef, _, rest = split_model(model)
+
+    def micro_loss(params, rest, batch, key, carry):
+        model, rngs = nnx.merge(graphdef, zoo.unstack_layers(params), rest), nnx.Rngs(dropout=key)
+        out, carry = loss(model, batch, rngs, carry) if carried else (loss(model, batch, rngs), carry)
+        if out.auxiliary is None:
+            return out.total, (out, carry)
+        out = out._replace(auxiliary=out.auxiliary * out.weight)
+        return out.total + out.auxiliary, (out, carry)
+
+    gradients_of = jax.grad(micro_loss, has_aux=True)
+
+    def sums_of(params, rest, inputs):
+        gradients, (sums, carry) = gradients_of(params, rest, *inputs)
+        return (sums, gradients), carry
+
+    # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
+    def cut(tree):
+        return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), tree)
+
+    def join(tree):
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]), tree)
+
+    # Variables that are not trained are an argument: inside the program, a frozen model's would be copied into it.
+    def step(state: TrainState, rest: Any, batch: Batch):
+        key = jax.random.fold_in(state.key, state.step)
+        if accumulate == 1:
+            (sums, gradients), carry = sums_of(state.params, rest, (batch, key, state.carry))
+        else:
+            inputs = (cut(batch), jax.random.split(key, accumulate), cut(state.carry))
+            shapes, _ = jax.eval_shape(sums_of, state.params, rest, jax.tree.map(lambda x: x[0], inputs))
+
+            def add(sums, inputs):
+                more, carry = sums_of(state.params, rest, inputs)
+                return jax.tree.map(jnp.add, sums, more), carry
+
+            zeros = jax.tree.map(jnp.zeros_like, shapes)
+            (sums, gradients), carry = jax.lax.scan(add, zeros, inputs)
+            carry = join(carry)
+        gradients = jax.tree.map(lambda g: g / sums.weight.astype(g.dtype), gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": sums.total / sums.weight,
+            "grad_norm": optax.tree.norm(gradients),
+            "param_norm": optax.tree.norm(state.params),
+        }
+        if sums.auxiliary is not None:
+            metrics["auxiliary_loss"] = sums.auxiliary / sums.weight
+        average = state.average
+        if average is not None:
+            decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
+        return TrainState(state.step + 1, params, opt_state, state.key, carry, average), metrics
+
+    compiled = jax.jit(step, donate_argnums=0)
+    return lambda state, batch: compiled(state, rest, batch)
+
+
+def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
+    """The loss over all batches together, without dropout, in nats a token (or example)."""
+    sums = sum_over(model, loss, batches)
+    return sums.total / sums.weight
+
+
+def sum_over(model: nnx.Module, function: Callable[[Any, Batch, None], Any], batches: Iterable[Batch]) -> Any:
+    """What `function(model, batch, None)` gives, a tuple or a dict of sums, added up over all batches: floats.
+
+    Equal functions are compiled once: give the same object, not a new lambda, at each evaluation.
+    """
+    graphdef, variables = nnx.split(model)
+    mesh = make_mesh()
+    sums = [_applied(graphdef, variables, spread(batch, mesh), function) for batch in batches]
+    return jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
+
+
+_applied = jax.jit(
+    lambda graphdef, variables, batch, function: function(nnx.merge(graphdef, variables), batch, None),
+    static_argnums=(0, 3),
+)
+
+
+def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, record: dict | None = None) -> Finished:
+    """Trains from the newest sound checkpoint in `folder`, or from the start.
+
+    Args:
+      task: model, loss and data.
+      config: how long, how often, what to keep.
+      optim: the optimiser.
+      folder: where checkpoints, metrics.jsonl, TensorBoard files and curves.png go.
+      record: the whole configuration, for the loggers.
+
+    Returns:
+      The last state and its model. SIGINT and SIGTERM end the run after the step at hand, saved.
+
+    Raises:
+      FloatingPointError: the loss or the gradient stopped being finite: names the step and the last good checkpoint.
+    """
+    mesh = make_mesh()
+    if config.batch_size % (mesh.size * config.accumulate):
+        raise UsageError(
+            f"batch_size={config.batch_size}, expected a multiple of devices x accumulate, "
+            f"{mesh.size} x {config.accumulate}"
+        )
+    if config.carry_state and (task.carried_loss is None or task.init_carry is None):
+        raise UsageError("carry_state=True, but this experiment's batches do not go on from one another")
+    model = task.init(nnx.Rngs(params=jax.random.key(config.seed)))
+    optimizer = make_optimizer(optim, config.steps, model)
+    schedule = make_schedule(optim, config.steps)
+    graphdef, params, rest = split_model(model)
+    rest = jax.device_put(rest, NamedSharding(mesh, PartitionSpec()))
+    model = nnx.merge(graphdef, params, rest)
+    state = init_state(model, optimizer, jax.random.key(config.seed), average=config.ema > 0)
+    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    loss: LossFunction | CarriedLoss = task.loss
+    if config.carry_state and task.carried_loss is not None and task.init_carry is not None:
+        loss, carry = task.carried_loss, task.init_carry(model, config.batch_size)
+        state = dataclasses.replace(state, carry=jax.device_put(carry, NamedSharding(mesh, PartitionSpec("data"))))
+    step_function = make_train_step(
+        model, loss, optimizer, accumulate=config.accumulate, carried=config.carry_state, ema=config.ema
+    )
+    del model, params  # those layers that the state has stacked
+    peak = peak_flops(jax.devices()[0])
+
+    def current_model():
+        params = state.params if state.average is None else state.average
+        return nnx.merge(graphdef, zoo.unstack_layers(params), rest)
+
+    with (
+        Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
+        Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record or {}) as metrics,
+        _stop_signals() as stop,
+    ):
+        first = 0
+        with usage_errors():  # a checkpoint of another model
+            restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
+        if restored:
+            shardings = jax.tree.map(lambda x: x.sharding, state)
+            first, state = restored.step, jax.device_put(zoo.stack_like(restored.state, state), shardings)
+            task.batches.set_state(restored.data_state)
+        metrics.rewind(first)
+
+        with Progress(config.steps, start=first) as progress:
+            if first:
+                progress.print(f"resumed from step {first} in {folder}")
+            clock, clock_step = time.perf_counter(), first
+            saved, pending = first or None, None
+
+            def check(step, values):
+                """Waits for a step's metrics, and stops the run where they are not finite."""
+                values = {name: float(value) for name, value in values.items()}
+                for name in ("loss", "grad_norm"):
+                    if not np.isfinite(values[name]):
+                        last_good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint yet"
+                        raise FloatingPointError(f"{name} is {values[name]} at step {step} in {folder}; {last_good}")
+                return values
+
+            def report(step, values):
+                """Writes the log line of a step, at its times."""
+                nonlocal clock, clock_step
+                values = check(step, values)
+                progress.update(step, loss=values["loss"])
+                if step % config.log_every and step != config.steps:
+                    return
+                speed = (step - clock_step) * task.tokens_per_batch / (time.perf_counter() - clock)
+                clock, clock_step = time.perf_counter(), step
+                values |= task.describe(values["loss"])
+                values |= {"learning_rate": float(schedule(step - 1)), f"{task.unit}_per_second": speed}
+                if peak and task.flops_per_token:
+                    values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
+                metrics.write(step, values, split="train")
+                left = {"seconds_left": (config.steps - step) * task.tokens_per_batch / speed} if speed else {}
+                progress.print(format_line(step, config.steps, values | left))
+
+            for step in range(first + 1, config.steps + 1):
+                state, values = step_function(state, spread(next(task.batches), mesh))
+                if pending:
+                    report(*pending)  # one step late, so that the device never waits for the log
+                pending = (step, values)
+                last = step == config.steps or stop.requested
+                evaluates = step % config.eval_every == 0 or step == config.steps
+                if not (last or evaluates or step % config.save_every == 0):
+                    continue
+                report(*pending)
+                pending, held_out, pause = None, None, time.perf_counter()
+                if evaluates:
+                    held_out = task.evaluate(current_model())
+                    metrics.write(step, held_out, split="validation")
+                    progress.print("held out: " + format_line(step, config.steps, held_out))
+                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=held_out)
+                saved = step
+                clock += time.perf_counter() - pause  # the speed shown is that of training alone
+                if last:
+                    break
+    plot_metrics(folder)
+    finished = Finished(state, current_model(), stopped=int(state.step) < config.steps)
+    if finished.stopped:
+        print(
+            f"stopped at step {state.step} of {config.steps}, saved in {folder}; the same command resumes", flush=True
+        )
+    return finished
+
+
+def _by_layer(state: TrainState) -> TrainState:
+    """A state as checkpoints hold it, whether layers run in loops or not: each by itself, on the host."""
+    return zoo.unstack_layers(jax.device_get(state), split=tuple)
+
+
+def spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
+    """Puts a host's rows on the devices, cut along the batch axis."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+class _Stop:
+    requested = False
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Notes the first SIGINT or SIGTERM instead of dying of it; the second one kills as usual."""
+    stop = _Stop()
+    before: dict[int, Any] = {}
+
+    def handle(number, frame):
+        stop.requested = True
+        signal.signal(number, before[number])
+        print(f"\n{signal.Signals(number).name}: saving after this step; once more to quit at once", flush=True)
+
+    with contextlib.suppress(ValueError):  # only the main thread may; elsewhere a run just cannot be interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)

@@ -1,0 +1,1 @@
+"""Queries and documents as vectors: trained, searched, ranked, scored; no other command builds on this room."""

@@ -1,0 +1,283 @@
+"""Texts as vectors: a file of them by one command, a list of them by one function.
+
+    python -m experiments.bert embed runs/retrieve/tiny texts.txt vectors.npy         # a text a line -> (n, d) float32
+    python -m experiments.bert embed runs/retrieve/tiny corpus.jsonl vectors.parquet  # columns id, text, vector
+    python -m experiments.bert embed MODEL texts.csv out.npy --text-column body --pool mean --normalize
+
+MODEL is a run (`pretrain`, `finetune`, `retrieve`), a published folder, or a name on the hub. Texts are sorted by
+length, so that short ones cost little, and come out in the file's order. M2-BERT's published retrieval models want
+their rows filled up to the full length; they get that.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
+from tqdm import tqdm
+
+import zoo
+from experiments.data.special_tokens import SpecialTokens, special_tokens
+from experiments.data.tokenizers import Tokenizer
+from experiments.encoders.encoder_inputs import Encoded, Texts, encode
+from experiments.encoders.load import load_encoder
+from experiments.loop import flags
+from experiments.loop.train import make_mesh
+from experiments.retrieval.beir import records
+from zoo.layers.pooling import Pool
+from zoo.stack.pattern import mixer_name, pattern_mixers
+
+# Longest text, in tokens, for models that read any length.
+DEFAULT_LENGTH = 512
+ID_COLUMNS = ("_id", "id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which model, which texts, and where the vectors go."""
+
+    model: Annotated[str, flags.Positional]
+    """A run's folder, a published folder, or a name on the hub."""
+    file: Annotated[str, flags.Positional]
+    """Texts: .txt has one a line; .jsonl, .csv and .parquet have a column of them."""
+    out: Annotated[str, flags.Positional]
+    """.npy for the vectors alone, .parquet for ids, texts and vectors."""
+    text_column: str = "text"
+    """The column that holds the texts."""
+    pool: Pool | None = None
+    """What of a row becomes its vector. None: what the model was trained with, or the mean."""
+    normalize: bool = False
+    """Whether vectors are scaled to length 1, so that dot products are cosines."""
+    max_len: int | None = None
+    """Most tokens of a text, the rest is cut. None: what the model reads, or 512 where it reads any length."""
+    batch_tokens: int = 16384
+    """Positions in a batch, padding included."""
+    overwrite: bool = False
+    """Whether OUT may exist already."""
+
+    def __post_init__(self):
+        if self.batch_tokens < 1:
+            raise ValueError(f"batch_tokens={self.batch_tokens}, expected at least 1")
+
+
+def embed_texts(
+    model: Any,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    pool: Pool | None = None,
+    normalize: bool = False,
+    max_len: int | None = None,
+    batch_tokens: int = 16384,
+    progress: bool = False,
+) -> Float[np.ndarray, "n d"]:
+    """The vectors of texts, in their order, float32.
+
+        model, tokenizer, _ = load_encoder("runs/retrieve/tiny")
+        embed_texts(model, tokenizer, ["a text", "another"], normalize=True)
+
+    Args:
+      model: an encoder; without a pooling of its own, the mean of its positions is taken.
+      tokenizer: the model's.
+      texts: the texts.
+      pool: another pooling than the model's.
+      normalize: whether vectors have length 1.
+      max_len: most tokens of a text, [CLS] and [SEP] included. None: what the model reads, or 512.
+      batch_tokens: positions in a batch.
+      progress: whether to show a bar on stderr, where that is a terminal.
+
+    Raises:
+      ValueError: max_len is more than the model reads.
+    """
+    model, reach = as_embedder(model, pool), longest(model.config)
+    if max_len is not None and reach is not None and max_len > reach:
+        raise ValueError(f"max_len={max_len}, expected at most {reach}: the model reads no more")
+    max_len = max_len or reach or DEFAULT_LENGTH
+    encoded = encode(tokenizer, texts, max_len=max_len)
+    return embed_encoded(
+        model,
+        encoded,
+        special_tokens(tokenizer),
+        max_len=max_len,
+        normalize=normalize,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+
+
+def embed_encoded(
+    model: zoo.SequenceClassifier,
+    encoded: Sequence[Encoded],
+    special: SpecialTokens,
+    *,
+    max_len: int,
+    normalize: bool = False,
+    batch_tokens: int = 16384,
+    progress: bool = False,
+) -> Float[np.ndarray, "n d"]:
+    """`embed_texts` of texts in tokens, by a model with a pooling."""
+    texts = make_rows(encoded, special, model.config, max_len)
+    graphdef, variables = nnx.split(model)
+    mesh = make_mesh()
+    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    rows_sharding = NamedSharding(mesh, PartitionSpec("data"))
+    vectors = np.zeros((len(texts), model.config.d_model), np.float32)
+    hidden = not (progress and sys.stderr.isatty())
+    with tqdm(total=len(texts), unit="text", dynamic_ncols=True, disable=hidden) as bar:
+        waiting: list[tuple[np.ndarray, Any]] = []
+        for rows in _batches(texts, batch_tokens, jax.device_count()):
+            batch = texts(rows)
+            arrays = jax.device_put((batch["tokens"], batch["mask"]), rows_sharding)
+            waiting.append((rows, _embed(graphdef, variables, *arrays)))
+            if len(waiting) > 2:  # the device works while the next batches are made
+                _keep(vectors, *waiting.pop(0), bar)
+        for rows, values in waiting:
+            _keep(vectors, rows, values, bar)
+    return normalized(vectors) if normalize else vectors
+
+
+_embed = jax.jit(
+    lambda graphdef, variables, tokens, mask: nnx.merge(graphdef, variables).embed(tokens, mask), static_argnums=0
+)
+
+
+def _keep(vectors: np.ndarray, rows: np.ndarray, values: jax.Array, bar: tqdm) -> None:
+    there = rows >= 0
+    vectors[rows[there]] = np.asarray(values, np.float32)[there]
+    bar.update(int(there.sum()))
+
+
+def _batches(texts: Texts, batch_tokens: int, multiple: int) -> Iterator[np.ndarray]:
+    """The rows of batches of about batch_tokens positions, once over all texts; filled up with -1."""
+    for number, length in enumerate(texts.lengths):
+        mine = np.flatnonzero(texts.bucket == number)
+        size = max(1, batch_tokens // length // multiple) * multiple
+        # A bucket with few texts has a smaller batch, of a power of two rows.
+        while size % (2 * multiple) == 0 and size // 2 >= len(mine):
+            size //= 2
+        for start in range(0, len(mine), size):
+            rows = mine[start : start + size]
+            yield np.pad(rows, (0, size - len(rows)), constant_values=-1)
+
+
+def make_rows(encoded: Sequence[Encoded], special: SpecialTokens, config: zoo.EncoderConfig, max_len: int) -> Texts:
+    """Rows as a model reads them: as short as their texts, or filled up to its own length where it counts on that."""
+    if config.mask_padding:
+        return Texts(encoded, special, max_len=max_len)
+    return Texts(encoded, special, max_len=longest(config) or max_len, pad_to_max=True)
+
+
+def longest(config: zoo.EncoderConfig) -> int | None:
+    """The most tokens that a model reads in a row, None where there is no bound."""
+    lengths = [] if config.max_len is None else [config.max_len]
+    if "m2" in map(mixer_name, pattern_mixers(config.pattern, config.n_layers)):
+        lengths.append(config.m2.l_max)
+    return min(lengths, default=None)
+
+
+def as_embedder(model: Any, pool: Pool | None = None, *, pooler: bool = False, seed: int = 0) -> zoo.SequenceClassifier:
+    """A model with one vector a row: itself where it has a pooling and no other is asked for.
+
+    Args:
+      pool: another pooling than the model's; "attention" begins untrained. None: the model's, or the mean.
+      pooler: whether a new linear map and tanh follow where the model is given a pooling.
+      seed: of parameters that the model lacks.
+    """
+    kept = model.config.pool if isinstance(model, zoo.SequenceClassifier) else None
+    if kept is not None and pool in (None, kept):
+        return model
+    rngs = nnx.Rngs(params=jax.random.key(seed))
+    head: dict[str, Any] = {"n_labels": 0, "pool": pool or "mean", "pooler": pooler}
+    return cast(zoo.SequenceClassifier, zoo.with_head(model, zoo.SequenceClassifierConfig, rngs=rngs, **head))
+
+
+def normalized(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Vectors of length 1; one of length 0 stays."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def read_texts(path: Path, column: str) -> tuple[list[str], list[str]]:
+    """The ids (of a column "_id" or "id", else numbers from 0) and texts of a file.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that names the file and the line.
+    """
+    if path.suffix == ".txt":
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+        # Lines end in "\n" alone: a form feed or U+2028 inside one is text.
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        texts = lines[:-1] if lines and not lines[-1] else lines
+        ids = [str(i) for i in range(len(texts))]
+    else:
+        ids, texts = [], []
+        for number, row in records(path):
+            if column not in row:
+                raise ValueError(
+                    f"{path} line {number} has no {column!r}; --text-column may be {', '.join(map(str, row))}"
+                )
+            if not isinstance(row[column], str):
+                raise ValueError(f"{path} line {number}: {column!r} is {str(row[column])[:40]}, expected a string")
+            ids.append(next((str(row[name]) for name in ID_COLUMNS if name in row), str(len(ids))))
+            texts.append(row[column])
+    if not texts:
+        raise ValueError(f"{path} has no texts")
+    return ids, texts
+
+
+def save_vectors(path: Path, ids: Sequence[str], texts: Sequence[str], vectors: Float[np.ndarray, "n d"]) -> None:
+    """Writes vectors, whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            if path.suffix == ".npy":
+                np.save(file, vectors)
+            else:
+                import pyarrow
+                import pyarrow.parquet
+
+                flat = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
+                columns = {"id": pyarrow.array(ids), "text": pyarrow.array(texts), "vector": flat}
+                pyarrow.parquet.write_table(pyarrow.table(columns), file)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main() -> int:
+    """Reads texts, writes vectors."""
+    with flags.usage_errors():
+        config = flags.parse_one(Config, prog="python -m experiments.bert embed", description=__doc__)
+        out = Path(config.out)
+        if out.suffix not in (".npy", ".parquet"):
+            raise ValueError(f"{out}, expected a name that ends in .npy or .parquet")
+        if out.exists() and not config.overwrite:
+            raise ValueError(f"{out} is there already; --overwrite replaces it")
+        if not out.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{out.parent} is no folder")
+        ids, texts = read_texts(Path(config.file), config.text_column)
+        model, tokenizer, _ = load_encoder(config.model)
+        vectors = embed_texts(
+            model,
+            tokenizer,
+            texts,
+            pool=config.pool,
+            normalize=config.normalize,
+            max_len=config.max_len,
+            batch_tokens=config.batch_tokens,
+            progress=True,
+        )
+        save_vectors(out, ids, texts, vectors)
+    print(f"{len(vectors):,} vectors of {vectors.shape[1]} numbers in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,334 @@
+"""Softmax attention: the baseline mixer, and the attention layers of hybrids.
+
+A position is known by two numbers: its index among the positions that are there, and the number of its segment. Every
+mask follows from them (causal, window, padding, packed documents), and so does the cache, which stores them beside the
+keys. Rotary embeddings and ALiBi depend on differences of indices only, so indices go on counting across segments.
+
+Axes: s keys (cache slots, or positions), k key-value heads; the others as everywhere.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from ssm import segment_starts
+from ssm.conv import DepthwiseConv
+from zoo.layers.linear import linear
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Options of the attention mixer."""
+
+    n_heads: int | None = None
+    """Query heads. None: d_model / head_dim, with head_dim 64 unless given (at least one head)."""
+    n_kv_heads: int | None = None
+    """Key and value heads, shared by groups of query heads. None: as many as query heads."""
+    head_dim: int | None = None
+    """Width of a head. None: d_model / n_heads, or 64."""
+    position: Literal["rope", "alibi", "none"] = "rope"
+    """How positions enter: rotary embedding, linear biases, or not at all."""
+    rope_base: float = 10_000.0
+    """Base of the rotary frequencies."""
+    rope_dim: int | None = None
+    """How many dimensions of a head are rotated, its first. None: all."""
+    rope_interleaved: bool = False
+    """Whether neighbouring dimensions are rotated together, instead of one of each half (Llama)."""
+    window: int | None = None
+    """See only the nearest `window` positions, itself included (to either side where not causal). None: see all."""
+    bias: bool = False
+    """Whether the projections have biases."""
+    out_bias: bool | None = None
+    """Whether the output projection has one. None: as `bias` says."""
+    d_conv: int | None = None
+    """Taps of a short causal convolution of queries, keys and values, as in the official Mamba-2 hybrid. None: none."""
+    softmax_scale: float | None = None
+    """Multiplies the products of queries and keys. None: 1 / sqrt(head_dim)."""
+    in_multiplier: float = 1.0
+    """Multiplies the input, as maximal-update parametrisation may ask for (Falcon-H1)."""
+    out_multiplier: float = 1.0
+    """Multiplies the output."""
+
+    def __post_init__(self):
+        for name in ("n_heads", "n_kv_heads", "head_dim", "window", "rope_dim", "d_conv"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}, expected None or at least 1")
+        if self.position not in ("rope", "alibi", "none"):
+            raise ValueError(f"position={self.position!r}, expected 'rope', 'alibi' or 'none'")
+        if self.rope_dim is not None and self.rope_dim % 2:
+            raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
+
+
+class AttentionState(NamedTuple):
+    """Keys and values of the positions so far, in slots; a slot is reused when it has left the window."""
+
+    key: Float[Array, "b s k p"]
+    value: Float[Array, "b s k p"]
+    slot_index: Int[Array, "b s"]
+    """Index of the position in each slot, -1 where the slot is empty."""
+    slot_segment: Int[Array, "b s"]
+    """Segment of the position in each slot."""
+    next_index: Int[Array, "b"]
+    """Index of the next position: how many were there so far."""
+    segment: Int[Array, "b"]
+    """Segment of the last position."""
+    conv: Float[Array, "b t c"] | None = None
+    """The last d_conv - 1 inputs of the short convolution, oldest first, where there is one."""
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with grouped keys and values, over whole sequences or from a cache.
+
+    Args:
+      d_model: width of input and output.
+      config: options; see `AttentionConfig`.
+      causal: whether positions see only themselves and earlier ones.
+      d_out: width of the output. None: d_model.
+      residual_scale: multiplies the initial output projection, 1 / sqrt(layers) in a residual stack.
+      dtype: dtype of the projections and products; softmax is at least float32.
+      param_dtype: dtype that parameters are kept in.
+      rngs: source of keys, stream "params".
+
+    Raises:
+      ValueError: head counts that do not divide, an odd head_dim with rotary embedding, more rotated dimensions than a
+        head has, a short convolution where not causal.
+
+    Source: Vaswani et al. 2017; rotary: Su et al. 2021, arXiv:2104.09864, in the half-split form of Llama; ALiBi: Press
+      et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; convolution:
+      mamba_ssm/modules/mha.py.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        config: AttentionConfig = AttentionConfig(),
+        *,
+        causal: bool = True,
+        d_out: int | None = None,
+        residual_scale: float = 1.0,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.causal = causal
+        self.dtype = dtype
+        self.n_heads = config.n_heads or max(1, d_model // (config.head_dim or 64))
+        self.n_kv_heads = config.n_kv_heads or self.n_heads
+        if config.head_dim is None and d_model % self.n_heads:
+            raise ValueError(f"n_heads={self.n_heads} must divide d_model={d_model} unless head_dim is given")
+        self.head_dim = config.head_dim or d_model // self.n_heads
+        if self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
+        self.rope_dim = config.rope_dim or self.head_dim
+        if config.position == "rope" and self.rope_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim}, expected an even number with position='rope'")
+        if self.rope_dim > self.head_dim:
+            raise ValueError(f"rope_dim={self.rope_dim}, expected at most head_dim={self.head_dim}")
+        if config.d_conv is not None and not causal:
+            raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
+
+        options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        channels = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+        conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
+        self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
+        options["bias"] = config.bias if config.out_bias is None else config.out_bias
+        self.o_proj = linear(self.n_heads * self.head_dim, d_out or d_model, scale=residual_scale, **options)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        added: Sequence[Array] | None = None,
+    ) -> Float[Array, "b l o"]:
+        """Mixes whole sequences.
+
+        Args:
+          x: input.
+          mask: False where a position is not there: no other sees it, and its own output has no meaning.
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          added: what is added to the projections of queries, keys and values, or None.
+        """
+        b, length, _ = x.shape
+        if mask is None and segment_ids is None:
+            index = jnp.arange(length)[None]
+            q, k, v, _ = self._project(x, index, added=added)
+            bias = None if self.config.position != "alibi" else self._alibi(index, index)
+            window, scale = self.config.window, self.config.softmax_scale
+            seen = None if window is None else (window - 1, 0 if self.causal else window - 1)
+            y = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, is_causal=self.causal, local_window_size=seen)
+            return self._out(y)
+        zeros = jnp.zeros((b,), jnp.int32)
+        index, segment = _number_positions(b, length, zeros, zeros, mask, segment_ids)
+        q, k, v, _ = self._project(x, index, added=added, mask=mask, segment_ids=segment_ids)
+        return self._out(self._attend(q, k, v, index, segment, _where_present(index, mask), segment))
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
+        """An empty cache.
+
+        Args:
+          batch_size: rows.
+          max_len: the most positions a row will ever hold. With a window, no more than the window is kept.
+
+        Raises:
+          ValueError: neither max_len nor a window bounds the cache, or the mixer is not causal.
+        """
+        if not self.causal:
+            raise ValueError("causal=False: a bidirectional mixer has no state to go on from")
+        bounds = [n for n in (max_len, self.config.window) if n is not None]
+        if not bounds:
+            raise ValueError("max_len=None, expected the number of positions to keep: attention without a window")
+        slots, dtype = min(bounds), self.dtype or self.k_proj.kernel.dtype
+        keys = jnp.zeros((batch_size, slots, self.n_kv_heads, self.head_dim), dtype)
+        empty = jnp.full((batch_size, slots), -1, jnp.int32)
+        zero = jnp.zeros((batch_size,), jnp.int32)
+        conv = None if self.conv1d is None else jnp.zeros((batch_size, *self.conv1d.kernel.shape[::-1]), dtype)[:, 1:]
+        return AttentionState(keys, keys, empty, jnp.zeros_like(empty), zero, zero, conv)
+
+    def extend(
+        self,
+        x: Float[Array, "b l d"],
+        state: AttentionState,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        added: Sequence[Array] | None = None,
+    ) -> tuple[Float[Array, "b l o"], AttentionState]:
+        """Goes on from `state` by l positions. The first belongs to the segment that the state ended in.
+
+        A row must not grow beyond the state's slots, unless a window lets the oldest go.
+        """
+        b, length, _ = x.shape
+        index, segment = _number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
+        present = _where_present(index, mask)
+        q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
+        after = self._write(state, k, v, present, segment)._replace(conv=conv)
+        if self.config.window is not None and length > 1:
+            # The new positions may push out of the slots what the first of them still sees: look before writing.
+            k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
+            k_index = jnp.concatenate([state.slot_index, present], axis=1)
+            k_segment = jnp.concatenate([state.slot_segment, segment], axis=1)
+        else:
+            k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
+        return self._out(self._attend(q, k, v, index, segment, k_index, k_segment)), after
+
+    def _project(self, x, index, conv=None, *, added=None, **positions):
+        """Queries, keys and values, and the state of their convolution."""
+        if self.config.in_multiplier != 1:
+            x = x * self.config.in_multiplier
+        parts = [project(x) for project in (self.q_proj, self.k_proj, self.v_proj)]
+        if added is not None:
+            parts = [part + more for part, more in zip(parts, added, strict=True)]
+        if self.conv1d is not None:
+            widths = np.cumsum([part.shape[-1] for part in parts[:2]]).tolist()
+            mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, **positions)
+            parts = jnp.split(mixed, widths, axis=-1)
+        q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.head_dim) for part in parts)
+        if self.config.position == "rope":
+            q, k = (self._rotate(x, index) for x in (q, k))
+        return q, k, v, conv
+
+    def _rotate(self, x, index):
+        options: dict[str, Any] = {"interleaved": self.config.rope_interleaved}
+        if self.rope_dim == self.head_dim:
+            return rotate(x, index, self.config.rope_base, **options)
+        turned, rest = jnp.split(x, (self.rope_dim,), axis=-1)
+        return jnp.concatenate([rotate(turned, index, self.config.rope_base, **options), rest], axis=-1)
+
+    def _attend(self, q, k, v, index, segment, k_index, k_segment):
+        """Attention between numbered positions; a key of index -1 is not there."""
+        distance = index[:, :, None] - k_index[:, None, :]  # b l s
+        seen = (k_index[:, None, :] >= 0) & (segment[:, :, None] == k_segment[:, None, :])
+        if self.causal:
+            seen &= distance >= 0
+        if self.config.window is not None:
+            seen &= jnp.abs(distance) < self.config.window
+        bias = None if self.config.position != "alibi" else self._alibi(index, k_index)
+        return jax.nn.dot_product_attention(q, k, v, bias, seen[:, None], scale=self.config.softmax_scale)
+
+    def _alibi(self, index, k_index):
+        distance = jnp.abs(index[:, None, :, None] - k_index[:, None, None, :])  # b 1 l s
+        return -alibi_slopes(self.n_heads)[:, None, None] * distance
+
+    def _out(self, y):
+        y = self.o_proj(rearrange(y, "b l h p -> b l (h p)"))
+        return y if self.config.out_multiplier == 1 else y * self.config.out_multiplier
+
+    @staticmethod
+    def _write(state, k, v, present, segment):
+        """Puts positions into the slots `index mod slots`; those not there, or pushed out at once, are left out."""
+        b, slots = state.slot_index.shape
+        latest = jnp.max(present, axis=1, keepdims=True)
+        slot = jnp.where((present >= 0) & (present > latest - slots), present % slots, slots)
+        put = (jnp.arange(b)[:, None], slot)
+        return AttentionState(
+            key=state.key.at[put].set(k.astype(state.key.dtype), mode="drop"),
+            value=state.value.at[put].set(v.astype(state.value.dtype), mode="drop"),
+            slot_index=state.slot_index.at[put].set(present, mode="drop"),
+            slot_segment=state.slot_segment.at[put].set(segment, mode="drop"),
+            next_index=jnp.maximum(state.next_index, latest[:, 0] + 1),
+            segment=segment[:, -1],
+        )
+
+
+def _number_positions(b, length, index, segment, mask, segment_ids):
+    """Index and segment of each position, counting on from the state's. Absent positions share a neighbour's index."""
+    present = jnp.ones((b, length), jnp.int32) if mask is None else mask.astype(jnp.int32)
+    index = index[:, None] + jnp.cumsum(present, axis=1) - 1
+    segment = jnp.broadcast_to(segment[:, None], (b, length))
+    if segment_ids is not None:
+        segment = segment + jnp.cumsum(segment_starts(segment_ids), axis=1)
+    return index.astype(jnp.int32), segment.astype(jnp.int32)
+
+
+def _where_present(index, mask):
+    return index if mask is None else jnp.where(mask, index, -1)
+
+
+def rotate(
+    x: Float[Array, "b l h p"], index: Int[Array, "#b l"], base: float, *, interleaved: bool = False
+) -> Float[Array, "b l h p"]:
+    """Rotary position embedding: rotates the pairs (i, i + p/2) by index * base^(-2i/p) radians.
+
+    With `interleaved`, the pairs (2i, 2i + 1) instead.
+
+    Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (interleaved), and Llama's pairs.
+    """
+    half = x.shape[-1] // 2
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
+    angle = index[..., None].astype(dtype) * frequency  # b l p/2
+    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    wide = x.astype(dtype)
+    first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
+    turned = first * cos - second * sin, first * sin + second * cos
+    if interleaved:
+        return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def alibi_slopes(n_heads: int) -> Float[Array, "h"]:
+    """Slope of each head's linear bias, as a penalty per position of distance.
+
+    For a power of two, 2^(-8 i / n), i = 1..n; else the slopes of the power below, then every other one of the power
+    above. Source: Press et al. 2021, arXiv:2108.12409, section 3 and its published code.
+    """
+    power = 2 ** math.floor(math.log2(n_heads))
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    between = [2 ** (-8 * i / (2 * power)) for i in range(1, 2 * power + 1, 2)]
+    return jnp.asarray(slopes + between[: n_heads - power], jnp.float32)

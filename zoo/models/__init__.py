@@ -1,0 +1,1 @@
+"""Whole models: heads, generation, conversion; nothing here knows a file of weights or a published name."""

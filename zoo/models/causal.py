@@ -1,0 +1,188 @@
+"""Causal language models: embed, backbone, head."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from zoo.layers.linear import linear
+from zoo.stack.backbone import Backbone, BackboneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenConfig(BackboneConfig):
+    """A backbone that reads tokens."""
+
+    vocab_size: int = 0
+    """Token ids that mean something: 0 to vocab_size - 1. 0 is not known yet: experiments take the tokenizer's."""
+    pad_vocab_multiple: int = 8
+    """The embedding has vocab_size rows, rounded up to a multiple of this."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vocab_size < 0:
+            raise ValueError(f"vocab_size={self.vocab_size}, expected at least 0")
+        if self.pad_vocab_multiple < 1:
+            raise ValueError(f"pad_vocab_multiple={self.pad_vocab_multiple}, expected at least 1")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding, columns of the logits."""
+        return -(-self.vocab_size // self.pad_vocab_multiple) * self.pad_vocab_multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class CausalLMConfig(TokenConfig):
+    """A causal language model."""
+
+    tie_embeddings: bool = True
+    """Whether the output projection is the embedding itself."""
+    embedding_multiplier: float = 1.0
+    """Multiplies the token vectors, as maximal-update parametrisation may ask for (Falcon-H1, Granite)."""
+    logits_multiplier: float = 1.0
+    """Multiplies the logits."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.causal:
+            raise ValueError("causal=False, but a causal language model predicts from earlier positions only")
+
+
+def token_embedding(config: TokenConfig, rngs: nnx.Rngs) -> nnx.Embed:
+    """The table of token vectors, normal(0.02) at the start.
+
+    Raises:
+      ValueError: the vocabulary is not known yet.
+    """
+    if config.vocab_size == 0:
+        raise ValueError("vocab_size=0, expected the number of token ids before a model is built")
+    return make_embedding(config, config.padded_vocab_size, rngs)
+
+
+def make_embedding(config: BackboneConfig, rows: int, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of `rows` vectors that enter the residual stream unrounded."""
+    dtype = jnp.dtype(config.param_dtype)
+    init = jax.nn.initializers.normal(0.02)
+    return nnx.Embed(rows, config.d_model, dtype=dtype, param_dtype=dtype, embedding_init=init, rngs=rngs)
+
+
+def project_to_vocabulary(
+    hidden: Float[Array, "*b d"], weight: Float[Array, "d v"], dtype: Dtype
+) -> Float[Array, "*b v"]:
+    """Logits, multiplied in `dtype` and summed in at least float32."""
+    dtype = jnp.dtype(dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return jnp.matmul(hidden.astype(dtype), weight.astype(dtype), preferred_element_type=wide)
+
+
+class CausalLM(nnx.Module):
+    """A language model that predicts each token from those before it.
+
+    Args:
+      config: shape and options; its vocab_size must be known.
+      rngs: source of keys, stream "params".
+
+    Source: `MambaLMHeadModel` in mamba_ssm/models/mixer_seq_simple.py (no positional embedding; normal(0.02)
+      embedding; head tied to it).
+    """
+
+    def __init__(self, config: CausalLMConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+        self.embedding = token_embedding(config, rngs)
+        self.backbone = Backbone(config, rngs=rngs)
+        if config.tie_embeddings:
+            self.lm_head = None
+        else:
+            self.lm_head = linear(
+                config.d_model, config.padded_vocab_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            )
+
+    def __call__(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l v"]:
+        """Logits of the next token at every position, in at least float32.
+
+        Args:
+          ids: token ids.
+          mask: False where a position is not there (padding, at either end).
+          segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          rngs: stream "dropout" switches dropout on; None leaves it off.
+        """
+        return self.head(self.hidden(ids, mask, segment_ids, rngs=rngs))
+
+    def hidden(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l d"]:
+        """The backbone's output, after its final normalisation."""
+        return self.run(ids, mask, segment_ids, rngs=rngs)[0]
+
+    def run(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        return self.backbone.run(self.embed(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
+
+    def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """The vectors of tokens, as they enter the backbone."""
+        x, multiplier = self.embedding(ids), self.config.embedding_multiplier
+        return x if multiplier == 1 else x * multiplier
+
+    def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Logits from the backbone's output: one column a row of the embedding, padding rows included."""
+        weight = self.embedding.embedding[...].T if self.lm_head is None else self.lm_head.kernel[...]
+        logits, multiplier = project_to_vocabulary(hidden, weight, self.config.dtype), self.config.logits_multiplier
+        return logits if multiplier == 1 else logits * multiplier
+
+    def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
+        """The state before the first token: one mixer's state a block.
+
+        Args:
+          batch_size: rows.
+          max_len: the most tokens a row will ever hold; attention without a window needs it.
+        """
+        return self.backbone.init_state(batch_size, max_len)
+
+    def extend(
+        self,
+        ids: Int[Array, "b l"],
+        state: tuple,
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        last_only: bool = False,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b _ v"], tuple]:
+        """Logits for l more tokens, going on from `state`; any split gives the same as the whole.
+
+        Args:
+          ids: the next tokens.
+          state: from `init_state` or the last `extend`.
+          mask: False where a position is not there.
+          segment_ids: as in `__call__`; the first token belongs to the segment that the state ended in.
+          last_only: compute the logits of the last position alone, as a prompt needs.
+          rngs: as in `__call__`.
+
+        Returns:
+          (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
+        """
+        hidden, state = self.backbone.extend(self.embed(ids), state, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        return self.head(hidden[:, -1:] if last_only else hidden), state

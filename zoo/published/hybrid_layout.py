@@ -1,0 +1,226 @@
+"""Published hybrids in transformers' layout: what their config.json means here, and which tensor is which parameter.
+
+    jamba             Mamba-1 and attention, each with an MLP or a mixture of experts
+    bamba             Mamba-2 and attention, each with an MLP; half of a head rotated
+    falcon_h1         Mamba-2 beside attention in every block, with the multipliers of its parametrisation
+    granitemoehybrid  Mamba-2 and attention, each with a mixture of experts, or an MLP (Granite 4)
+    nemotron_h        Mamba-2, attention, MLPs and mixtures, each a block of its own
+    zamba2            Mamba-2, at some depths behind a transformer that several share
+
+Reading and writing a config are inverse to each other; what a layout has no word for is an error that names it. The
+residual stream is in the dtype of the weights there and in at least float32 here, unless residual_in_fp32=False.
+
+What each of them says is in `hybrid_families.py`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from zoo.layers.zamba2 import Zamba2
+from zoo.models.causal import CausalLM, CausalLMConfig
+from zoo.published.hybrid_families import FAMILIES, activation
+from zoo.published.layout_options import FREE, INITIAL, json_number, number, require_same, resolved
+from zoo.published.llama_layout import ACTIVATIONS
+from zoo.published.tensors import Entry, Json, Kind, Table, renamed
+from zoo.stack.pattern import Word, format_pattern, mixer_name, parse_pattern
+
+WORD_EMBEDDINGS = "embeddings.weight"
+"""The token vectors' short name in Nemotron-H; in the others it is that of Llama's."""
+
+_NULLABLE = ("num_key_value_heads", "mamba_d_ssm")
+# Options that may differ when a written config is read back.
+_FREE = FREE | INITIAL | {"residual_in_fp32", "norm_bias", "vocab_size", "pad_vocab_multiple"}
+_FREE |= {"balance_weight", "z_weight", "correction_weight", "causal"}
+
+
+def is_hybrid(raw: Json) -> bool:
+    """Whether a config is of one of these layouts."""
+    return raw.get("model_type") in FAMILIES
+
+
+def describing(config: CausalLMConfig) -> list[str]:
+    """The layouts that have a model's blocks, whatever their options; transformers runs none that never attends."""
+    words = {str(word.plain) for word in parse_pattern(config.pattern, config.n_layers)}
+    if len(words) == 1 and "/" not in min(words):
+        return []
+    attends = any(re.search("attn|zamba2", word) for word in words)
+    return [kind for kind, family in FAMILIES.items() if attends and words <= family.words]
+
+
+def read_config(raw: Json) -> CausalLMConfig:
+    """The model that a config of one of these layouts describes.
+
+    Raises:
+      ValueError: an option that there is none for here: names it.
+    """
+    kind = raw["model_type"]
+    family = FAMILIES[kind]
+    null = {name: None for name in _NULLABLE if name in raw}  # where it means something else than nothing said
+    raw = family.defaults | null | {name: value for name, value in raw.items() if value is not None}
+    if "quantization_config" in raw:
+        raise ValueError(f"quantization_config={raw['quantization_config']!r} is not supported, only plain weights")
+    for name, value in family.only.items():
+        if raw[name] != value:
+            raise ValueError(f"{name}={raw[name]!r} is not supported in {kind}, only {value!r}")
+    said = {ours: raw[theirs] for theirs, ours in family.fields.items() if theirs in raw} | family.read(raw)
+    words = tuple(word for text in said.pop("words") for word in parse_pattern(text, 1))
+    said |= {"vocab_size": raw["vocab_size"], "pad_vocab_multiple": 1, "pattern": format_pattern(words)}
+    return _config(said)
+
+
+def _config(said: Mapping[str, Any]) -> CausalLMConfig:
+    """A config with fields as they are spelled in a file, "attn.n_heads" for those of a mixer."""
+    own: dict[str, Any] = {}
+    mixers: dict[str, dict[str, Any]] = {}
+    for name, value in said.items():
+        owner, _, field = name.rpartition(".")
+        (mixers.setdefault(owner, {}) if owner else own)[field] = value
+    plain = CausalLMConfig()
+    for name, options in mixers.items():
+        own[name] = _replace(getattr(plain, name), options)
+    return _replace(plain, own)
+
+
+def _replace(options: Any, said: Mapping[str, Any]) -> Any:
+    values = {}
+    for name, value in said.items():
+        if name == "activation":
+            if value not in ACTIVATIONS:
+                raise ValueError(f"hidden_act={value!r}, expected one of {', '.join(ACTIVATIONS)}")
+            value = ACTIVATIONS[value]
+        elif name == "dt_limit":
+            value = tuple(map(number, value))
+        elif type(value) is int and isinstance(getattr(options, name), float):  # "expand": 2
+            value = float(value)
+        values[name] = value
+    return dataclasses.replace(options, **values)
+
+
+def write_config(config: CausalLMConfig) -> Json:
+    """The config.json of a hybrid, as `read_config` reads it, in the first of the layouts that can describe it.
+
+    Raises:
+      ValueError: none can: names the option that is in the way of the first whose blocks are the model's.
+    """
+    errors: list[ValueError] = []
+    for kind in describing(config):
+        try:
+            return _write(config, kind)
+        except ValueError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _write(config: CausalLMConfig, kind: str) -> Json:
+    family = FAMILIES[kind]
+    words = parse_pattern(config.pattern, config.n_layers)
+    mixers = [mixer for word in words for mixer in (*word.mixers, *filter(None, [word.channel]))]
+    # Of a mixer that no block has, those of the config: a file has to say something.
+    known = {mixer for word in family.words for mixer in parse_pattern(word, 1)[0].mixers}
+    options = {name: resolved(config, name) for name in sorted(known)}
+    options |= {mixer_name(mixer): resolved(config, mixer) for mixer in reversed(mixers)}
+    plain_words = tuple(word.plain for word in words)
+    raw: Json = {"architectures": [family.architecture], "model_type": kind}
+    plain = family.defaults
+    for theirs, ours in family.fields.items():
+        owner, _, field = ours.rpartition(".")
+        source = options.get(owner) if owner else config
+        value = plain.get(theirs) if source is None else getattr(source, field)
+        if source is not None and field == "activation":
+            value = activation(source)
+        if source is not None and field == "dt_limit":
+            value = [json_number(x) for x in getattr(source, field)]
+        raw[theirs] = value
+    raw |= family.only | family.write(config, plain_words, options)
+    raw |= {
+        "vocab_size": config.padded_vocab_size,  # padding rows are tokens like others there
+        "dtype": config.param_dtype,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    back = read_config(raw)
+    layout = f"transformers layout of {kind}"
+    for mine, said in zip(words, parse_pattern(back.pattern, back.n_layers), strict=True):
+        pairs = list(zip(sorted(mine.mixers), sorted(said.mixers), strict=True))
+        pairs += [(mine.channel, said.channel)] if mine.channel and said.channel else []
+        for one, other in pairs:
+            prefix = f"{mixer_name(one)}."
+            require_same(resolved(config, one), resolved(back, other), prefix=prefix, free=_FREE, layout=layout)
+    require_same(config, back, free=_FREE, layout=layout)
+    return raw
+
+
+def tensor_table(model: CausalLM, kind: str) -> Table:
+    """The tensors of a hybrid's file under their short names."""
+    family = FAMILIES[kind]
+    words = parse_pattern(model.config.pattern, model.config.n_layers)
+    places = _shared_places(model)
+    entries: dict[str, Entry] = {}
+    stacks: dict[str, tuple[str, ...]] = {}
+    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        ours = ".".join(map(str, path))
+        name = renamed(_with_mixers(ours, words), [*family.renamed, (r"\.(kernel|scale|embedding)$", ".weight")])
+        paths: tuple[tuple, ...] = (path,)
+        depth: Any = path[2] if len(path) > 2 else None
+        if path[:2] == ("backbone", "shared"):
+            depth = next(i for i, (_, _, block) in places.items() if block == path[2])
+        if depth in places:
+            first, order, _ = places[depth]
+            name = name.replace("FIRST", str(first)).replace("ORDER", str(order))
+            # Its norm is the mixer's own here, a block's there.
+            name = name.replace(f"layers.{depth}.mamba.norm.", f"layers.{depth}.mamba_decoder.input_layernorm.")
+        if kind in ("granitemoehybrid", "zamba2") and (part := re.search(_GATED, ours)):
+            if part[1] == "gate":  # its matrices come first, those of up_proj below them
+                continue
+            paths = (tuple("gate_proj" if step == "up_proj" else step for step in path), path)
+        tensor: Kind = "linear" if path[-1] == "kernel" or len(paths) > 1 else "same"
+        if "conv1d" in path and path[-1] == "kernel":
+            tensor = "conv"
+        entries[name] = Entry(paths, tensor)
+        if kind in ("jamba", "nemotron_h") and ".experts." in name:
+            before, after = name.split(".experts.")
+            stacks[name] = tuple(f"{before}.experts.{e}.{after}" for e in range(param.shape[0]))
+    embeddings = next(name for name in entries if entries[name].paths[0][0] == "embedding")
+    copies = {"lm_head.weight": embeddings} if model.config.tie_embeddings else {}
+    for depth, (first, _, _) in places.items():  # a file may hold what is shared at every depth
+        own, shared = f"layers.{depth}.shared_transformer.", f"layers.{first}.shared_transformer."
+        if depth != first:
+            copies |= {name.replace(shared, own): name for name in entries if name.startswith(shared)}
+    return Table(entries, copies, ignored=re.compile(r"mtp\."), stacks=stacks)
+
+
+# The projections of gated channel mixers that are one tensor in some layouts.
+_GATED = r"\.(?:mlp\.(?:.*\.)?|shared\.\d+\.)(gate|up)_proj\."
+
+
+def _shared_places(model: CausalLM) -> dict[int, tuple[int, int, int]]:
+    """For each depth with a shared transformer: the first that has the same, how many come before, which it is."""
+    blocks = {i: b.mixer.config.block for i, b in enumerate(model.backbone.layers) if isinstance(b.mixer, Zamba2)}
+    first: dict[int, int] = {}
+    ids = model.backbone.shared_ids
+    return {i: (first.setdefault(k, i), order, ids.index(k)) for order, (i, k) in enumerate(blocks.items())}
+
+
+def _with_mixers(name: str, words: tuple[Word, ...]) -> str:
+    """Our name of a tensor with the mixer's kind in place of `mixer`, except where a block is one mixer."""
+    layer = re.match(r"backbone\.layers\.(\d+)\.mixer\.(?:mixers\.(\d+)\.)?", name)
+    if not layer or not (word := words[int(layer[1])]).channel:
+        return name
+    mixer = mixer_name(word.mixers[int(layer[2] or 0)])
+    theirs = "self_attn" if mixer == "attn" else "mamba"
+    return f"backbone.layers.{layer[1]}.{theirs}.{name[layer.end() :]}"
+
+
+def full_name(name: str, kind: str) -> str:
+    """A tensor's name in the file, out of the short one."""
+    return name if name.startswith("lm_head.") else FAMILIES[kind].prefix + name
+
+
+def short_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's tensors under their short names, out of those without "model."."""
+    return {name.removeprefix("backbone."): tensor for name, tensor in tensors.items()}

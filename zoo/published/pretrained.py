@@ -1,0 +1,427 @@
+"""Published weights in and out: strict, in the dtype asked for, onto one device or many.
+
+model = zoo.from_pretrained("state-spaces/mamba-130m")            a hub name, or a folder
+zoo.save_pretrained(model, "out", layout="transformers")
+"""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.typing import Dtype
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from zoo.layers.names import unknown_name
+from zoo.models.build import Model, ModelConfig, build
+from zoo.models.causal import CausalLM
+from zoo.models.encoder import EncoderConfig
+from zoo.models.vision import ImageClassifier, ImageClassifierConfig
+from zoo.published import bert_layout, hybrid_layout, llama_layout, m2_layout, ssm_layout, vim_layout, vit_layout
+from zoo.published.ssm_layout import EMBEDDINGS, Layout
+from zoo.published.tensors import Json, Table
+from zoo.published.weight_files import LazyTensor, open_weights, save_weights
+
+ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
+"""Gives each parameter, by its path and shape, its place."""
+
+_CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
+_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
+_TOKEN_VECTORS = (
+    *EMBEDDINGS.values(),
+    llama_layout.WORD_EMBEDDINGS,
+    hybrid_layout.WORD_EMBEDDINGS,
+    m2_layout.WORD_EMBEDDINGS,
+    *bert_layout.WORD_EMBEDDINGS,
+)
+_INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES, vim_layout.PATCHES)
+
+
+def from_pretrained(
+    path_or_repo: str | os.PathLike,
+    *,
+    dtype: Dtype | None = None,
+    sharding: Sharding | ShardingRule | None = None,
+    revision: str | None = None,
+) -> Model:
+    """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, a BERT, ViT or DeiT.
+
+    And hybrids: mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
+
+    A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
+    n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
+    `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row. Images
+    have an `ImageClassifier`, with n_classes=0 where there is no classifier. Vision Mamba's checkpoints have no config:
+    it follows from their tensors, for images of 224 pixels unless a config.json says otherwise; see `zoo.vim_layout`.
+
+    Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
+    head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
+    time, and nothing that a `.bin` or `.pth` file says is executed.
+
+    Args:
+      path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba, of
+        HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of hustvl/Vim, or a folder with one;
+        or else a name on the Hugging Face hub, "owner/name" or "owner/name/file.pth", from its cache or the network.
+      dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
+        norms and states are at least float32.
+      sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
+        device gets its part and no more. None: the default device.
+      revision: branch, tag or commit on the hub.
+
+    Raises:
+      FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
+      ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape.
+      ImportError: a hub name without the package huggingface_hub.
+    """
+    place = _find(path_or_repo, revision)
+    raw, source = read_config_file(place)
+    stored_tensors = open_weights(place)
+    tensors = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in stored_tensors.items()}
+    if len(tensors) < len(stored_tensors):
+        raise ValueError(f"{place}: tensors that differ in the prefix 'model.' alone")
+    with _errors_name(source):
+        pooling = None
+        if _is_bert(raw):
+            folder = place.parent if place.is_file() else place
+            tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
+        if vit_layout.is_vit(raw):
+            tensors = vit_layout.short_names(tensors)
+        if hybrid_layout.is_hybrid(raw):
+            tensors = hybrid_layout.short_names(tensors)
+        n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
+        config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
+        config = _fit_vocabulary(config, tensors)
+        stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
+        name = jnp.dtype(stored if dtype is None else dtype).name
+        config = dataclasses.replace(config, dtype=name, param_dtype=name)
+        model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    table = _table(model, "transformers" if EMBEDDINGS["transformers"] in tensors else "official", raw)
+    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    _require_a_fit(place, table, tensors, params)
+    for name, entry in table.entries.items():
+        parts = [tensors[part].mapped for part in table.stacks.get(name, ())]
+        tensor = np.stack(parts) if parts else tensors[name].mapped
+        arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
+        for path, array in zip(entry.paths, arrays, strict=True):
+            rule = sharding(path, array.shape) if callable(sharding) else sharding
+            params[path] = params[path].replace(_place(array, params[path].dtype, rule))
+    nnx.update(model, nnx.from_flat_state(list(params.items())))
+    return model
+
+
+def save_pretrained(
+    model: Model,
+    folder: str | os.PathLike,
+    layout: Layout = "official",
+    *,
+    extra: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a model so that others can load it.
+
+    Args:
+      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, with attention in some layers or none,
+        Vision Mamba, Llama (a causal attn/mlp), a hybrid as Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are,
+        M2-BERT, BERT, ModernBERT, ViT or DeiT; others have no published layout.
+      folder: made if it does not exist.
+      layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
+        hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
+        model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
+        the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
+        sentence-transformers too, with how its rows are pooled.
+      extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
+      max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
+
+    Raises:
+      ValueError: a model that the layout cannot describe, or fields that it does not have: names the option.
+      FileExistsError: weights of another format lie there already and would be read instead.
+    """
+    folder = Path(folder)
+    raw = _write_config(model.config, layout)
+    table = _table(model, layout, raw)
+    encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
+    beside = {} if encoder is None else bert_layout.pooling_files(encoder)
+    classes = getattr(model.config, "n_classes" if isinstance(model, ImageClassifier) else "n_labels", 0)
+    params = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    shapes = {name: entry.shape([params[path].shape for path in entry.paths]) for name, entry in table.entries.items()}
+    said = (shapes, classes, beside.get(bert_layout.POOLING_FILE))
+    described = _read_config(raw, *said)
+    raw |= dict(extra or {})
+    if _read_config(raw, *said) != described:
+        raise ValueError(f"extra={extra!r} describes another model")
+    text = json.dumps(raw, indent=2) + "\n"
+    tensors = {
+        name: entry.join([np.asarray(params[path]) for path in entry.paths]) for name, entry in table.entries.items()
+    }
+    for name, parts in table.stacks.items():
+        tensors |= dict(zip(parts, tensors.pop(name), strict=True))
+    if encoder is not None:
+        tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
+    if hybrid_layout.is_hybrid(raw):
+        tensors = {hybrid_layout.full_name(name, raw["model_type"]): tensor for name, tensor in tensors.items()}
+    if llama_layout.is_llama(raw):
+        tensors = {llama_layout.full_name(name): tensor for name, tensor in tensors.items()}
+    if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
+        tensors = {vit_layout.full_name(name, model.config): tensor for name, tensor in tensors.items()}
+    if layout == "official":  # the official code stores copies and constants all the same
+        tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
+    formats: dict[Layout, Literal["safetensors", "bin", "pth"]] = {
+        "official": "pth" if vim_layout.is_vim(raw) else "bin",
+        "transformers": "safetensors",
+    }
+    save_weights(folder, tensors, format=formats[layout], max_shard_bytes=max_shard_bytes)
+    for name, content in beside.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial = folder / "config.json.partial"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / "config.json")
+
+
+def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:
+    """A rule for `from_pretrained`: cuts each parameter along its largest dimension that the mesh's axis divides.
+
+    Args:
+      mesh: the devices.
+      axis: one of its axes. None: the first.
+    """
+    axis = mesh.axis_names[0] if axis is None else axis
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")
+    size = mesh.shape[axis]
+
+    def rule(path: tuple, shape: tuple[int, ...]) -> Sharding:
+        fitting = [i for i, width in enumerate(shape) if width % size == 0 and width > 0]
+        spec: list[str | None] = [None] * len(shape)
+        if fitting:
+            spec[max(fitting, key=lambda i: shape[i])] = axis
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return rule
+
+
+def shard_experts(mesh: Mesh, axis: str = "expert") -> ShardingRule:
+    """A rule that spreads the experts of mixtures over the mesh's axis, and puts everything else on every device.
+
+        params = nnx.to_flat_state(nnx.state(model))
+        placed = [(path, p.replace(jax.device_put(p[...], rule(path, p.shape)))) for path, p in params]
+        nnx.update(model, nnx.from_flat_state(placed))
+
+    With a capacity_factor each device computes its own experts; without one, experts are sent to where they are needed.
+
+    Args:
+      mesh: the devices.
+      axis: one of its axes, whose size divides the number of experts.
+    """
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")
+
+    def rule(path: tuple, shape: tuple[int, ...]) -> Sharding:
+        if "experts" not in path:
+            return NamedSharding(mesh, PartitionSpec())
+        if shape[0] % mesh.shape[axis]:
+            raise ValueError(f"n_experts={shape[0]}, expected a multiple of {mesh.shape[axis]}, the size of {axis!r}")
+        return NamedSharding(mesh, PartitionSpec(axis))
+
+    return rule
+
+
+def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:
+    """The folder of a published model, or the `.pth` file that is asked for, out of a repository on the hub too."""
+    path = Path(path_or_repo)
+    if path.suffix == ".pth" and path.is_file():
+        return path
+    if not (named := re.fullmatch(r"([\w.-]+/[\w.-]+)/([\w.-]+\.pth)", str(path_or_repo))) or path.is_dir():
+        return find_folder(path_or_repo, revision=revision)
+    folder = find_folder(named[1], revision=revision, weights=(named[2],))
+    if not (folder / named[2]).is_file():
+        raise FileNotFoundError(f"{folder} holds no {named[2]}")
+    return folder / named[2]
+
+
+def find_folder(
+    path_or_repo: str | os.PathLike, *, revision: str | None = None, weights: Collection[str] = _WEIGHTS
+) -> Path:
+    """The folder of a published model: the one given, or the hub's in its cache, downloaded where it is not there.
+
+    Args:
+      path_or_repo: a folder, or a name on the hub.
+      revision: branch, tag or commit on the hub.
+      weights: patterns of weight files; those of the first that the hub has are downloaded, no others.
+
+    Raises:
+      FileNotFoundError: neither is there.
+    """
+    folder = Path(path_or_repo)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)):
+        raise FileNotFoundError(f"{path_or_repo} is neither a folder nor a name on the hub (owner/name)")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(f"{path_or_repo} is no folder; to load from the hub: pip install huggingface_hub") from error
+
+    def download(patterns: list[str]) -> Path:
+        return Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
+
+    about = ["*.json", "tokenizer*", "*.model", "*.txt"]
+    try:
+        for pattern in weights:
+            folder = download([*about, pattern])
+            if any(folder.glob(pattern)):
+                break
+    except (OSError, ValueError) as error:  # what the hub's errors are: not found, no access, offline
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"{path_or_repo} is no folder here, and not to be had from the hub: {reason}"
+        ) from error
+    return folder
+
+
+def read_config_file(place: Path) -> tuple[Json, Path]:
+    """The config of a published model as it is in its file, and the file.
+
+    Vision Mamba's checkpoints have none: what says so is then in place of it, and their place in that of the file.
+
+    Args:
+      place: a folder, or a `.pth` file beside which the config is.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is not a JSON object.
+    """
+    folder = place.parent if place.is_file() else place
+    path = next((folder / name for name in _CONFIG_FILES if (folder / name).is_file()), None)
+    if path is None and (place.is_file() or any(folder.glob("*.pth"))):
+        return {"model_type": "vim"}, place
+    if path is None:
+        raise FileNotFoundError(f"{folder} holds no {' or '.join(_CONFIG_FILES)}")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path} holds {type(raw).__name__}, expected an object")
+    return raw, path
+
+
+class _errors_name:
+    """Puts a file's name in front of errors about its values."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, ValueError | TypeError | KeyError):
+            said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{self.path}: {said}") from error
+
+
+def _is_bert(raw: Json) -> bool:
+    return bert_layout.is_bert(raw) and not m2_layout.is_m2_bert(raw)  # older M2-BERTs say that they are BERT
+
+
+def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: int, pooling: Json | None) -> ModelConfig:
+    """The model of a config; tensors are the shapes of those in the file."""
+    if vim_layout.is_vim(raw):
+        return vim_layout.read_config(raw, tensors)
+    if vit_layout.is_vit(raw):
+        return vit_layout.read_config(raw, tensors, n_labels)
+    if m2_layout.is_m2_bert(raw):
+        return m2_layout.read_config(raw, tensors, n_labels)
+    return bert_layout.read_config(raw, tensors, n_labels, pooling) if _is_bert(raw) else ssm_layout.read_config(raw)
+
+
+def _write_config(config: ModelConfig, layout: Layout) -> Json:
+    if isinstance(config, ImageClassifierConfig):
+        if layout not in get_args(Layout):
+            raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+        return (vim_layout if layout == "official" else vit_layout).write_config(config)
+    if not isinstance(config, EncoderConfig):
+        return ssm_layout.write_config(config, layout)
+    if layout == "transformers" and config.pattern != "m2/monarch":
+        return bert_layout.write_config(config)
+    return m2_layout.write_config(config, layout)
+
+
+def _table(model: Model, layout: Layout, raw: Json) -> Table:
+    if isinstance(model, CausalLM) and hybrid_layout.is_hybrid(raw):
+        return hybrid_layout.tensor_table(model, raw["model_type"])
+    if isinstance(model, ImageClassifier):
+        return (vim_layout if vim_layout.describes(model.config) else vit_layout).tensor_table(model)
+    if isinstance(model, CausalLM):
+        return ssm_layout.tensor_table(model, layout)
+    if model.config.pattern == "m2/monarch":
+        return m2_layout.tensor_table(model)
+    return bert_layout.tensor_table(model)
+
+
+def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
+    """Takes the padding of the vocabulary from the embedding, where it is to a usual multiple that the config omits."""
+    if isinstance(config, ImageClassifierConfig):
+        return config
+    shapes = [tensors[name].shape for name in _TOKEN_VECTORS if name in tensors]
+    rows = next((shape[0] for shape in shapes if shape), config.padded_vocab_size)
+    for multiple in (config.pad_vocab_multiple, 1, 8, 16, 32, 64, 128, 256):
+        padded = dataclasses.replace(config, pad_vocab_multiple=multiple)
+        if padded.padded_vocab_size == rows:
+            return padded
+    return config
+
+
+def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor], params: Mapping[tuple, Any]) -> None:
+    """Raises a ValueError unless tensors and parameters correspond one to one, in shape too."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, entry in table.entries.items():
+        shape = entry.shape([params[path].shape for path in entry.paths])
+        shapes |= dict.fromkeys(table.stacks[name], shape[1:]) if name in table.stacks else {name: shape}
+    missing = sorted(shapes.keys() - tensors.keys())
+    known = shapes.keys() | table.copies.keys() | table.constants.keys()
+    left_over = sorted(name for name in tensors.keys() - known if not table.ignored.match(name))
+    differing = [
+        f"{name} is {tensors[name].shape}, expected {shapes[name]}"
+        for name in sorted(shapes.keys() & tensors.keys())
+        if tensors[name].shape != shapes[name]
+    ]
+    parts = [
+        f"{count} {what}: {', '.join(names[:8])}{', ...' if count > 8 else ''}"
+        for what, names in (
+            ("missing in the file", missing),
+            ("in the file that the model does not have", left_over),
+            ("of another shape", differing),
+        )
+        if (count := len(names))
+    ]
+    if parts:
+        raise ValueError(f"{place}: the tensors do not fit the config. " + "; ".join(parts))
+    for name in sorted(table.copies.keys() & tensors.keys()):
+        original = table.copies[name]
+        if not np.array_equal(tensors[name].mapped, tensors[original].mapped):
+            raise ValueError(f"{place}: {name} differs from {original}, which the config says it is tied to")
+    for name in sorted(table.constants.keys() & tensors.keys()):
+        stored, constant = tensors[name].mapped, table.constants[name]
+        # Rounding in the dtype that it was stored in, and in the library that computed it.
+        if stored.shape != constant.shape or not np.allclose(
+            stored.astype(np.float64), constant, rtol=2**-7, atol=1e-6
+        ):
+            raise ValueError(f"{place}: {name} is not what follows from the config")
+
+
+def _place(array: np.ndarray, dtype: Dtype, sharding: Sharding | None) -> jax.Array:
+    """A parameter in memory of its own, from a view of a mapped file; each device reads its part alone."""
+    if sharding is None:
+        return jnp.array(np.array(array, dtype, order="C"))
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.array(array[index], dtype, order="C"), dtype=dtype
+    )
