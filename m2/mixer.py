@@ -53,9 +53,9 @@ class M2Config:
             raise ValueError(f"conv={self.conv!r}, expected 'flat' or '2d'")
 
     @property
-    def needs_grid(self) -> bool:
-        """Whether the mixer goes by the rows and columns of an image."""
-        return self.conv == "2d"
+    def needs(self) -> tuple[str, ...]:
+        """What the mixer is called with besides mask and segments: the rows and columns of an image, or nothing."""
+        return ("grid",) if self.conv == "2d" else ()
 
 
 class M2State(NamedTuple):
@@ -109,7 +109,7 @@ class M2Mixer(nnx.Module):
         if causal and config.conv == "2d":
             raise ValueError("causal=True with conv='2d', which reads an image from every side, expected causal=False")
         self.config = config
-        self.needs_grid = config.needs_grid
+        self.needs = config.needs
         self.causal = causal
         self.dtype = dtype
         n_filters = config.n_filters or d_model

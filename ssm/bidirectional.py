@@ -37,6 +37,7 @@ class Bidirectional(TwoSided):
     def __init__(self, forward: nnx.Module, backward: nnx.Module):
         self.forward = forward
         self.backward = backward
+        self.has_auxiliary_loss = any(getattr(mixer, "has_auxiliary_loss", False) for mixer in (forward, backward))
 
     def __call__(
         self,
@@ -53,3 +54,24 @@ class Bidirectional(TwoSided):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
         return both_ways(self.forward, self.backward, x, mask=mask, segment_ids=segment_ids)
+
+    def run(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `__call__`, and the mean of what training adds to its loss for the two, which have `run` as well."""
+        losses = []
+
+        def keep(mixer):
+            def read(x, **positions):
+                y, loss = mixer.run(x, **positions)
+                losses.append(loss)
+                return y
+
+            return read
+
+        y = both_ways(keep(self.forward), keep(self.backward), x, mask=mask, segment_ids=segment_ids)
+        return y, 0.5 * (losses[0] + losses[1])

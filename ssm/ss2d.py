@@ -38,11 +38,6 @@ class SS2DConfig(MambaConfig):
         super().__post_init__()
         scan_order(self.scan, (1, 1))
 
-    @property
-    def needs_grid(self) -> bool:
-        """Whether the mixer goes by the rows and columns of an image."""
-        return True
-
 
 class SS2D(TwoSided):
     """Reads an image in several orders at once, and adds up what they say of each place.
@@ -62,6 +57,8 @@ class SS2D(TwoSided):
       ValueError: causal=True.
     """
 
+    needs = ("grid",)
+
     def __init__(
         self,
         d_model: int,
@@ -76,7 +73,6 @@ class SS2D(TwoSided):
         if causal:
             raise ValueError("causal=True: the mixer reads an image from every side, expected causal=False")
         self.config = config
-        self.needs_grid = config.needs_grid
         d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)

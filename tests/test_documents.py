@@ -12,7 +12,7 @@ from experiments.encoders import finetune, masked_lm
 from experiments.loop import train
 from experiments.retrieval import retrieve
 from tests.places import ROOT
-from zoo.stack.mixers import MIXERS
+from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, OURS
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,9 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield
     plt.close("all")
-    MIXERS.pop("mine", None)  # what they register
+    for table in (MIXERS, CHANNEL_MIXERS):
+        for name in table.keys() - OURS:  # what they register
+            del table[name]
 
 
 @pytest.fixture(params=[3, pytest.param(None, marks=pytest.mark.slow)], ids=["3 steps", "all steps"])

@@ -39,8 +39,8 @@ from zoo.published.pretrained import save_pretrained as save_pretrained
 from zoo.published.pretrained import shard_experts as shard_experts
 from zoo.published.pretrained import shard_largest as shard_largest
 from zoo.stack.backbone import Backbone as Backbone
-from zoo.stack.backbone import BackboneConfig as BackboneConfig
-from zoo.stack.backbone import Block as Block
+from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
+from zoo.stack.block import Block as Block
 from zoo.stack.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.stack.mixers import register_channel_mixer as register_channel_mixer
 from zoo.stack.mixers import register_mixer as register_mixer

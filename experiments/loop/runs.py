@@ -14,7 +14,7 @@ from experiments.loop.checkpoints import restore_params
 from experiments.loop.train import split_model
 from zoo.models.build import MODELS, ModelConfig, build
 from zoo.models.causal import TokenConfig
-from zoo.stack.backbone import BackboneConfig, word_config
+from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
 TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)

@@ -369,6 +369,9 @@ class MoE(nnx.Module):
       arXiv:2401.04088. Shared experts: Dai et al. 2024, arXiv:2401.06066, eq. 9.
     """
 
+    needs = ("mask",)
+    has_auxiliary_loss = True
+
     def __init__(
         self,
         d_model: int,

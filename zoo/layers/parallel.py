@@ -6,6 +6,8 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
+
 
 class Parallel(nnx.Module):
     """Several mixers of one input, their outputs added.
@@ -14,15 +16,17 @@ class Parallel(nnx.Module):
 
     Args:
       mixers: each as it would be alone. Looks both ways where any of them does.
+      needs: what each of them is called with besides mask and segment_ids. None: as they say themselves.
 
     Source: Zuo et al. 2025, arXiv:2507.22448 (attention and Mamba-2 on one norm, added). Its multipliers are options of
       the mixers.
     """
 
-    def __init__(self, mixers: Sequence[Any]):
+    def __init__(self, mixers: Sequence[Any], needs: Sequence[tuple[str, ...]] | None = None):
         self.mixers: Any = nnx.List(mixers)
         self.causal = all(mixer.causal for mixer in self.mixers)
-        self.needs_grid = any(getattr(mixer, "needs_grid", False) for mixer in self.mixers)
+        self.each_needs = tuple(needs or (tuple(getattr(mixer, "needs", ())) for mixer in self.mixers))
+        self.has_auxiliary_loss = any(has(mixer, "has_auxiliary_loss") for mixer in self.mixers)
 
     def __call__(
         self,
@@ -30,7 +34,7 @@ class Parallel(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
-        grid: tuple[int, int] | None = None,
+        **given: Any,
     ) -> Float[Array, "b l d"]:
         """Mixes whole sequences.
 
@@ -38,17 +42,31 @@ class Parallel(nnx.Module):
           x: input.
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
-          grid: rows and columns of an image whose places the positions are, for the mixers that go by them.
+          **given: what any of the mixers needs, such as `grid`.
         """
-        y: Any = 0
-        for mixer in self.mixers:
-            options = {"grid": grid} if getattr(mixer, "needs_grid", False) else {}
-            y = y + mixer(x, mask=mask, segment_ids=segment_ids, **options)
-        return y
+        return self.run(x, mask=mask, segment_ids=segment_ids, **given)[0]
 
-    def init_state(self, batch_size: int, max_len: int | None = None) -> tuple:
+    def run(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        **given: Any,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """As `__call__`, and the sum of what training adds to its loss for the mixers."""
+        given |= {"mask": mask, "segment_ids": segment_ids}
+        y: Any = 0
+        total: Any = 0
+        for mixer, needs in zip(self.mixers, self.each_needs, strict=True):
+            added, loss = run_mixer(mixer, x, **hand(mixer, (*POSITIONS, *needs), given))
+            y, total = y + added, total + loss
+        return y, total
+
+    def init_state(self, batch_size: int, max_len: int | None = None, **given: Any) -> tuple:
         """The state before the first position: one of each mixer."""
-        return tuple(mixer.init_state(batch_size, max_len) for mixer in self.mixers)
+        pairs = zip(self.mixers, self.each_needs, strict=True)
+        return tuple(m.init_state(batch_size, max_len, **hand(m, needs_of_state(needs), given)) for m, needs in pairs)
 
     def extend(
         self,
@@ -57,12 +75,14 @@ class Parallel(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
+        **given: Any,
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions, a whole prompt or one token; any split gives the same as the whole."""
+        given |= {"mask": mask, "segment_ids": segment_ids}
         y: Any = 0
         after = []
-        for mixer, before in zip(self.mixers, state, strict=True):
-            added, reached = mixer.extend(x, before, mask=mask, segment_ids=segment_ids)
+        for mixer, needs, before in zip(self.mixers, self.each_needs, state, strict=True):
+            added, reached = mixer.extend(x, before, **hand(mixer, (*POSITIONS, *needs), given))
             y = y + added
             after.append(reached)
         return y, tuple(after)

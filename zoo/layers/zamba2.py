@@ -120,15 +120,6 @@ class SharedTransformer(nnx.Module):
         return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x) + gate) * (self.up_proj(x) + up))
 
 
-class Context(NamedTuple):
-    """What every depth of a stack may read."""
-
-    embeddings: Float[Array, "b l d"] | None
-    """What entered the first block."""
-    shared: Mapping[int, SharedTransformer]
-    """The shared transformers by their numbers."""
-
-
 class Zamba2(nnx.Module):
     """Zamba2's mixer: stream and embeddings in, what is added to the stream out. It has its norm itself.
 
@@ -147,7 +138,7 @@ class Zamba2(nnx.Module):
 
     causal = True
     has_norm = True
-    needs_context = True
+    needs = ("embeddings", "shared")
 
     def __init__(
         self,
@@ -175,7 +166,8 @@ class Zamba2(nnx.Module):
         self,
         x: Float[Array, "b l d"],
         *,
-        context: Context,
+        embeddings: Float[Array, "b l d"],
+        shared: Mapping[str, Any],
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
     ) -> Float[Array, "b l d"]:
@@ -183,17 +175,19 @@ class Zamba2(nnx.Module):
 
         Args:
           x: the stream, without a norm.
-          context: what all depths read.
+          embeddings: what entered the first block.
+          shared: the shared transformers by their names.
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
         positions = {"mask": mask, "segment_ids": segment_ids}
-        shared, both, added = self._read(x, context)
-        return self.mamba2(self._join(x, shared, shared.attention(both, added=added, **positions)), **positions)
+        transformer, both, added = self._read(x, embeddings, shared)
+        mixed = transformer.attention(both, added=added, **positions)
+        return self.mamba2(self._join(x, transformer, mixed), **positions)
 
-    def init_state(self, batch_size: int, max_len: int | None = None, *, context: Context) -> Zamba2State:
+    def init_state(self, batch_size: int, max_len: int | None = None, *, shared: Mapping[str, Any]) -> Zamba2State:
         """The state before the first position. Attention needs `max_len`."""
-        attention = context.shared[self.config.block].attention
+        attention = shared[self.shared_name(self.config)].attention
         return Zamba2State(attention.init_state(batch_size, max_len), self.mamba2.init_state(batch_size))
 
     def extend(
@@ -201,23 +195,34 @@ class Zamba2(nnx.Module):
         x: Float[Array, "b l d"],
         state: Zamba2State,
         *,
-        context: Context,
+        embeddings: Float[Array, "b l d"],
+        shared: Mapping[str, Any],
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
     ) -> tuple[Float[Array, "b l d"], Zamba2State]:
         """Goes on from `state` by l positions; any split gives the same as the whole."""
         positions = {"mask": mask, "segment_ids": segment_ids}
-        shared, both, added = self._read(x, context)
-        mixed, attention = shared.attention.extend(both, state.attention, added=added, **positions)
-        y, mamba2 = self.mamba2.extend(self._join(x, shared, mixed), state.mamba2, **positions)
+        transformer, both, added = self._read(x, embeddings, shared)
+        mixed, attention = transformer.attention.extend(both, state.attention, added=added, **positions)
+        y, mamba2 = self.mamba2.extend(self._join(x, transformer, mixed), state.mamba2, **positions)
         return y, Zamba2State(attention, mamba2)
 
-    def _read(self, x, context):
-        """The shared transformer, what its attention reads, and what the adapters add to queries, keys and values."""
-        shared = context.shared[self.config.block]
-        both = shared.norm(jnp.concatenate([x, context.embeddings], axis=-1))
-        return shared, both, [adapter(both) for adapter in self.qkv_adapters] or None
+    @staticmethod
+    def shared_name(config: Zamba2Config) -> str:
+        """The name of the transformer that a mixer with these options reads."""
+        return f"zamba2.{config.block}"
 
-    def _join(self, x, shared, mixed):
+    @staticmethod
+    def make_shared(d_model: int, config: Zamba2Config, *, backbone: Any, **options: Any) -> SharedTransformer:
+        """That transformer; `backbone` is as for the mixer, and the options are those of `SharedTransformer`."""
+        return SharedTransformer(d_model, config, norm_eps=backbone.norm_eps, **options)
+
+    def _read(self, x, embeddings, shared):
+        """The shared transformer, what its attention reads, and what the adapters add to queries, keys and values."""
+        transformer = shared[self.shared_name(self.config)]
+        both = transformer.norm(jnp.concatenate([x, embeddings], axis=-1))
+        return transformer, both, [adapter(both) for adapter in self.qkv_adapters] or None
+
+    def _join(self, x, transformer, mixed):
         """What Mamba-2 reads, given what attention gives."""
-        return self.norm(x + self.linear(shared.mix_channels(mixed, self.adapter)))
+        return self.norm(x + self.linear(transformer.mix_channels(mixed, self.adapter)))

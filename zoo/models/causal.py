@@ -9,7 +9,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.layers.linear import linear
-from zoo.stack.backbone import Backbone, BackboneConfig
+from zoo.stack.backbone import Backbone
+from zoo.stack.backbone_config import BackboneConfig
 
 
 @dataclasses.dataclass(frozen=True)

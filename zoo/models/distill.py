@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm import LinearAttentionConfig
 from zoo.layers.attention import Attention
 from zoo.models.build import Model, build
-from zoo.stack.backbone import Backbone, Block
+from zoo.stack.backbone import Backbone
+from zoo.stack.block import Block
 from zoo.stack.options import write_options
 from zoo.stack.pattern import format_pattern, mixer_name, parse_pattern, pattern_mixers
 
@@ -158,13 +159,13 @@ def compare_layers(
 
 
 def _run(block: Block, x, mask, segment_ids) -> Pass:
-    mixed = []
+    mixed, positions = [], {"mask": mask, "segment_ids": segment_ids}
 
     def mix(normed):
-        mixed.append(block.mixer(normed, mask=mask, segment_ids=segment_ids))
-        return mixed[0], ()
+        mixed.append(block.mixer(normed, **positions))
+        return mixed[0], (), jnp.float32(0)
 
-    out = block._run(x, mix, (), mask, None, None)[0]
+    out = block._run(x, mix, positions, None, None)[0]
     return Pass(mixed[0] if mixed else jnp.zeros_like(x), out)
 
 

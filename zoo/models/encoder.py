@@ -19,7 +19,8 @@ from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
 from zoo.layers.pooling import AttentionPool, Pool, pool
 from zoo.models.causal import TokenConfig, make_embedding, project_to_vocabulary, token_embedding
-from zoo.stack.backbone import Backbone, make_norm
+from zoo.stack.backbone import Backbone
+from zoo.stack.block import make_norm
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 

@@ -16,7 +16,7 @@ from zoo.layers.names import unknown_name
 from zoo.models.build import MODELS, Model, build
 from zoo.models.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
-from zoo.stack.backbone import needs_grid
+from zoo.stack.backbone_config import mixer_needs
 from zoo.stack.pattern import mixer_name, pattern_mixers, word_options
 
 HeadConfig = EncoderConfig | ImageClassifierConfig
@@ -126,7 +126,7 @@ def extend_positions(model: Model, max_len: int) -> Model:
     if getattr(config, "max_len", None) is not None:
         changes["max_len"] = max_len
     mixers = {mixer for mixer in pattern_mixers(config.pattern, config.n_layers) if mixer_name(mixer) == "m2"}
-    flat = {mixer for mixer in mixers if not needs_grid(config, mixer)}
+    flat = {mixer for mixer in mixers if "grid" not in mixer_needs(config, mixer)}
     if flat:
         if any("l_max" in word_options(mixer) for mixer in flat):
             raise ValueError(f"pattern={config.pattern!r} says l_max itself, expected it in m2.l_max")

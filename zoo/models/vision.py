@@ -18,7 +18,8 @@ from zoo.layers.attention import AttentionConfig
 from zoo.layers.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.layers.linear import linear
 from zoo.layers.mlp import MLPConfig
-from zoo.stack.backbone import Backbone, BackboneConfig, needs_grid, word_config
+from zoo.stack.backbone import Backbone
+from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
 ClassToken = Literal["none", "first", "middle"]
@@ -90,7 +91,9 @@ class ImageClassifierConfig(BackboneConfig):
             raise ValueError("pool='token' with class_token='none', expected pool='mean'")
         if self.distillation != "none" and (self.class_token != "first" or self.pool != "token"):
             raise ValueError(f"distillation={self.distillation!r}, expected class_token='first' and pool='token'")
-        by_rows = sorted(mixer for mixer in pattern_mixers(self.pattern, self.n_layers) if needs_grid(self, mixer))
+        by_rows = sorted(
+            mixer for mixer in pattern_mixers(self.pattern, self.n_layers) if "grid" in mixer_needs(self, mixer)
+        )
         if by_rows and self.class_token != "none":
             raise ValueError(
                 f"pattern={self.pattern!r}: {by_rows[0]} goes by rows and columns, expected class_token='none'"
@@ -119,7 +122,9 @@ class ImageClassifierConfig(BackboneConfig):
         """The most tokens of an image, those that stand for the whole of it included: what the filters of an m2 along
         positions in a row reach over. None: any number."""
         mixers = (mixer for mixer in pattern_mixers(self.pattern, self.n_layers) if mixer_name(mixer) == "m2")
-        return min((word_config(self, mixer).l_max for mixer in mixers if not needs_grid(self, mixer)), default=None)
+        return min(
+            (word_config(self, mixer).l_max for mixer in mixers if "grid" not in mixer_needs(self, mixer)), default=None
+        )
 
     @property
     def n_tokens(self) -> int:

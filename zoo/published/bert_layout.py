@@ -34,7 +34,7 @@ from zoo.models.encoder import (
 )
 from zoo.published.layout_options import FREE, require_same, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
-from zoo.stack.backbone import word_config
+from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import Word, mixer_name, parse_pattern
 
 Family = Literal["bert", "modernbert"]

@@ -14,7 +14,7 @@ from zoo.models.causal import CausalLMConfig
 from zoo.published.layout_options import json_number, write_number
 from zoo.published.llama_layout import ACTIVATIONS, read_rope
 from zoo.published.tensors import Json
-from zoo.stack.backbone import word_config
+from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import LETTERS, Word, mixer_name, parse_pattern
 
 Words = tuple[Word, ...]

@@ -200,10 +200,14 @@ _GATED = r"\.(?:mlp\.(?:.*\.)?|shared\.\d+\.)(gate|up)_proj\."
 
 def _shared_places(model: CausalLM) -> dict[int, tuple[int, int, int]]:
     """For each depth with a shared transformer: the first that has the same, how many come before, which it is."""
-    blocks = {i: b.mixer.config.block for i, b in enumerate(model.backbone.layers) if isinstance(b.mixer, Zamba2)}
-    first: dict[int, int] = {}
-    ids = model.backbone.shared_ids
-    return {i: (first.setdefault(k, i), order, ids.index(k)) for order, (i, k) in enumerate(blocks.items())}
+    blocks = {
+        i: b.mixer.shared_name(b.mixer.config)
+        for i, b in enumerate(model.backbone.layers)
+        if isinstance(b.mixer, Zamba2)
+    }
+    first: dict[str, int] = {}
+    names = model.backbone.shared_names
+    return {i: (first.setdefault(k, i), order, names.index(k)) for order, (i, k) in enumerate(blocks.items())}
 
 
 def _with_mixers(name: str, words: tuple[Word, ...]) -> str:

@@ -10,7 +10,7 @@ from ssm.checks import inner_width
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
 from zoo.layers.zamba2 import Zamba2Config
-from zoo.stack.backbone import BackboneConfig, word_config
+from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS
 
 # Options that no layout has a word for and that do not change what a model computes, and those of single mixers, which

@@ -13,6 +13,9 @@ have made that call before:
     zoo.register_mixer("average", Average, AverageConfig())
     config = zoo.CausalLMConfig(pattern="average*3 average[rate=0.01]/mlp")
 
+One that goes by the rows and columns of an image, reads what several depths share, or adds to the loss says so by a few
+attributes: `zoo.layers.needs`. The zoo's own come in by the same door.
+
 Its options are those of the registry, and in place of them those of the word; a config of one's own with a field of its
 name gives it flags, too.
 """
@@ -68,7 +71,9 @@ def find_kind(name: str) -> Kind:
     return MIXERS.get(name) or CHANNEL_MIXERS[name]
 
 
-def register_mixer(name: str, constructor: Callable, config_default: Any, *, two_sided: bool = False) -> None:
+def register_mixer(
+    name: str, constructor: Callable, config_default: Any, *, two_sided: bool = False, in_backbone: bool = False
+) -> None:
     """Lets patterns name a sequence mixer of one's own. A name that is registered already gets the new mixer.
 
     Args:
@@ -77,16 +82,18 @@ def register_mixer(name: str, constructor: Callable, config_default: Any, *, two
       config_default: its options, a frozen dataclass.
       two_sided: whether the constructor takes causal=, and the mixer looks both ways where that is False. Otherwise an
         encoder has two of them, one for each direction.
+      in_backbone: whether the constructor takes backbone=, the config of the whole stack.
 
     Raises:
       ValueError: a name that cannot be one, or is one of the zoo's own; options that are no dataclass.
     """
-    _register(MIXERS, CHANNEL_MIXERS, name, Kind(constructor, config_default, two_sided))
+    _register(MIXERS, CHANNEL_MIXERS, name, Kind(constructor, config_default, two_sided, in_backbone))
 
 
 def register_channel_mixer(name: str, constructor: Callable, config_default: Any) -> None:
     """Lets patterns name a channel mixer of one's own: mixer(x, rngs=) -> y, its dropout on where rngs is not None.
 
+    What else it is called with is what it needs (`zoo.layers.needs`): needs = ("mask",) lets it leave out padding.
     Arguments and errors are those of `register_mixer`.
     """
     _register(CHANNEL_MIXERS, MIXERS, name, Kind(constructor, config_default))

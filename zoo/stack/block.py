@@ -1,0 +1,188 @@
+"""One block of a stack: a sequence mixer and a channel mixer, each with its norm and its residual."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+import ssm
+from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
+from zoo.layers.norm import norm
+from zoo.layers.parallel import Parallel
+from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
+from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.stack.pattern import Word, mixer_name
+
+
+class Block(nnx.Module):
+    """A sequence mixer, then a channel mixer, each with its norm and its residual; either may be missing.
+
+    pre   x + mixer(norm(x))
+    post  norm(x + mixer(x))
+    post, without the sequence mixer's residual: mixer(x)
+
+    Args:
+      config: shape and options.
+      word: its mixers.
+      first: whether it is the backbone's first, which goes without the norm before its sequence mixer where
+        first_norm=False.
+      rngs: source of keys, stream "params".
+    """
+
+    def __init__(self, config: BackboneConfig, word: Word, *, first: bool = False, rngs: nnx.Rngs):
+        kwargs: dict[str, Any] = {
+            # Keeps the variance of the residual stream from growing with depth: GPT-2's rule as Mamba applies it.
+            "residual_scale": config.n_layers**-0.5,
+            "dtype": jnp.dtype(config.dtype),
+            "param_dtype": jnp.dtype(config.param_dtype),
+            "rngs": rngs,
+        }
+        self.norm_first = config.norm_place == "pre"
+        self.mixer_residual = config.mixer_residual
+        self.residual_multiplier = config.residual_multiplier
+        normed = word.mixers and (self.norm_first or self.mixer_residual) and not (first and not config.first_norm)
+        own = any(has(MIXERS[mixer_name(mixer)].constructor, "has_norm") for mixer in word.mixers)
+        self.norm = make_norm(config, rngs) if normed and not own else None
+        mixers = [make_mixer(config, mixer, **kwargs) for mixer in word.mixers]
+        needs = [mixer_needs(config, mixer) for mixer in word.mixers]
+        self.mixer = Parallel(mixers, needs) if len(mixers) > 1 else mixers[0] if mixers else None
+        self.needs = needs[0] if len(needs) == 1 else ()
+        self.norm2 = make_norm(config, rngs) if word.channel else None
+        self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None
+        self.mlp_needs = mixer_needs(config, word.channel) if word.channel else ()
+        self.scale = _layer_scale(config) if mixers else None
+        self.scale2 = _layer_scale(config) if word.channel else None
+        self.dropout = nnx.Dropout(config.dropout)
+        self.drop_path = config.drop_path > 0
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether training adds something to its loss for one of the mixers; see `run`."""
+        return has(self.mixer, "has_auxiliary_loss") or has(self.mlp, "has_auxiliary_loss")
+
+    def __call__(self, x, *, mask=None, segment_ids=None, key=None, skip=None, **given):
+        """One block over whole sequences.
+
+        Args:
+          x, mask, segment_ids: as in `Backbone`.
+          key: switches dropout on.
+          skip: share of the rows that go past the block, with a key.
+          **given: what the mixers need besides; see `zoo.layers.needs`.
+        """
+        return self.run(x, mask=mask, segment_ids=segment_ids, key=key, skip=skip, **given)[0]
+
+    def run(self, x, *, mask=None, segment_ids=None, key=None, skip=None, **given):
+        """As `__call__`, and what training adds to its loss for the mixers: (y, loss)."""
+        given |= {"mask": mask, "segment_ids": segment_ids}
+
+        def mix(x):
+            y, loss = run_mixer(self.mixer, x, **self._handed(given))
+            return y, (), loss
+
+        y, _, loss = self._run(x, mix, given, key, skip)
+        return y, loss
+
+    def init_state(self, batch_size, max_len=None, **given):
+        """The mixer's state before the first position."""
+        if self.mixer is None:
+            return ()
+        handed = given if isinstance(self.mixer, Parallel) else hand(self.mixer, needs_of_state(self.needs), given)
+        return self.mixer.init_state(batch_size, max_len, **handed)
+
+    def extend(self, x, state, *, mask=None, segment_ids=None, key=None, skip=None, **given):
+        """One block from the mixer's state. `key` and `skip` are as in `__call__`."""
+        given |= {"mask": mask, "segment_ids": segment_ids}
+
+        def mix(x):
+            y, after = self.mixer.extend(x, state, **self._handed(given))
+            return y, after, jnp.float32(0)
+
+        y, after, _ = self._run(x, mix, given, key, skip)
+        return y, state if self.mixer is None else after
+
+    def _handed(self, given):
+        """What the mixer is called with: several side by side choose themselves."""
+        return given if isinstance(self.mixer, Parallel) else hand(self.mixer, (*POSITIONS, *self.needs), given)
+
+    def _run(self, x, mix, given, key, skip):
+        """The block around `mix`, which gives the mixer's output, its state and its loss: all three of the block."""
+        rngs, state, loss = None if key is None else nnx.Rngs(dropout=key), (), jnp.float32(0)
+        if self.mixer is not None:
+            y, state, loss = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
+            y = self._drop(self._scaled(y, self.scale), rngs, skip)
+            x = x + y if self.mixer_residual else y.astype(x.dtype)
+            if not self.norm_first and self.norm is not None:
+                x = self.norm(x)
+        if self.mlp is not None:
+            y = self.norm2(x) if self.norm_first else x
+            y, more = run_mixer(self.mlp, y, rngs=rngs, **hand(self.mlp, self.mlp_needs, given))
+            x, loss = x + self._drop(self._scaled(y, self.scale2), rngs, skip), loss + more
+            if not self.norm_first:
+                x = self.norm2(x)
+        return x, state, loss
+
+    def _scaled(self, y, scale):
+        y = y if scale is None else y * scale[...]
+        return y if self.residual_multiplier == 1 else y * self.residual_multiplier
+
+    def _drop(self, x, rngs, skip):
+        if rngs is None:
+            return x
+        x = self.dropout(x, deterministic=False, rngs=rngs)
+        if not self.drop_path or skip is None:
+            return x
+        stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (len(x), 1, 1))
+        return jnp.where(stays, x / (1 - skip).astype(x.dtype), 0)
+
+
+def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
+    if config.layer_scale is None:
+        return None
+    return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False)
+
+
+def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
+    """A word's mixer; where the backbone looks both ways, a state space is one of each direction."""
+    kind = MIXERS[mixer_name(mixer)]
+    if kind.in_backbone:
+        kwargs["backbone"] = config
+    build = functools.partial(kind.constructor, config.d_model, word_config(config, mixer), **kwargs)
+    if kind.two_sided:
+        return build(causal=config.causal)
+    return build() if config.causal else ssm.Bidirectional(build(), build())
+
+
+def make_channel_mixer(config: BackboneConfig, channel: str, **kwargs) -> Any:
+    """A word's channel mixer."""
+    kind = CHANNEL_MIXERS[mixer_name(channel)]
+    return kind.constructor(config.d_model, word_config(config, channel), **kwargs)
+
+
+def shared_name(config: BackboneConfig, mixer: str) -> str | None:
+    """The name of the module that a word's mixer shares with other depths, if it shares one."""
+    constructor: Any = MIXERS[mixer_name(mixer)].constructor
+    return constructor.shared_name(word_config(config, mixer)) if "shared" in mixer_needs(config, mixer) else None
+
+
+def make_shared(config: BackboneConfig, mixer: str, *, rngs: nnx.Rngs) -> nnx.Module:
+    """The module that a word's mixer shares with other depths, with the options of the word."""
+    kind = MIXERS[mixer_name(mixer)]
+    constructor: Any = kind.constructor
+    kwargs: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    if kind.in_backbone:
+        kwargs["backbone"] = config
+    return constructor.make_shared(config.d_model, word_config(config, mixer), rngs=rngs, **kwargs)
+
+
+def make_norm(config: BackboneConfig, rngs: nnx.Rngs) -> nnx.RMSNorm | nnx.LayerNorm:
+    """The configured normalisation."""
+    return norm(
+        config.d_model,
+        config.norm,
+        epsilon=config.norm_eps,
+        bias=config.norm_bias,
+        param_dtype=jnp.dtype(config.param_dtype),
+        rngs=rngs,
+    )
