@@ -29,7 +29,7 @@ from experiments.bench.panels import tidy
 from experiments.loop import flags, runs
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig
-from experiments.loop.seeds import Summary, summarise
+from experiments.loop.summary import Summary, summarise
 from experiments.loop.train import TrainConfig
 
 TaskName = Literal["mqar", "phonebook"]

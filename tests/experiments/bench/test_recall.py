@@ -10,7 +10,7 @@ import ssm
 import zoo
 from experiments import synthetic
 from experiments.bench import recall
-from experiments.loop.seeds import Summary
+from experiments.loop.summary import Summary
 from experiments.loop.train import TrainConfig
 
 
