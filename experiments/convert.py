@@ -20,7 +20,7 @@ import zoo
 from experiments.causal_lm import load_run
 from experiments.data.tokenizers import save_tokenizer
 from experiments.loop import flags, runs
-from experiments.vit import IMAGES_FILE, load_meaning, write_preprocess
+from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
 from zoo.published.pretrained import find_folder, read_config_file
 

@@ -52,7 +52,7 @@ from experiments.loop.frozen import freeze, thaw
 from experiments.loop.metrics import read_metrics
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig
-from experiments.loop.seeds import Summary, table
+from experiments.loop.summary import Summary, table
 from experiments.loop.train import Loss, Task, TrainConfig, mean_loss, split_model, sum_over, train
 from zoo.published.pretrained import find_folder
 

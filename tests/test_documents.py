@@ -7,9 +7,9 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments import causal_lm, vit
-from experiments.encoders import finetune, masked_lm
-from experiments.loop import train
+from experiments import causal_lm
+from experiments.encoders import masked_lm
+from experiments.loop import seeds, train
 from experiments.retrieval import retrieve
 from tests.places import ROOT
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, OURS
@@ -34,7 +34,7 @@ def _training_is_short(request, monkeypatch):
         return train.train(task, dataclasses.replace(config, **few), *args, **kw)
 
     if request.param is not None:
-        for module in (causal_lm, finetune, masked_lm, retrieve, vit):
+        for module in (causal_lm, masked_lm, retrieve, seeds):
             monkeypatch.setattr(module, "train", short)
 
 

@@ -29,8 +29,10 @@ from experiments.bench.panels import tidy
 from experiments.loop import flags, runs
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig
-from experiments.loop.seeds import Summary, summarise
+from experiments.loop.summary import Summary, summarise
 from experiments.loop.train import TrainConfig
+from experiments.recall import presets
+from experiments.recall.tasks import MQAR, Phonebook
 
 TaskName = Literal["mqar", "phonebook"]
 MODELS = {"attention": "attn/mlp", "Mamba-2": "mamba2", "hybrid": "attn/mlp mamba2"}
@@ -46,12 +48,12 @@ TRAIN = TrainConfig(
     steps=1500, batch_size=32, eval_every=500, save_every=500, log_every=250, keep_last=1, tensorboard=False
 )
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=0, final_fraction=0.0, weight_decay=0.0)
-MQAR = synthetic.MQAR(length=32, n_pairs=8, n_queries=16, vocab_size=32)
-PHONEBOOK = synthetic.Phonebook(n_entries=8, number_length=2, n_questions=4, max_eval_entries=16)
+PAIRS = MQAR(length=32, n_pairs=8, n_queries=16, vocab_size=32)
+BOOK = Phonebook(n_entries=8, number_length=2, n_questions=4, max_eval_entries=16)
 # What grows in the table, and the task with its model and training; the pattern and the seed are each run's own.
-TASKS: dict[TaskName, tuple[str, synthetic.Config]] = {
-    "mqar": ("pairs of key and value", synthetic.MQARConfig(data=MQAR, model=MODEL, train=TRAIN, optim=OPTIM)),
-    "phonebook": ("entries", synthetic.PhonebookConfig(data=PHONEBOOK, model=MODEL, train=TRAIN, optim=OPTIM)),
+TASKS: dict[TaskName, tuple[str, presets.Config]] = {
+    "mqar": ("pairs of key and value", presets.MQARConfig(data=PAIRS, model=MODEL, train=TRAIN, optim=OPTIM)),
+    "phonebook": ("entries", presets.PhonebookConfig(data=BOOK, model=MODEL, train=TRAIN, optim=OPTIM)),
 }
 
 
@@ -83,10 +85,10 @@ class Config:
             configuration(self, task, model, 0)
 
 
-def configuration(config: Config, task: TaskName, model: str, seed: int) -> synthetic.Config:
+def configuration(config: Config, task: TaskName, model: str, seed: int) -> presets.Config:
     """One run, as `experiments.synthetic` does it."""
     base = TASKS[task][1]
-    return synthetic.fit_vocabulary(
+    return presets.fit_vocabulary(
         dataclasses.replace(
             base,
             model=dataclasses.replace(equal_blocks(base.model, config.d_state), pattern=MODELS[model]),
@@ -110,11 +112,11 @@ def equal_blocks(model: zoo.CausalLMConfig, d_state: int) -> zoo.CausalLMConfig:
     return dataclasses.replace(model, mlp=dataclasses.replace(model.mlp, d_ff=d_ff))
 
 
-def learn(config: synthetic.Config, folder: Path) -> dict | None:
+def learn(config: presets.Config, folder: Path) -> dict | None:
     """The results of a run: read where it is done, else trained. None: it was stopped."""
     done = folder / "results.json"
     with flags.usage_errors():
-        if runs.holds_run(config, folder, synthetic.FREE) and done.exists():
+        if runs.holds_run(config, folder, presets.FREE) and done.exists():
             results = json.loads(done.read_text())
             if results["step"] >= config.train.steps:
                 return results

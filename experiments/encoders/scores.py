@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments.loop.seeds import Scores as Scores
+from experiments.loop.summary import Scores as Scores
 
 
 def classification_scores(predicted: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> Scores:

@@ -1,16 +1,39 @@
-"""Several runs of one experiment that differ in their seed: a folder for each, the mean, the spread, and a table."""
+"""Runs of one experiment that differ in their seed: what they share is made once, and each has a folder."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.loop import flags, runs
+from experiments.loop.summary import save_summary
+from experiments.loop.train import Finished, Task, train
 
-Scores = dict[str, float]  # of one run, on one split
+
+class Experiment(NamedTuple):
+    """What an experiment is to its runs. Its configuration has fields `seeds` and `train`."""
+
+    prepare: Callable[[Any, Path | None], Any]
+    """prepare(config, folder of a run that goes on or None) gives what runs of all seeds share, with fields `train` and
+    `optim` that count steps."""
+    make_task: Callable[[Any, Any], Task]
+    """make_task(config of one run, what is shared) gives the loop's task."""
+    save: Callable[[Any, Path], None]
+    """save(what is shared, folder of a run) writes what its checkpoints are read with."""
+    describe: Callable[[Any, Path], str]
+    """describe(what is shared, folder of a run) says what is about to happen."""
+    record: Callable[[Any], dict[str, Any]]
+    """record(what is shared) is what loggers keep besides the configuration."""
+    free: Collection[str] = ()
+    """Fields that may change between two starts of one run, besides those of every experiment."""
+    save_once: Callable[[Any, Path], None] = lambda prepared, folder: None
+    """save_once(what is shared, folder of several runs) writes what `prepare` takes from there when they go on."""
+
+
+def check_different(seeds: Sequence[int]) -> None:
+    """Raises a ValueError where a seed comes twice."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, seeds))}, expected different ones")
 
 
 def default_run_dir(
@@ -41,90 +64,77 @@ def of_one(config: Any) -> Any:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.seeds[0]))
 
 
-def fit_several(
-    config: Any,
-    folder: Path,
-    *,
-    prepare: Callable[[Any, Path | None], Any],
-    fit: Callable[[Any, Path, Any], Any],
-    free: Collection[str] = (),
-    keep: Callable[[Any], None] = lambda prepared: None,
-) -> list[Any]:
-    """A run for each of `config.seeds` in the folder's seed-0, seed-1, ...; ends at the first that is stopped.
+def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = None) -> tuple[Any, Finished]:
+    """Trains with one seed in a folder, from the run's newest checkpoint where there is one.
 
     Args:
-      config: an experiment's configuration, with fields `seeds` and `train`.
-      folder: of all runs.
-      prepare: prepare(config, folder of runs that go on or None) gives what the runs share.
-      fit: fit(config of one run, its folder, what is shared) gives a run, with a field `stopped`.
-      free: fields that may change between starts, besides those of every experiment.
-      keep: keep(what is shared) writes in the folder what belongs to all runs.
+      prepared: what `experiment.prepare` gives for this configuration, whatever the seed. None: made here.
+
+    Returns:
+      (what is shared, the end of the training).
 
     Raises:
-      UsageError: what `prepare` says is wrong, or the folder holds something else; nothing has been written.
+      UsageError: the configuration or the folder is not what it should be; nothing has been written.
+      FloatingPointError: see `train`.
     """
+    config = of_one(config)
     with flags.usage_errors():
-        if (folder / runs.MODEL_FILE).is_file():
-            raise ValueError(f"{folder} holds a run of one seed; choose another --run-dir for several")
-        going_on = runs.holds_run(config, folder, (*free, "seeds", "train.seed"))
-        prepared = prepare(config, folder if going_on else None)
+        going_on = runs.holds_run(config, folder, experiment.free)
+        prepared = prepared or experiment.prepare(config, folder if going_on else None)
+        task = experiment.make_task(config, prepared)
         folder.mkdir(parents=True, exist_ok=True)
-        keep(prepared)
+        experiment.save(prepared, folder)
         flags.save_config(config, folder / "config.json")
-    done: list[Any] = []
-    for seed in config.seeds:
-        done.append(fit(with_seed(config, seed), folder / f"seed-{seed}", prepared))
-        if done[-1].stopped:
-            break
+    print(experiment.describe(prepared, folder), flush=True)
+    train_config = dataclasses.replace(prepared.train, seed=config.train.seed)
+    record = dataclasses.asdict(config) | experiment.record(prepared)
+    return prepared, train(task, train_config, prepared.optim, folder, record=record)
+
+
+def fit_seeds(
+    experiment: Experiment,
+    config: Any,
+    folder: Path,
+    fit: Callable[..., Any],
+    *,
+    beside: Callable[[Sequence[Path]], dict[str, Any]] = lambda folders: {},
+) -> list[Any]:
+    """A run for each seed: in the folder itself where there is one, else in its seed-0, seed-1, ...
+
+    Ends at the first run that is stopped. Their scores are in the folder's results.json.
+
+    Args:
+      fit: fit(config of one run, its folder[, what is shared]) gives a run, with fields `scores` and `stopped`.
+      beside: beside(folders of the runs) is what results.json says besides.
+
+    Raises:
+      UsageError, FloatingPointError: as `fit_one`.
+    """
+    if len(config.seeds) > 1:
+        folders = [folder / f"seed-{seed}" for seed in config.seeds]
+        done = _fit_several(experiment, config, folder, folders, fit)
+    else:
+        folders, done = [folder], [fit(config, folder)]
+    if not done[-1].stopped:
+        numbers = config.seeds or (config.train.seed,)
+        save_summary(folder, numbers, [run.scores for run in done], **beside(folders))
     return done
 
 
-class Summary(NamedTuple):
-    """The mean of some runs, and how far they are apart."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation; None of one run."""
-
-
-def summarise(scores: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, Summary]]:
-    """Over runs, for every split and metric."""
-    return {
-        split: {
-            name: Summary(
-                float(np.mean([run[split][name] for run in scores])),
-                float(np.std([run[split][name] for run in scores], ddof=1)) if len(scores) > 1 else None,
-            )
-            for name in scores[0][split]
-        }
-        for split in scores[0]
-    }
-
-
-def save_summary(folder: Path, seeds: Sequence[int], scores: Sequence[Mapping[str, Scores]], **beside: Any) -> None:
-    """Writes results.json: the scores of each run, their summary, and what else is given."""
-    summary = summarise(scores)
-    content = {
-        "runs": [{"seed": seed} | dict(run) for seed, run in zip(seeds, scores, strict=True)],
-        "summary": {split: {n: value._asdict() for n, value in row.items()} for split, row in summary.items()},
-        **beside,
-    }
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def table(rows: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str] = ()) -> list[str]:
-    """Lines of a table: a row for each split, a column for each metric."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row if name != "loss"))
-    unknown = [name for name in metrics if name not in names]
-    if unknown:
-        raise ValueError(f"--metrics {unknown[0]}, expected some of {', '.join(names)}")
-    names = list(metrics or names)
-
-    def cell(value: Summary | None) -> str:
-        if value is None:
-            return "-"
-        return f"{value.mean:.4f}" + ("" if value.std is None else f" ± {value.std:.4f}")
-
-    cells = [["", *names], *([split, *(cell(row.get(name)) for name in names)] for split, row in rows.items())]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+def _fit_several(
+    experiment: Experiment, config: Any, folder: Path, folders: Sequence[Path], fit: Callable[..., Any]
+) -> list[Any]:
+    with flags.usage_errors():
+        if (folder / runs.MODEL_FILE).is_file():
+            raise ValueError(f"{folder} holds a run of one seed; choose another --run-dir for several")
+        going_on = runs.holds_run(config, folder, (*experiment.free, "seeds", "train.seed"))
+        prepared = experiment.prepare(config, folder if going_on else None)
+        folder.mkdir(parents=True, exist_ok=True)
+        experiment.save_once(prepared, folder)
+        flags.save_config(config, folder / "config.json")
+    done: list[Any] = []
+    for seed, place in zip(config.seeds, folders, strict=True):
+        done.append(fit(with_seed(config, seed), place, prepared))
+        if done[-1].stopped:
+            break
+    return done

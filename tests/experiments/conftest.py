@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.data import corpus
@@ -64,3 +65,17 @@ def builds(monkeypatch) -> list:
 
     monkeypatch.setattr(corpus, "tokenise", counted)
     return calls
+
+
+@pytest.fixture
+def squares(tmp_path):
+    """A folder with 8 x 8 images whose upper or lower half is white."""
+    random = np.random.default_rng(0)
+    for split, n in (("train", 32), ("validation", 8), ("test", 8)):
+        labels = np.arange(n) % 2
+        images = random.integers(0, 60, (n, 8, 8))
+        for i, label in enumerate(labels):
+            images[i, 4 * label : 4 * label + 4] += 190
+        (tmp_path / "squares").mkdir(exist_ok=True)
+        np.savez(tmp_path / f"squares/{split}.npz", images=images.astype(np.uint8), labels=labels)
+    return tmp_path / "squares"

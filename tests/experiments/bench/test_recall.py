@@ -10,8 +10,9 @@ import ssm
 import zoo
 from experiments import synthetic
 from experiments.bench import recall
-from experiments.loop.seeds import Summary
+from experiments.loop.summary import Summary
 from experiments.loop.train import TrainConfig
+from experiments.recall.tasks import MQAR, Phonebook
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def run(run_command):
 def tiny(monkeypatch):
     """Tasks and models that take a moment."""
     data = {
-        "mqar": synthetic.MQAR(length=8, n_pairs=2, n_queries=4, vocab_size=8),
-        "phonebook": synthetic.Phonebook(n_entries=3, n_letters=4, max_eval_entries=4),
+        "mqar": MQAR(length=8, n_pairs=2, n_queries=4, vocab_size=8),
+        "phonebook": Phonebook(n_entries=3, n_letters=4, max_eval_entries=4),
     }
     mixers = {"mamba2": ssm.Mamba2Config(head_dim=8), "attn": zoo.AttentionConfig(n_heads=2)}
     model = zoo.CausalLMConfig(d_model=8, n_layers=1, **mixers)

@@ -1,0 +1,80 @@
+"""What goes into an image classifier and what comes out, as its folder says: images.json, preprocessor_config.json."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.data.augment import PreprocessConfig
+from experiments.loop import flags
+
+# The file of a run that says what its model's inputs and outputs are.
+IMAGES_FILE = "images.json"
+
+
+class Meaning(NamedTuple):
+    """The images that a model takes, and what its outputs stand for."""
+
+    preprocess: PreprocessConfig
+    image_size: int
+    classes: tuple[str, ...]
+
+
+def save_meaning(meaning: Meaning, folder: Path) -> None:
+    """Writes images.json."""
+    said = meaning._asdict() | {"preprocess": dataclasses.asdict(meaning.preprocess)}
+    (folder / IMAGES_FILE).write_text(json.dumps(said, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_meaning(folder: Path) -> Meaning:
+    """Reads what `save_meaning` wrote.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged.
+    """
+    path = folder / IMAGES_FILE
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        preprocess = flags.from_dict(PreprocessConfig, said["preprocess"])
+        return Meaning(preprocess, int(said["image_size"]), tuple(said["classes"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def write_preprocess(said: Meaning, folder: Path) -> None:
+    """Writes preprocessor_config.json, as transformers reads it."""
+    square = {"height": said.image_size, "width": said.image_size}
+    whole = round(said.image_size / said.preprocess.crop_fraction)
+    raw = {
+        "image_processor_type": "DeiTImageProcessor",
+        "do_resize": True,
+        "size": {"height": whole, "width": whole},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(said.preprocess.mean),
+        "image_std": list(said.preprocess.std),
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(raw, indent=2) + "\n")
+
+
+def read_preprocess(folder: Path, default: PreprocessConfig) -> PreprocessConfig:
+    """The preprocessing that a model's folder states: that of a run, or transformers' preprocessor_config.json."""
+    if (folder / IMAGES_FILE).is_file():
+        return load_meaning(folder).preprocess
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return default
+    try:
+        raw = json.loads(path.read_text())
+        sizes = [raw.get(name) for name in ("crop_size", "size")]
+        crop, size = (min(s.values()) if isinstance(s, dict) else s for s in sizes)
+        fraction = crop / size if raw.get("do_center_crop") and crop and size else 1.0
+        mean, std = (tuple(map(float, raw[name])) for name in ("image_mean", "image_std"))
+        return PreprocessConfig(mean=mean, std=std, crop_fraction=min(1.0, fraction))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

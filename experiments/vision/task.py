@@ -1,0 +1,132 @@
+"""Image classification as a task of the loop: what its runs share, batches, the loss, and how good a model is."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+import zoo
+from experiments.data.augment import Preprocess, mix
+from experiments.data.images import Images, LabelledImages, load_images
+from experiments.data.packing import Batch, Epochs, make_batches
+from experiments.loop.duration import in_steps
+from experiments.loop.optim import OptimConfig
+from experiments.loop.summary import Scores
+from experiments.loop.train import Loss, Task, TrainConfig, with_auxiliary
+from experiments.vision.load import load_model
+from experiments.vision.meaning import Meaning, read_preprocess
+from experiments.vision.prediction import logits_of
+from experiments.vision.presets import Config
+from zoo.layers.image_tokens import grid_of
+
+
+class Prepared(NamedTuple):
+    """What the runs of all seeds share."""
+
+    data: LabelledImages
+    model: zoo.ImageClassifierConfig
+    preprocess: Preprocess
+    train: TrainConfig
+    optim: OptimConfig
+    """With numbers of steps for epochs and shares."""
+
+    @property
+    def meaning(self) -> Meaning:
+        """What the model's folder says of its inputs and outputs."""
+        return Meaning(self.preprocess.config, self.preprocess.size, self.data.classes)
+
+
+def prepare(config: Config) -> Prepared:
+    """Finds the images, and the shape of the model that classifies them."""
+    data = load_images(config.data)
+    model, preprocess = config.model, config.preprocess
+    if config.init is not None:
+        loaded, folder = load_model(config.init)
+        model, preprocess = loaded.config, read_preprocess(folder, preprocess)
+        if config.drop_path is not None:
+            model = dataclasses.replace(model, drop_path=config.drop_path)
+    n_classes = len(data.classes)
+    if config.init is None and model.n_classes not in (0, n_classes):
+        raise ValueError(
+            f"--model.n-classes {model.n_classes}, but {data.where} has {n_classes} classes; set it to 0 to take theirs"
+        )
+    if config.evaluate_only and model.n_classes != n_classes:
+        raise ValueError(f"--init {config.init} has {model.n_classes} classes, {data.where} has {n_classes}")
+    model = dataclasses.replace(model, n_classes=n_classes)
+    size = config.image_size or model.image_size
+    rows, columns = grid_of(size, size, model.patch_size, model.stride)
+    if model.max_tokens is not None and rows * columns + model.n_tokens > model.max_tokens:
+        raise ValueError(
+            f"images of {size} x {size} pixels are {rows * columns + model.n_tokens} tokens, --model.m2.l-max "
+            f"{model.max_tokens}: filters are at most l-max long"
+        )
+    n_batches = -(-len(next(iter(data.splits.values())).labels) // config.train.batch_size)
+    train_config, optim = in_steps(config, n_batches, eval_epochs=config.eval_epochs)
+    return Prepared(data, model, Preprocess(preprocess, size, model.channels, config.augment), train_config, optim)
+
+
+def training_batch(images: Images, rows: np.ndarray, preprocess: Preprocess, seed: int, step: int) -> Batch:
+    """The batch of a step: its images, changed at random and mixed. Row -1 is filled with one of the others."""
+    random = np.random.default_rng((seed % (1 << 64), 1, step))
+    rows = np.where(rows < 0, random.choice(rows[rows >= 0], len(rows)), rows)
+    keys = [np.random.default_rng((seed % (1 << 64), 2, step, place)) for place in range(len(rows))]
+    arrays = np.stack([preprocess(images.read(int(row)), key) for row, key in zip(rows, keys, strict=True)])
+    labels = images.labels[rows]
+    return {"labels": labels} | mix(arrays, labels, preprocess.augment, random)._asdict()
+
+
+def image_loss(model: Any, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, smoothing: float) -> Loss:
+    """Cross-entropy of the classes of both images that each image is made of, by their shares."""
+    hidden, auxiliary = model.run(batch["images"], rngs=rngs)
+    logits = model.read(hidden)
+
+    def nats(labels):
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), smoothing)
+        return optax.softmax_cross_entropy(logits, targets)
+
+    share = batch["share"]
+    each = share * nats(batch["labels"]) + (1 - share) * nats(batch["partners"])
+    return with_auxiliary(Loss(jnp.sum(each), jnp.float32(len(each))), model, auxiliary)
+
+
+def make_task(config: Config, prepared: Prepared) -> Task:
+    """The task of one seed."""
+    train_images, held_out = list(prepared.data.splits.values())[:2]
+    seed, batch_size = config.train.seed, config.train.batch_size
+    plan = Epochs(np.zeros(len(train_images.labels), int), [batch_size], seed=seed)
+
+    def init(rngs: nnx.Rngs) -> nnx.Module:
+        if config.init is None:
+            return zoo.ImageClassifier(prepared.model, rngs=rngs)
+        return zoo.with_head(load_model(config.init)[0], prepared.model, rngs=rngs)
+
+    def make(step: int) -> Batch:
+        return training_batch(train_images, plan(step), prepared.preprocess, seed, step)
+
+    return Task(
+        init=init,
+        loss=functools.partial(image_loss, smoothing=config.augment.smoothing),
+        batches=iter(make_batches(make, threads=config.threads, prefetch=2 * config.threads)),
+        evaluate=lambda model: score(logits_of(model, held_out, prepared.preprocess, config), held_out.labels),
+        tokens_per_batch=batch_size,
+        unit="images",
+    )
+
+
+def score(logits: np.ndarray, labels: np.ndarray) -> Scores:
+    """loss in nats, accuracy, and top5: how often the class is among the five likeliest of more than five."""
+    rows = np.arange(len(labels))
+    above = (logits > logits[rows, labels][:, None]).sum(axis=1)
+    scores = {"loss": float(np.mean(nats(logits, labels))), "accuracy": float(np.mean(above == 0))}
+    return scores | ({"top5": float(np.mean(above < 5))} if logits.shape[1] > 5 else {})
+
+
+def nats(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n,) cross-entropies."""
+    return np.asarray(optax.softmax_cross_entropy_with_integer_labels(jnp.asarray(logits), jnp.asarray(labels)))
