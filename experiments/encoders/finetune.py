@@ -31,8 +31,8 @@ from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer, save_tokenizer
 from experiments.encoders import baselines, glue
 from experiments.encoders.confusion import plot_confusion
+from experiments.encoders.lengths import check_lengths
 from experiments.encoders.load import load_encoder
-from experiments.encoders.masked_lm import check_lengths, small_encoder
 from experiments.encoders.objectives import (
     Head,
     LabelledRows,
@@ -44,6 +44,7 @@ from experiments.encoders.objectives import (
     save_target,
 )
 from experiments.encoders.scores import Scores
+from experiments.encoders.shapes import small_encoder
 from experiments.encoders.verbaliser import choose
 from experiments.loop import flags, runs, seeds
 from experiments.loop.model_size import count_params
