@@ -13,24 +13,22 @@ a text. The first command reaches 2.191 bits/byte on held-out files of Python 3.
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
-import optax
-from flax import nnx
 
 import ssm
 import zoo
+from experiments.causal.flops import flops_per_token
+from experiments.causal.next_token import continued_loss, describe, next_token_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
 from experiments.loop import flags, runs
-from experiments.loop.metrics import read_metrics
-from experiments.loop.model_size import count_params
+from experiments.loop.metrics import last_evaluation
+from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
-from experiments.loop.train import Finished, Loss, Task, TrainConfig, mean_loss, train, with_auxiliary
+from experiments.loop.train import Finished, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.stack.pattern import parse_pattern
 
@@ -102,66 +100,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
 
 # Fields that may change between two starts of one run, besides those of every experiment.
 FREE = ("eval_batches", "prompt", "data.cache_dir")
-
-
-def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
-    """Cross-entropy of the targets, summed over the tokens that count."""
-    hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
-    return with_auxiliary(_cross_entropy(model.head(hidden), batch), model, auxiliary)
-
-
-def _cross_entropy(logits, batch) -> Loss:
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
-
-
-def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, state: tuple):
-    """`next_token_loss` from the state that the batch before left, in the rows whose document goes on."""
-
-    def keep(carried, fresh):
-        return jnp.where(batch["continues"].reshape(-1, *(1,) * (fresh.ndim - 1)), carried, fresh)
-
-    state = jax.tree.map(keep, state, model.init_state(len(batch["continues"])))
-    logits, state = model.extend(batch["tokens"], state, segment_ids=batch["segment_ids"], rngs=rngs)
-    return _cross_entropy(logits, batch), state
-
-
-def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
-    """A loss in the units people compare: perplexity a token, and bits per byte of text, whatever the tokenizer."""
-    return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_nat}
-
-
-def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
-    """Floating-point operations that training needs for one token, forward and backward.
-
-    6 for each weight of a matrix product (the embedding counts as the head, a shared block at each depth, experts as
-    often as they are chosen), and for each attention layer 12 a position that is seen and channel, half of the
-    positions on average. Scans, convolutions and their filters are left out: some per cent of it in models of a usual
-    width.
-    """
-    model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
-
-    def weights(module):
-        params = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
-        return sum(
-            leaf.size
-            for path, leaf in params
-            if (path[-1].key == "kernel" and "conv1d" not in str(path))
-            or (path[-1].key == "embedding" and config.tie_embeddings)
-        )
-
-    blocks, layers = model.backbone.blocks, model.backbone.layers
-    passed = weights(model) - weights(layers) + sum(map(weights, blocks))
-    for mixture in (block.mlp for block in blocks if isinstance(block.mlp, zoo.MoE)):
-        stacked = [leaf.size for leaf in jax.tree.leaves(nnx.state(mixture.experts)) if leaf.ndim == 3]
-        passed -= sum(stacked) * (1 - mixture.config.top_k / mixture.config.n_experts)
-    mixers = (mixer for layer in blocks for mixer in getattr(layer.mixer, "mixers", [layer.mixer]))
-    pairs = sum(
-        mixer.n_heads * mixer.head_dim * min(mixer.config.window or seq_len, seq_len) / 2
-        for mixer in mixers
-        if isinstance(mixer, zoo.Attention)
-    )
-    return 6 * passed + 12 * pairs
 
 
 def make_task(config: Config, corpus: Corpus) -> Task:
@@ -246,14 +184,12 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
       FloatingPointError: see `train`.
     """
     with flags.usage_errors():
-        going_on = runs.holds_run(config, folder, FREE)
-        corpus = load_corpus(config.data, folder if going_on else None)
+        corpus = load_corpus(config.data, runs.resumed(config, folder, FREE))
         fitted = fit_vocabulary(config, corpus.tokenizer)
         task = make_task(fitted, corpus)
-        folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(corpus.tokenizer, folder)
-        flags.save_config(config, folder / "config.json")
-    print(f"{config.model.pattern}: {count_params(fitted.model):,} parameters; {folder}", flush=True)
+        runs.begin(config, folder)
+    print(describe_size(fitted.model, folder), flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 
 
@@ -265,9 +201,8 @@ def main() -> int:
     if finished.stopped:
         return 0
     step = int(finished.state.step)
-    held_out = [record for record in read_metrics(folder) if record["split"] == "validation"]
-    if held_out:
-        print(f"held-out text: {held_out[-1]['bits_per_byte']:.3f} bits/byte after {held_out[-1]['step']} steps")
+    if last := last_evaluation(folder):
+        print(f"held-out text: {last['bits_per_byte']:.3f} bits/byte after {last['step']} steps")
     if config.prompt:
         print_sample(finished.model, corpus.tokenizer, config.prompt)
     print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")

@@ -31,29 +31,30 @@ hidden).
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
 
 import ssm
 import zoo
 from experiments import causal_lm
+from experiments.causal.pair import Pair, make_pair
+from experiments.causal.stage_plot import plot_stages
+from experiments.causal.stages import STAGES, Evaluation, make_task
 from experiments.data import fetch
-from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches
+from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus
 from experiments.data.tokenizers import FILE_NAME, restore_tokenizer, save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.checkpoints import Checkpoints
-from experiments.loop.frozen import freeze, thaw
-from experiments.loop.metrics import read_metrics
+from experiments.loop.frozen import thaw
+from experiments.loop.json_files import write_json
+from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig
 from experiments.loop.summary import Summary, table
-from experiments.loop.train import Loss, Task, TrainConfig, mean_loss, split_model, sum_over, train
+from experiments.loop.train import TrainConfig, split_model, train
 from zoo.published.pretrained import find_folder
 
 
@@ -160,23 +161,6 @@ class Config:
             raise ValueError(f"no stage has steps, expected some in --{'.steps, --'.join(STAGES)}.steps")
 
 
-class StageKind(NamedTuple):
-    """What one stage trains, and by what."""
-
-    loss: str
-    """Which of `measure`'s distances."""
-    parts: frozenset[str] | None
-    """Parts of a converted layer's mixer that are trained. None: all."""
-
-
-_NEW = frozenset({"A_log", "dt_bias", "dt_proj", "conv1d", "gate_proj", "norm"})
-STAGES = {
-    "layers": StageKind("layer_error", _NEW),
-    "qkv": StageKind("layer_error", _NEW | {"q_proj", "k_proj", "v_proj"}),
-    "hidden": StageKind("hidden_error", None),
-    "logits": StageKind("kl", None),
-}
-
 PRESETS: dict[str, tuple[str, Config]] = {
     "tiny": (
         "A teacher of 0.5 M parameters on Python's standard library, and its student: three minutes on two CPU cores.",
@@ -222,93 +206,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
 # Fields that may change between two starts of one run, besides those of every experiment.
 FREE = ("data.cache_dir",)
 RESULTS_FILE = "results.json"
-
-
-class Pair(nnx.Module):
-    """A teacher and its student, and how large what the teacher's layers give is, to measure distances by."""
-
-    def __init__(self, teacher: zoo.CausalLM, student: zoo.CausalLM):
-        self.teacher, self.student = teacher, student
-        n = len(zoo.converted_layers(teacher.backbone, student.backbone))
-        self.mixed_square = nnx.Variable(jnp.ones((n,)))
-        self.update_square = nnx.Variable(jnp.ones((n,)))
-
-    def compare(self, batch: Mapping[str, Any]) -> list[zoo.Compared]:
-        """The converted blocks on a batch."""
-        x = self.teacher.embed(batch["tokens"])
-        return zoo.compare_layers(self.teacher.backbone, self.student.backbone, x, segment_ids=batch["segment_ids"])
-
-
-def _per_token(x: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
-    """Mean square over the channels, summed over the tokens that count."""
-    return jnp.sum(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) * batch["weights"])
-
-
-def layer_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
-    """Squared error of the mixers' outputs over the mean square of the teacher's: 1 is what zeros would have.
-
-    A mean over channels and layers, and a sum over tokens. Each layer is fed what enters the teacher's.
-    """
-    errors = [_per_token(each.student.mixed - each.teacher.mixed, batch) for each in pair.compare(batch)]
-    return jnp.mean(jnp.stack(errors) / pair.mixed_square[...])
-
-
-def hidden_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
-    """Squared error of the blocks' outputs, over the mean square of what the teacher's blocks add to their input."""
-    errors = [_per_token(each.student.out - each.teacher.out, batch) for each in pair.compare(batch)]
-    return jnp.mean(jnp.stack(errors) / pair.update_square[...])
-
-
-def kl(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
-    """KL divergence of the student's next token from the teacher's, in nats at temperature 1, summed over tokens."""
-    log_p, log_q = (
-        jax.nn.log_softmax(model(batch["tokens"], segment_ids=batch["segment_ids"]))
-        for model in (pair.teacher, pair.student)
-    )
-    return jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * batch["weights"])
-
-
-DISTANCES: dict[str, Callable[[Pair, Mapping[str, Any]], jax.Array]] = {
-    "layer_error": layer_error,
-    "hidden_error": hidden_error,
-    "kl": kl,
-}
-
-
-def measure(pair: Pair, batch: Mapping[str, Any], rngs: None) -> dict[str, jax.Array]:
-    """All distances of a student from its teacher and its own loss, as sums over "weight" tokens."""
-    loss = causal_lm.next_token_loss(pair.student, batch, None)
-    return {"nats": loss.total, "weight": loss.weight} | {name: f(pair, batch) for name, f in DISTANCES.items()}
-
-
-def _squares(pair: Pair, batch: Mapping[str, Any], rngs: None) -> tuple[Any, ...]:
-    """Mean squares of what the teacher's mixers give and of what its blocks add, as sums over tokens."""
-    compared = pair.compare(batch)
-    mixed = tuple(_per_token(each.teacher.mixed, batch) for each in compared)
-    update = tuple(_per_token(each.teacher.out - each.x, batch) for each in compared)
-    return mixed, update, jnp.sum(batch["weights"])
-
-
-def make_pair(teacher: zoo.CausalLM, student: zoo.CausalLM, batches: Any) -> Pair:
-    """A pair whose distances are relative to what the teacher gives on these batches."""
-    pair = Pair(teacher, student)
-    mixed, update, weight = sum_over(pair, _squares, batches)
-    for variable, squares in ((pair.mixed_square, mixed), (pair.update_square, update)):
-        variable[...] = jnp.maximum(jnp.asarray(squares) / weight, 1e-20)
-    return pair
-
-
-def stage_model(pair: Pair, kind: StageKind) -> Pair:
-    """The pair in which a stage's parameters alone are trained."""
-    layers = zoo.converted_layers(pair.teacher.backbone, pair.student.backbone)
-
-    def trained(name: str) -> bool:
-        model, _, _, *inside = name.split(".")
-        if model != "student" or len(inside) < 3 or inside[1] != "mixer" or int(inside[0]) not in layers:
-            return False
-        return kind.parts is None or inside[2] in kind.parts
-
-    return freeze(pair, trained)
 
 
 class Teacher(NamedTuple):
@@ -385,54 +282,6 @@ def chosen_layers(pattern: str, model: zoo.CausalLMConfig) -> list[int]:
     return layers
 
 
-class Evaluation:
-    """What a model gives on held-out text."""
-
-    def __init__(self, config: Config, corpus: Corpus):
-        stream = corpus.validation
-        self.bits_per_nat = stream.n_tokens / stream.n_bytes / math.log(2)
-        self.batches = evaluation_batches(
-            stream,
-            batch_size=config.train.batch_size,
-            seq_len=config.data.seq_len,
-            max_batches=config.eval_batches,
-        )
-
-    def of_teacher(self, teacher: zoo.CausalLM) -> dict[str, float]:
-        """Perplexity, and bits per byte of text."""
-        nats = mean_loss(teacher, causal_lm.next_token_loss, self.batches)
-        return causal_lm.describe(nats, self.bits_per_nat)
-
-    def __call__(self, pair: Pair) -> dict[str, float]:
-        """These of a student, and its distances from its teacher."""
-        sums = sum_over(thaw(pair), measure, self.batches)
-        means = {name: total / sums["weight"] for name, total in sums.items() if name != "weight"}
-        return causal_lm.describe(means.pop("nats"), self.bits_per_nat) | means
-
-
-def make_task(name: str, config: Config, pair: Pair, corpus: Corpus, evaluate: Evaluation) -> Task:
-    """The task of one stage, from a pair on."""
-    kind = STAGES[name]
-    distance = DISTANCES[kind.loss]
-
-    def loss(pair: Pair, batch: Mapping[str, Any], rngs: Any) -> Loss:
-        return Loss(distance(pair, batch), jnp.sum(batch["weights"]))
-
-    def held_out(pair: nnx.Module) -> dict[str, float]:
-        found = evaluate(cast(Pair, pair))
-        return {"loss": found[kind.loss]} | found
-
-    batch_size, seq_len = config.train.batch_size, config.data.seq_len
-    seed = config.train.seed + list(STAGES).index(name)
-    return Task(
-        init=lambda rngs: stage_model(pair, kind),
-        loss=loss,
-        batches=make_batches(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=seed),
-        evaluate=held_out,
-        tokens_per_batch=batch_size * seq_len,
-    )
-
-
 class Distilled(NamedTuple):
     """A run that has ended."""
 
@@ -462,8 +311,7 @@ def fit(config: Config, folder: Path) -> Distilled:
             load_corpus(config.data)
         else:
             teacher, student, corpus = _begin(config, load_teacher(config.teacher))
-        folder.mkdir(parents=True, exist_ok=True)
-        flags.save_config(config, folder / "config.json")
+        runs.begin(config, folder)
     if config.teacher is None:
         print("the teacher first:", flush=True)
         trained, _ = causal_lm.fit(teacher_config(config), folder / "teacher")
@@ -476,8 +324,8 @@ def fit(config: Config, folder: Path) -> Distilled:
     print(f"{teacher.config.pattern} -> {student.config.pattern}: {sizes}; {folder}", flush=True)
     path = folder / RESULTS_FILE
     rows: dict[str, dict[str, float]] = json.loads(path.read_text())["rows"] if path.exists() else {}
-    evaluate = Evaluation(config, corpus)
     batch_size, seq_len = config.train.batch_size, config.data.seq_len
+    evaluate = Evaluation(corpus.validation, batch_size=batch_size, seq_len=seq_len, max_batches=config.eval_batches)
     some = evaluation_batches(corpus.train, batch_size=batch_size, seq_len=seq_len, max_batches=4)
     pair = make_pair(teacher, student, some)
     if "seeded" not in rows:
@@ -493,12 +341,14 @@ def fit(config: Config, folder: Path) -> Distilled:
         loop = dataclasses.replace(config.train, steps=stage.steps)
         warmup = round(config.warmup_fraction * stage.steps)
         optim = dataclasses.replace(config.optim, learning_rate=stage.learning_rate, warmup_steps=warmup)
-        task = make_task(name, config, pair, corpus, evaluate)
+        seed = config.train.seed
+        task = make_task(name, pair, corpus.train, evaluate, batch_size=batch_size, seq_len=seq_len, seed=seed)
         finished = train(task, loop, optim, folder / name, record=dataclasses.asdict(config))
         pair = thaw(finished.model)
         if finished.stopped:
             return Distilled(pair.student, rows, stopped=True)
-        held_out = [record for record in read_metrics(folder / name) if record["split"] == "validation"][-1]
+        held_out = last_evaluation(folder / name)
+        assert held_out is not None  # `train` evaluates at its last step
         rows[name] = {metric: held_out[metric] for metric in rows["seeded"]}
         save_results(config, rows, folder)
     save_student(config, pair.student, corpus, folder / "student")
@@ -528,8 +378,7 @@ def _random(pair: Pair, config: Config) -> Pair:
 
 def save_results(config: Config, rows: Mapping[str, Mapping[str, float]], folder: Path) -> None:
     """Writes results.json."""
-    content = {"pattern": config.pattern, "init": config.init, "rows": rows}
-    (folder / RESULTS_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_json({"pattern": config.pattern, "init": config.init, "rows": rows}, folder / RESULTS_FILE)
 
 
 def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: Path) -> None:
@@ -538,33 +387,10 @@ def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: 
     loop = {name: getattr(config.train, name) for name in ("batch_size", "seed")}
     data = dataclasses.replace(config.data, tokenizer=str(folder / FILE_NAME))
     said = causal_lm.Config(student.config, data, TrainConfig(steps=steps, **loop))
-    folder.mkdir(parents=True, exist_ok=True)
     save_tokenizer(corpus.tokenizer, folder)
-    flags.save_config(said, folder / "config.json")
+    runs.begin(said, folder)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(steps, {"params": split_model(student)[1]}, data_state={})
-
-
-def plot_stages(rows: Mapping[str, Mapping[str, float]], folder: Path) -> Path:
-    """Draws the perplexity at each stage into stages.png, the teacher's as a line."""
-    from matplotlib.figure import Figure
-
-    names = [name for name in rows if name != "teacher"]
-    values = [rows[name]["perplexity"] for name in names]
-    figure = Figure(figsize=(1.5 + 1.1 * len(names), 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(names, values, color="tab:blue", marker="o", linestyle="none")
-    for name, value in zip(names, values, strict=True):
-        axes.annotate(f"{value:.3g}", (name, value), xytext=(0, 8), textcoords="offset points", ha="center")
-    teacher = rows["teacher"]["perplexity"]
-    axes.axhline(teacher, color="tab:orange", linewidth=1.5, label=f"teacher, {teacher:.3g}")
-    axes.set(yscale="log", ylabel="perplexity on held-out text", title=f"Distillation of {folder.resolve().name}")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(x=0.1, y=0.15)
-    path = folder / "stages.png"
-    figure.savefig(path, dpi=150)
-    return path
 
 
 def main() -> int:

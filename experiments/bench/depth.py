@@ -25,7 +25,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import ssm
 import zoo
 from experiments.bench import record
-from experiments.causal_lm import next_token_loss
+from experiments.causal.next_token import next_token_loss
 from experiments.loop import flags
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig, make_optimizer

@@ -1,6 +1,6 @@
 """Contenders of `bench mlm`: one training step's loss and gradient of small encoders of equal size, by mixer.
 
-Masked language models of four blocks' options (`masked_lm.small_encoder`), filters as long as the sequence, 30 % of the
+Masked language models of four blocks' options (`shapes.small_encoder`), filters as long as the sequence, 30 % of the
 tokens hidden. The head sees the hidden positions alone; "all logits" is attention with the head at every position.
 """
 
@@ -14,7 +14,8 @@ from flax import nnx
 
 import zoo
 from experiments.bench.contenders import Call, Contender, JaxCall, Pass, Sizes
-from experiments.encoders.masked_lm import masked_loss, small_encoder
+from experiments.encoders.masked_loss import masked_loss
+from experiments.encoders.shapes import small_encoder
 
 RATE = 0.3
 

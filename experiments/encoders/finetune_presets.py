@@ -6,8 +6,8 @@ from typing import Any
 import zoo
 from experiments.data.labelled import Kind, LabelledConfig
 from experiments.encoders import glue
-from experiments.encoders.masked_lm import small_encoder
 from experiments.encoders.objectives import Head
+from experiments.encoders.shapes import small_encoder
 from experiments.loop.duration import check_duration
 from experiments.loop.optim import OptimConfig
 from experiments.loop.seeds import check_different

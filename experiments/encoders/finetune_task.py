@@ -13,8 +13,8 @@ from experiments.data.packing import Batch, Epochs, make_batches
 from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
 from experiments.encoders.finetune_presets import Config
+from experiments.encoders.lengths import check_lengths
 from experiments.encoders.load import load_encoder
-from experiments.encoders.masked_lm import check_lengths
 from experiments.encoders.objectives import LabelledRows, Objective, Predictions, Target, make_objective
 from experiments.encoders.prediction import run_over
 from experiments.encoders.verbaliser import choose

@@ -12,32 +12,30 @@ with what it has learned.
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-import ssm
 import zoo
 from experiments.data.corpus import Corpus, DataConfig, load_corpus
 from experiments.data.packing import Batch, Epochs, Layout, Rows, make_batches
 from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import FILE_NAME, save_tokenizer
+from experiments.encoders.guesses import guesses
+from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
+from experiments.encoders.masked_loss import masked_loss, masked_sums
 from experiments.encoders.masking import Masking, MaskingConfig
+from experiments.encoders.shapes import small_encoder
 from experiments.loop import flags, runs
-from experiments.loop.metrics import read_metrics
-from experiments.loop.model_size import count_params
+from experiments.loop.metrics import last_evaluation
+from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
-from experiments.loop.train import Finished, Loss, Task, TrainConfig, sum_over, train, with_auxiliary
-from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
+from experiments.loop.train import Finished, Task, TrainConfig, sum_over, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,29 +64,6 @@ class Config:
     """Held-out sentences that are printed at the end with the model's guesses. 0 prints none."""
     run_dir: str | None = None
     """Folder of the run. None: runs/bert/PRESET, with a suffix that depends on the flags that were changed."""
-
-
-def small_encoder(d_model: int, n_layers: int, length: int) -> zoo.MaskedLMConfig:
-    """A small pre-norm encoder for m2/monarch, mamba, mamba2 or attn/mlp: of about equal size, swapped by one flag.
-
-    Positions come from the mixers themselves (rotary embedding, convolutions, states), so that a model trained at one
-    length reads others.
-    """
-    return zoo.MaskedLMConfig(
-        d_model=d_model,
-        n_layers=n_layers,
-        pattern="m2/monarch",
-        norm="layer",
-        norm_place="pre",
-        norm_eps=1e-6,
-        max_len=None,
-        m2=M2Config(l_max=length, residual_long_conv=True, filter=HyenaFilterConfig(order=32)),
-        monarch=MonarchMLPConfig(n_blocks=2, d_ff=39 * d_model // 8),
-        mamba=ssm.MambaConfig(d_state=8),
-        mamba2=ssm.Mamba2Config(d_state=32, head_dim=32),
-        attn=zoo.AttentionConfig(head_dim=32),
-        mlp=zoo.MLPConfig(activation="gelu", d_ff=25 * d_model // 8),
-    )
 
 
 def _published(name: str, rate: float, *, batch: int = 4096, steps: int = 70_000, length: int = 128, **optim) -> Config:
@@ -155,36 +130,6 @@ PRESETS |= {
 FREE = ("eval_batches", "examples", "data.cache_dir")
 
 
-class MaskedSums(NamedTuple):
-    """Sums over the tokens that were to be guessed."""
-
-    total: jax.Array
-    """Cross-entropy, in nats."""
-    weight: jax.Array
-    """How many there were."""
-    correct: jax.Array
-    """How many of them had the highest logit."""
-    auxiliary: jax.Array
-    """What training adds to its loss."""
-
-
-def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> MaskedSums:
-    """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
-    hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
-    hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # b k d
-    logits = model.head(hidden)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    hits = jnp.argmax(logits, axis=-1) == batch["targets"]
-    weights = batch["weights"]
-    return MaskedSums(jnp.sum(nats * weights), jnp.sum(weights), jnp.sum(hits * weights), auxiliary)
-
-
-def masked_loss(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
-    """`masked_sums` as the loop takes it."""
-    sums = masked_sums(model, batch, rngs)
-    return with_auxiliary(Loss(sums.total, sums.weight), model, sums.auxiliary)
-
-
 def masked_batch(rows: Rows, masking: Masking, indices: np.ndarray, random: np.random.Generator, rate: float) -> Batch:
     """The batch of some rows, with tokens hidden."""
     batch = rows(indices)
@@ -245,13 +190,6 @@ def describe(loss: float) -> dict[str, float]:
     return {"perplexity": math.exp(min(loss, 700))}
 
 
-def check_lengths(model: zoo.EncoderConfig, length: int, flag: str = "--data.seq-len") -> None:
-    """Raises a ValueError where rows of this length are longer than the model can read."""
-    if model.max_len is not None and length > model.max_len:
-        raise ValueError(f"{flag} {length} with --model.max-len {model.max_len}: there are no more positions")
-    runs.check_filters(model, length, flag)
-
-
 def default_run_dir(config: Config) -> Path:
     """runs/bert/PRESET for a preset as it is, with a digest of the changes for a changed one."""
     return runs.default_run_dir(config, PRESETS, "bert", FREE)
@@ -271,15 +209,6 @@ def start_from(config: Config) -> tuple[Config, zoo.MaskedLM | None]:
     return dataclasses.replace(config, model=model.config, data=data), model
 
 
-def reach(model, length: int):
-    """A model that reads `length` positions: itself, or with longer tables where they are too short."""
-    try:
-        check_lengths(model.config, length)
-    except ValueError:
-        return zoo.extend_positions(model, length)
-    return model
-
-
 def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 
@@ -288,20 +217,18 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
       FloatingPointError: see `train`.
     """
     with flags.usage_errors():
-        going_on = runs.holds_run(config, folder, FREE)
+        kept = runs.resumed(config, folder, FREE)
         started, init = start_from(config)
-        corpus = load_corpus(started.data, folder if going_on else None)
+        corpus = load_corpus(started.data, kept)
         needed = special_tokens(corpus.tokenizer).vocab_size
         model = runs.fit_vocabulary(started.model, needed, started.data.tokenizer)
         fitted = dataclasses.replace(started, model=model)
         check_lengths(fitted.model, fitted.data.seq_len)
         rows, held_out = make_rows(fitted, corpus)
         task = make_task(fitted, corpus, rows, held_out, init)
-        folder.mkdir(parents=True, exist_ok=True)
         save_tokenizer(corpus.tokenizer, folder)
-        runs.save_model_config(fitted.model, folder)
-        flags.save_config(config, folder / "config.json")
-    print(f"{fitted.model.pattern}: {count_params(fitted.model):,} parameters; {folder}", flush=True)
+        runs.begin(config, folder, fitted.model)
+    print(describe_size(fitted.model, folder), flush=True)
     print(f"{corpus.train.n_tokens:,} tokens; {fitted.rows} rows, {rows.fill:.1%} of them text", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 
@@ -314,9 +241,7 @@ def main() -> int:
     if finished.stopped:
         return 0
     step = int(finished.state.step)
-    held_out = [record for record in read_metrics(folder) if record["split"] == "validation"]
-    if held_out:
-        last = held_out[-1]
+    if last := last_evaluation(folder):
         print(
             f"held-out text: loss {last['loss']:.3f} nats a hidden token, {last['accuracy']:.1%} guessed right, "
             f"after {last['step']} steps"
@@ -327,29 +252,3 @@ def main() -> int:
     print(f"tune it:    python -m experiments.bert finetune tiny --init {folder}")
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0
-
-
-def guesses(model: zoo.MaskedLM, corpus: Corpus, n: int, *, length: int = 24) -> list[str]:
-    """Held-out passages with a few words hidden, and what the model puts there: `the [cat -> dog] sat`."""
-    tokenizer, stream = corpus.tokenizer, corpus.validation
-    special, masking = special_tokens(tokenizer), Masking(MaskingConfig(mask_share=1, random_share=0), tokenizer)
-    lines = []
-    for i in range(min(n, stream.n_documents)):
-        text = stream.document(i * stream.n_documents // n)[: length - 2]
-        tokens = np.array([[special.cls, *text, special.sep]], np.int32)
-        masked = masking(tokens, np.random.default_rng(i), rate=0.15)
-        logits = model(jnp.asarray(masked.tokens))[0]
-        best = np.asarray(jnp.argmax(logits, axis=-1))
-        chosen = set(masked.positions[masked.weights > 0].tolist())
-        words: list[Any] = [
-            f"[{tokenizer.decode([token]).strip()} -> {tokenizer.decode([best[at]]).strip()}]"
-            if at in chosen
-            else token
-            for at, token in enumerate(tokens[0])
-        ]
-        parts: list[str] = []
-        for hidden, group in itertools.groupby(words[1:-1], key=lambda word: isinstance(word, str)):
-            run = list(group)
-            parts += run if hidden else [tokenizer.decode(run)]
-        lines.append("  " + " ".join(" ".join(parts).split()))
-    return ["--- hidden -> guessed " + "-" * 38, *lines, "-" * 60] if lines else []

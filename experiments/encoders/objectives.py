@@ -25,6 +25,7 @@ from experiments.data.tokenizers import Tokenizer
 from experiments.encoders import spans, verbaliser
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode, join
 from experiments.encoders.scores import Scores, classification_scores, regression_scores, squad_scores, tagging_scores
+from experiments.encoders.shapes import encoder_fields
 from experiments.loop import flags
 from experiments.loop.train import Loss, with_auxiliary
 from zoo.layers.pooling import Pool
@@ -188,7 +189,7 @@ class Classes(Objective):
 
     def config(self, encoder, *, pool, dropout):
         head = {"n_labels": len(self.target.classes), "pool": pool, "classifier_dropout": dropout}
-        return zoo.SequenceClassifierConfig(**_shared(encoder), **head)
+        return zoo.SequenceClassifierConfig(**encoder_fields(encoder), **head)
 
     def predictions(self, examples, logits):
         probabilities = _softmax(np.stack(logits))
@@ -210,7 +211,7 @@ class MaskedWords(Classes):
 
     def config(self, encoder, *, pool, dropout):
         known = {f.name for f in dataclasses.fields(zoo.MaskedLMConfig)} if hasattr(encoder, "head_bias") else set()
-        return zoo.MaskedLMConfig(**_shared(encoder) | {name: getattr(encoder, name) for name in known})
+        return zoo.MaskedLMConfig(**encoder_fields(encoder) | {name: getattr(encoder, name) for name in known})
 
     def logits(self, model, hidden, batch, rngs):
         return self.word_logits(model, hidden, batch["positions"])
@@ -232,7 +233,9 @@ class Numbers(Objective):
         return LabelledRows(self._texts(encoded), {"labels": labels.astype(np.float32)})
 
     def config(self, encoder, *, pool, dropout):
-        return zoo.SequenceClassifierConfig(**_shared(encoder), n_labels=1, pool=pool, classifier_dropout=dropout)
+        return zoo.SequenceClassifierConfig(
+            **encoder_fields(encoder), n_labels=1, pool=pool, classifier_dropout=dropout
+        )
 
     def nats(self, logits, labels):
         return jnp.square(logits[:, 0] - labels)
@@ -272,7 +275,7 @@ class Tags(Objective):
 
     def config(self, encoder, *, pool, dropout):
         n_labels = len(self.target.classes)
-        return zoo.TokenClassifierConfig(**_shared(encoder), n_labels=n_labels, classifier_dropout=dropout)
+        return zoo.TokenClassifierConfig(**encoder_fields(encoder), n_labels=n_labels, classifier_dropout=dropout)
 
     def predictions(self, examples, logits):
         fallback = self.target.classes.index("O") if "O" in self.target.classes else 0
@@ -310,7 +313,7 @@ class Spans(Objective):
         )
 
     def config(self, encoder, *, pool, dropout):
-        return zoo.TokenClassifierConfig(**_shared(encoder), n_labels=2, classifier_dropout=dropout)
+        return zoo.TokenClassifierConfig(**encoder_fields(encoder), n_labels=2, classifier_dropout=dropout)
 
     def logits(self, model, hidden, batch, rngs):
         logits = super().logits(model, hidden, batch, rngs)
@@ -351,11 +354,6 @@ def first_tokens(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
         if offsets[token, 1] > offsets[token, 0] and offsets[token, 1] > begins[owner[token]]:
             first[owner[token]] = token
     return first
-
-
-def _shared(config: zoo.EncoderConfig) -> dict[str, Any]:
-    """The fields of an encoder, whatever its head."""
-    return {field.name: getattr(config, field.name) for field in dataclasses.fields(zoo.EncoderConfig)}
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

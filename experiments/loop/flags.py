@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.loop.json_files import write_json
 from zoo.layers.names import unknown_name
 
 Config = TypeVar("Config")  # a dataclass
@@ -129,9 +130,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 def save_config(config: Any, path: Path) -> None:
     """Writes a dataclass as JSON, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(dataclasses.asdict(config), path)
 
 
 def load_config(kind: type[Config], path: Path) -> Config:

@@ -128,6 +128,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def last_evaluation(folder: Path) -> dict[str, Any] | None:
+    """The newest record of a run's held-out metrics; None before the first."""
+    return next((record for record in reversed(read_metrics(folder)) if record["split"] == "validation"), None)
+
+
 def plot_metrics(folder: Path) -> Path | None:
     """Draws the loss (or bits per byte) of a run over its steps, above its learning rate, into curves.png.
 

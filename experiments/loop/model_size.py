@@ -1,5 +1,7 @@
 """How large a model is, from its configuration alone."""
 
+from pathlib import Path
+
 import jax
 from flax import nnx
 
@@ -10,3 +12,8 @@ def count_params(config: ModelConfig) -> int:
     """Number of parameters of a model, without building it."""
     model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def describe_size(config: ModelConfig, folder: Path) -> str:
+    """The line that a run begins with: what is trained, how large it is, and where."""
+    return f"{config.pattern}: {count_params(config):,} parameters; {folder}"

@@ -11,6 +11,7 @@ from flax import nnx
 
 from experiments.loop import flags
 from experiments.loop.checkpoints import restore_params
+from experiments.loop.json_files import write_json
 from experiments.loop.train import split_model
 from zoo.models.build import MODELS, ModelConfig, build
 from zoo.models.causal import TokenConfig
@@ -72,6 +73,28 @@ def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
     return True
 
 
+def resumed(config: Any, folder: Path, free: Collection[str] = ()) -> Path | None:
+    """The folder, where it already holds this run and what its first start has made; None for a new run.
+
+    Raises:
+      ValueError: as `holds_run`.
+    """
+    return folder if holds_run(config, folder, free) else None
+
+
+def begin(config: Any, folder: Path, model: ModelConfig | None = None) -> None:
+    """Writes what a run's folder says before its first step; config.json is the last, and makes it a run.
+
+    Args:
+      config: an experiment's configuration.
+      model: which model the checkpoints are of. None: the experiment knows it from `config`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if model is not None:
+        save_model_config(model, folder)
+    flags.save_config(config, folder / "config.json")
+
+
 def fit_vocabulary(model: TokenModelConfig, vocab_size: int, tokenizer: str) -> TokenModelConfig:
     """A model's configuration with a vocabulary: the tokenizer's, where it has none yet.
 
@@ -101,10 +124,7 @@ def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-le
 
 def save_model_config(model: ModelConfig, folder: Path) -> None:
     """Writes which model the checkpoints of a run are of, in one step."""
-    text = json.dumps({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, indent=2)
-    partial = folder / f"{MODEL_FILE}.partial"
-    partial.write_text(text + "\n")
-    partial.replace(folder / MODEL_FILE)
+    write_json({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, folder / MODEL_FILE)
 
 
 def load_model_config(folder: Path) -> ModelConfig:

@@ -361,3 +361,12 @@ def _functions(source: str) -> Iterator[tuple[int, str, str]]:
         code = re.sub(rf"\b{re.escape(node.name)}\b", "f", ast.unparse(node))
         if len(re.findall(r"\w+", code)) >= 8:
             yield node.lineno, query, code
+
+
+def overlap(collection: Collection) -> int:
+    """How many documents answer queries of both train and test."""
+    sides = [
+        {name for grades in collection.qrels.get(split, {}).values() for name, grade in grades.items() if grade > 0}
+        for split in ("train", "test")
+    ]
+    return len(sides[0] & sides[1])

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import zoo
 from experiments.loop.flags import alias
-from experiments.loop.train import Loss, with_auxiliary
+from experiments.loop.train import Loss, TrainConfig, with_auxiliary
 from experiments.retrieval import losses
 
 
@@ -68,6 +68,21 @@ class Objective:
     def temperature(self) -> float:
         """The scale that is meant."""
         return self.scale or {"cosine": 20.0, "dot": 1.0}[self.score]
+
+
+def check_batches(objective: Objective, train: TrainConfig) -> None:
+    """Raises a ValueError where queries compete for a batch, and training cuts it up or leaves one alone in it."""
+    if objective.loss != "in-batch":
+        return
+    if train.accumulate > 1:
+        raise ValueError(
+            f"--train.accumulate {train.accumulate} with --loss in-batch, whose queries compete for the whole "
+            "batch; --mini-batch saves memory without changing the loss"
+        )
+    if train.batch_size < 2 and not objective.n_negatives:
+        raise ValueError(
+            f"--train.batch-size {train.batch_size} with --loss in-batch and no --negatives: nothing to tell apart"
+        )
 
 
 def embed_rows(

@@ -187,6 +187,16 @@ class Pairs:
         return mined
 
 
+def learn_from(objective: Objective, prepared: Sequence[Prepared], *, max_query_len: int, max_doc_len: int) -> Teaching:
+    """Asks the teacher, where there is one: a model, or a table of scores."""
+    teacher = objective.teacher
+    if teacher is None:
+        return Teaching()
+    if objective.loss == "margin-mse" and Path(teacher).is_file():
+        return read_triples(Path(teacher), prepared)
+    return ask_teacher(teacher, prepared, max_query_len=max_query_len, max_doc_len=max_doc_len)
+
+
 def ask_teacher(source: str, prepared: Sequence[Prepared], *, max_query_len: int, max_doc_len: int) -> Teaching:
     """Vectors of a model for every training text; what it cannot read of a long document is cut off.
 

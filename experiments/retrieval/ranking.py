@@ -156,6 +156,11 @@ def measure_each(qrels: Qrels, run: Run) -> dict[str, list[float]]:
     }
 
 
+def mean_over(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each measure over collections."""
+    return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+
+
 def in_order(found: Mapping[str, float]) -> list[tuple[str, float]]:
     """A query's documents as trec_eval ranks them: by score, which it keeps in float32, then by id, both downwards."""
     return sorted(found.items(), key=lambda item: (np.float32(item[1]), item[0].encode()), reverse=True)

@@ -5,8 +5,6 @@ import functools
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,8 +13,6 @@ import zoo
 from experiments import causal_lm, distill
 from experiments.loop import flags
 from experiments.loop.metrics import read_metrics
-from experiments.loop.train import sum_over
-from tests.numerics import with_random_parameters
 
 SMALL = [
     *("--data.seq-len", "32", "--train.batch-size", "4", "--eval-batches", "2", "--train.no-tensorboard"),
@@ -104,71 +100,6 @@ def test_a_student_of_which_nothing_is_copied_starts_as_the_random_one(text, tmp
     rows = json.loads((tmp_path / "run/results.json").read_text())["rows"]
     assert list(rows) == ["teacher", "random", "seeded", "layers"]
     assert rows["seeded"] == rows["random"] != rows["layers"]
-
-
-def make_pair(**options):
-    teacher = with_random_parameters(
-        lambda: zoo.CausalLM(dataclasses.replace(TEACHER, vocab_size=24, **options), rngs=nnx.Rngs(0))
-    )
-    return distill.Pair(teacher, zoo.seed_from_attention(teacher, [1], rngs=nnx.Rngs(1)))
-
-
-def make_batch():
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 24, (2, 9))
-    weights = np.array([[1.0] * 8, [1.0] * 5 + [0.0] * 3], np.float32)
-    batch = {"tokens": ids[:, :-1], "targets": ids[:, 1:], "weights": weights, "segment_ids": np.zeros((2, 8), int)}
-    return jax.tree.map(jnp.asarray, batch)
-
-
-def test_each_stage_trains_its_own_parts_of_the_converted_layers():
-    pair = make_pair()
-
-    def trained(stage):
-        state = nnx.state(distill.stage_model(pair, distill.STAGES[stage]), nnx.Param)
-        names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(state)]
-        assert all(name.startswith("student.backbone.layers.1.mixer.") for name in names)
-        return {name.split(".")[5] for name in names}
-
-    new = {"A_log", "dt_bias", "dt_proj", "conv1d", "gate_proj", "norm"}
-    maps = {"q_proj", "k_proj", "v_proj"}
-    assert trained("layers") == new
-    assert trained("qkv") == new | maps
-    assert trained("hidden") == trained("logits") == new | maps | {"o_proj"}
-
-
-def test_distances_are_those_of_plain_numpy():
-    pair, batch = make_pair(), make_batch()
-    pair = distill.make_pair(pair.teacher, pair.student, [batch])
-    sums = sum_over(pair, distill.measure, [batch])
-    assert sums["weight"] == 13
-
-    @jax.jit
-    def run(batch):
-        x = pair.teacher.embedding(batch["tokens"])
-        (each,) = zoo.compare_layers(pair.teacher.backbone, pair.student.backbone, x)
-        return pair.teacher(batch["tokens"]), pair.student(batch["tokens"]), each
-
-    *logits, each = jax.tree.map(lambda x: np.asarray(x, np.float64), run(batch))
-    log_p, log_q = (x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True)) for x in logits)
-    weights = np.asarray(batch["weights"])
-    nats = -np.take_along_axis(log_q, np.asarray(batch["targets"])[..., None], 2)[..., 0]
-
-    def relative(error, of):
-        return 13 * np.sum(error**2 * weights[..., None]) / np.sum(of**2 * weights[..., None])
-
-    expected = {
-        "nats": np.sum(nats * weights),
-        "kl": np.sum(np.sum(np.exp(log_p) * (log_p - log_q), axis=-1) * weights),
-        "layer_error": relative(each.student.mixed - each.teacher.mixed, each.teacher.mixed),
-        "hidden_error": relative(each.student.out - each.teacher.out, each.teacher.out - each.x),
-    }
-    for name, value in expected.items():
-        assert sums[name] == pytest.approx(value, rel=1e-4), name
-
-    silent = pair.student.backbone.layers[1].mixer.o_proj.kernel
-    silent[...] = jnp.zeros_like(silent[...])
-    assert sum_over(pair, distill.measure, [batch])["layer_error"] == pytest.approx(13, rel=1e-4)
 
 
 def test_a_config_comes_back_from_json(tmp_path):

@@ -13,9 +13,9 @@ import zoo
 from experiments.data.labelled import Examples
 from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import ByteTokenizer, train_bpe, train_wordpiece
-from experiments.encoders.masked_lm import small_encoder
 from experiments.encoders.objectives import Target, first_tokens, load_target, make_objective, save_target
 from experiments.encoders.prediction import run_over
+from experiments.encoders.shapes import small_encoder
 from tests.numerics import FLOAT32_SOFTMAX, assert_close, with_random_parameters
 from zoo.models.build import build
 

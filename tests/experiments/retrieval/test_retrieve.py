@@ -133,21 +133,6 @@ def test_every_loss_runs_by_a_flag(flags_, data, command, tmp_path):
     assert embed_texts(model, load_encoder("run").tokenizer, ["text"]).shape == (1, 16)
 
 
-def test_starts_from_a_pretrained_encoder_and_reaches_longer_documents(tmp_path):
-    save_run(make_model(zoo.MaskedLMConfig, max_len=16), tmp_path / "mlm")
-    config = dataclasses.replace(retrieve.PRESETS["tiny"][1], init=str(tmp_path / "mlm"))
-    before, after = load_encoder("mlm").model, retrieve.start_from(config, [], None, length=32).init
-    assert isinstance(before, zoo.MaskedLM)
-    assert (after.config.pool, after.config.n_labels, after.pooler) == ("mean", 0, None)
-    table = np.asarray(before.encoder.position_embeddings.embedding[...])
-    assert np.array_equal(after.encoder.position_embeddings.embedding[...], np.concatenate([table, table]))
-    # Tuned on: what pools its rows stays, unless --pool says otherwise.
-    save_run(make_model(zoo.SequenceClassifierConfig, max_len=16, n_labels=0, pool="attention"), tmp_path / "tuned")
-    for asked, expected in ((None, "attention"), ("last", "last")):
-        again = dataclasses.replace(config, init=str(tmp_path / "tuned"), pool=asked)
-        assert retrieve.start_from(again, [], None, length=32).model.pool == expected
-
-
 @pytest.mark.slow
 def test_goes_on_from_a_pretrained_encoder_and_reaches_longer_documents(data, command, tmp_path):
     save_run(make_model(zoo.MaskedLMConfig, max_len=16), tmp_path / "mlm")
@@ -186,20 +171,6 @@ def test_locos_tasks_are_averaged(command, tmp_path):
     status, _, err = command(*small, *loco, "--data.test-share", 1, "--run-dir", "no")
     assert (status, err.count("\n")) == (1, 1)
     assert "there are no training pairs" in err
-
-
-def test_the_dev_search_is_always_the_same_and_holds_every_answer(data):
-    config = dataclasses.replace(retrieve.PRESETS["tiny"][1], tokenizer="bytes")
-    started = retrieve.start_from(
-        dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=0)), [], None, length=64
-    )
-    prepared = [retrieve.prepare(read_beir(data), started.tokenizer, max_query_len=24, max_doc_len=64)]
-    (first,), (second,) = (retrieve.searches(prepared, "dev", n_queries=5, n_documents=12) for _ in range(2))
-    assert (first.qrels, first.documents) == (second.qrels, second.documents)
-    assert (len(first.qrels), len(first.documents), len(set(first.documents))) == (5, 12, 12)
-    assert {name for grades in first.qrels.values() for name in grades} <= set(first.documents)
-    (whole,) = retrieve.searches(prepared, "test")
-    assert (len(whole.qrels), len(whole.documents)) == (20, 60)
 
 
 def test_every_preset_comes_back_from_json_and_has_a_run_folder(tmp_path):

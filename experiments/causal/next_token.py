@@ -1,0 +1,40 @@
+"""The loss of a causal language model: its guess at each next token, of rows by themselves or that go on."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+import zoo
+from experiments.loop.train import Loss, with_auxiliary
+
+
+def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
+    """Cross-entropy of the targets, summed over the tokens that count."""
+    hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
+    return with_auxiliary(_cross_entropy(model.head(hidden), batch), model, auxiliary)
+
+
+def _cross_entropy(logits, batch) -> Loss:
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+
+
+def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, state: tuple):
+    """`next_token_loss` from the state that the batch before left, in the rows whose document goes on."""
+
+    def keep(carried, fresh):
+        return jnp.where(batch["continues"].reshape(-1, *(1,) * (fresh.ndim - 1)), carried, fresh)
+
+    state = jax.tree.map(keep, state, model.init_state(len(batch["continues"])))
+    logits, state = model.extend(batch["tokens"], state, segment_ids=batch["segment_ids"], rngs=rngs)
+    return _cross_entropy(logits, batch), state
+
+
+def describe(loss: float, bits_per_nat: float) -> dict[str, float]:
+    """A loss in the units people compare: perplexity a token, and bits per byte of text, whatever the tokenizer."""
+    return {"perplexity": math.exp(min(loss, 700)), "bits_per_byte": loss * bits_per_nat}

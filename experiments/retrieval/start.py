@@ -1,0 +1,116 @@
+"""What the training of a bi-encoder starts from: its configuration, a model, and a tokenizer of the training texts."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+import zoo
+from experiments.data.special_tokens import special_tokens
+from experiments.data.tokenizers import Tokenizer, load_tokenizer
+from experiments.encoders.lengths import check_lengths, reach
+from experiments.encoders.load import load_encoder
+from experiments.encoders.shapes import encoder_fields
+from experiments.loop import runs
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import TrainConfig
+from experiments.retrieval.beir import Collection, RetrievalData
+from experiments.retrieval.bi_encoder import Objective
+from zoo.layers.pooling import Pool
+
+
+@dataclasses.dataclass(frozen=True)
+class BiEncoderConfig:
+    """A bi-encoder: its shape, its texts, what it learns. A subclass says how it is evaluated."""
+
+    model: zoo.EncoderConfig = zoo.EncoderConfig()
+    """Shape of the encoder. vocab_size 0 takes the tokenizer's."""
+    data: RetrievalData = RetrievalData()
+    """Queries, documents, and which answers which."""
+    objective: Objective = Objective()
+    """What is learned."""
+    tokenizer: str = "wordpiece"
+    """wordpiece or bpe, trained on the training texts; bytes; or a tokenizer.json, a folder or hub repository with
+    one."""
+    vocab_size: int = 8192
+    """At most this many ids in a tokenizer that is trained here."""
+    pool: Pool | None = None
+    """A text's vector: of its first token, the mean, the last, or attention. None: as --init has it, or the mean."""
+    pooler: bool = False
+    """Whether a new linear map and tanh follow."""
+    max_query_len: int = 32
+    """Most tokens of a query; what is longer is cut."""
+    train: TrainConfig = TrainConfig()
+    """How long to train, what to keep. batch_size counts queries."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and schedule."""
+    init: str | None = None
+    """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
+    --tokenizer."""
+    eval_tokens: int = 16384
+    """Positions in a batch of an evaluation."""
+
+    def __post_init__(self):
+        check_row_len("max_query_len", self.max_query_len)
+        if self.eval_tokens < 1:
+            raise ValueError(f"eval_tokens={self.eval_tokens}, expected at least 1")
+
+
+def check_row_len(name: str, length: int) -> None:
+    """Raises a ValueError where rows of this length have no room for a token."""
+    if length < 3:
+        raise ValueError(f"{name}={length}, expected at least 3: [CLS], a token, [SEP]")
+
+
+def training_texts(collections: Sequence[Collection]) -> list[str]:
+    """The queries and documents of the training split."""
+    texts = []
+    for one in collections:
+        train = one.qrels.get("train", {})
+        texts += [one.queries[name] for name in train]
+        texts += [one.documents[name] for name in dict.fromkeys(name for grades in train.values() for name in grades)]
+    return texts
+
+
+class Started(NamedTuple):
+    """What training starts from."""
+
+    model: zoo.SequenceClassifierConfig
+    init: zoo.SequenceClassifier | None
+    tokenizer: Tokenizer
+
+
+def start_from(
+    config: BiEncoderConfig,
+    texts: Sequence[str],
+    folder: Path | None,
+    *,
+    length: int,
+    flag: str = "--max-doc-len",
+    n_outputs: int = 0,
+) -> Started:
+    """Model and tokenizer of a configuration: those of --init, or new ones.
+
+    Args:
+      texts: what a new tokenizer is trained on.
+      folder: a run whose tokenizer is used again, or None.
+      length: the longest row that must be read.
+      flag: what asks for it, for errors.
+      n_outputs: width of a linear map behind the vectors, 0 for none.
+    """
+    head: dict[str, Any] = {"n_labels": n_outputs, "pool": config.pool or "mean", "pooler": config.pooler}
+    if config.init is None:
+        tokenizer = load_tokenizer(config.tokenizer, texts, config.vocab_size, folder)
+        needed = special_tokens(tokenizer).vocab_size
+        encoder = runs.fit_vocabulary(config.model, needed, config.tokenizer)
+        check_lengths(encoder, length, flag)
+        return Started(zoo.SequenceClassifierConfig(**encoder_fields(encoder), **head), None, tokenizer)
+    model, tokenizer, _ = load_encoder(config.init)
+    if isinstance(model, zoo.SequenceClassifier) and config.pool in (None, model.config.pool):
+        head = {"n_labels": n_outputs}  # it keeps what pools its rows
+    rngs = nnx.Rngs(params=jax.random.key(config.train.seed))
+    init = reach(zoo.with_head(model, zoo.SequenceClassifierConfig, rngs=rngs, **head), length)
+    return Started(init.config, init, tokenizer)

@@ -1,0 +1,25 @@
+"""A bi-encoder starts from an encoder that there is, and reads longer documents than it did."""
+
+import dataclasses
+
+import numpy as np
+
+import zoo
+from experiments.encoders.load import load_encoder
+from experiments.retrieval.start import BiEncoderConfig, start_from
+from tests.experiments.retrieval.test_embed import make_model, save_run
+
+
+def test_starts_from_a_pretrained_encoder_and_reaches_longer_documents(tmp_path):
+    save_run(make_model(zoo.MaskedLMConfig, max_len=16), tmp_path / "mlm")
+    config = BiEncoderConfig(init=str(tmp_path / "mlm"))
+    before, after = load_encoder(tmp_path / "mlm").model, start_from(config, [], None, length=32).init
+    assert isinstance(before, zoo.MaskedLM)
+    assert (after.config.pool, after.config.n_labels, after.pooler) == ("mean", 0, None)
+    table = np.asarray(before.encoder.position_embeddings.embedding[...])
+    assert np.array_equal(after.encoder.position_embeddings.embedding[...], np.concatenate([table, table]))
+    # Tuned on: what pools its rows stays, unless --pool says otherwise.
+    save_run(make_model(zoo.SequenceClassifierConfig, max_len=16, n_labels=0, pool="attention"), tmp_path / "tuned")
+    for asked, expected in ((None, "attention"), ("last", "last")):
+        again = dataclasses.replace(config, init=str(tmp_path / "tuned"), pool=asked)
+        assert start_from(again, [], None, length=32).model.pool == expected
