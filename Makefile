@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 # Compiling every module of every package takes longer than all the rest; Python compiles what it imports.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-slow check bench notebooks clean
+.PHONY: train test test-fast test-slow check bench notebooks clean
 
 train: $(VENV)/.experiments  ## train the tiny Mamba on Python's standard library, or go on with it
 	$(BIN)/python -m experiments.causal_lm tiny $(ARGS)
 
 test: $(VENV)/.test  ## all tests but the slow ones
 	$(BIN)/python -m pytest -q -n auto $(ARGS)
+
+test-fast: $(VENV)/.test  ## a minute: architecture, references at one shape, a tiny run that trains, resumes, generates
+	$(BIN)/python -m pytest -q -n auto @tests/fast.txt $(ARGS)
 
 test-slow: $(VENV)/.test  ## the slow ones: killed runs, the tiny run's promised result
 	$(BIN)/python -m pytest -q -m slow $(ARGS)

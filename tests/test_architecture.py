@@ -111,6 +111,13 @@ def test_every_package_is_read():
     assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == set(ALLOWED)
 
 
+def test_the_fast_tests_are_there():
+    for line in (ROOT / "tests" / "fast.txt").read_text().splitlines():
+        file, _, name = line.partition("::")
+        functions = [node.name for node in parse(ROOT / file).body if isinstance(node, ast.FunctionDef)]
+        assert not name or name.partition("[")[0] in functions, line
+
+
 def test_importing_the_packages_loads_nothing_heavy():
     program = "import sys, m2, ssm, zoo; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
