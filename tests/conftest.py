@@ -13,8 +13,12 @@ from importlib.metadata import version
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-if version("jaxlib").startswith("0.10."):  # XLA ends the process at a flag that it does not know
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+# XLA ends the process at a flag that it does not know, as a later release may not know these.
+if version("jaxlib").startswith(("0.9.", "0.10.", "0.11.", "0.12.")):
+    flags = "--xla_backend_optimization_level=0"
+    if version("jaxlib").startswith("0.10."):  # its older emitters take half the time; 0.12 has lost them
+        flags += " --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax
 import jaxtyping

@@ -111,7 +111,7 @@ class Rows:
         self.bucket = np.searchsorted(self.lengths, filled)
         self.n_tokens = int(filled.sum())
         """Tokens of an epoch, [CLS] and [SEP] included."""
-        self.fill = float(filled.sum() / self.lengths[self.bucket].sum())
+        self.fill = float(np.divide(filled.sum(), self.lengths[self.bucket].sum()))
         """Share of the positions that are not padding, over an epoch."""
 
     def __len__(self) -> int:

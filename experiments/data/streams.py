@@ -62,7 +62,7 @@ class TokenStream:
     def longest(self) -> tuple[int, str]:
         """Tokens and name of the longest document, its eot counted."""
         lengths = np.diff(self.starts, append=self.n_tokens)
-        index = int(lengths.argmax())
+        index = int(np.argmax(lengths))
         return int(lengths[index]), self.document_name(index)
 
     def rows(self, seq_len: int, *, partial: bool = False) -> Rows:

@@ -89,7 +89,7 @@ class Texts:
         self.lengths = [max_len] if pad_to_max else bucket_lengths(max_len)
         sizes = np.array([len(text.tokens) for text in texts], int)
         self.bucket = np.searchsorted(self.lengths, sizes)
-        self.fill = float(sizes.sum() / max(1, np.array(self.lengths)[self.bucket].sum()))
+        self.fill = float(np.divide(sizes.sum(), max(1, np.array(self.lengths)[self.bucket].sum())))
         """Share of the positions that are not padding."""
 
     def __len__(self) -> int:

@@ -268,6 +268,12 @@ def test_a_run_goes_on_whether_its_layers_are_looped_or_not(tmp_path):
 
 
 def test_a_step_is_a_program_of_the_same_size_whatever_the_depth():
+    """Nothing is spelled out layer by layer, where even one operation on one array is 17 instructions a layer.
+
+    A few dozen may come or go once: the compiler chooses by an array's size how to sum it (jaxlib 0.12.0 takes 36 fewer
+    from 7 layers on). The optimiser layer by layer would be 630 a layer.
+    """
+
     def instructions(n_layers):
         model = make_model(pattern="-/mlp", n_layers=n_layers, scan_layers=True, remat=True)
         optimizer = make_optimizer(OPTIM, 10, model)
@@ -276,7 +282,7 @@ def test_a_step_is_a_program_of_the_same_size_whatever_the_depth():
         program = jax.jit(step).lower(state, next(CountingBatches())).compile().as_text()
         return sum(" = " in line for line in program.splitlines())
 
-    assert instructions(4) == instructions(7)
+    assert instructions(28) - instructions(4) < 2 * (28 - 4)
 
 
 class _pull_plug_after:

@@ -467,7 +467,7 @@ def test_reading_imports_neither_torch_nor_safetensors(tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "pytorch_model.bin").write_bytes(bin_file(dict_op(x=tensor_op())))
     program = (
-        "import pathlib, sys; from zoo.weight_files import open_weights\n"
+        "import pathlib, sys; from zoo.published.weight_files import open_weights\n"
         "for folder in sys.argv[1:]: open_weights(pathlib.Path(folder))['x'].read()\n"
         "assert not {'torch', 'safetensors', 'transformers'} & sys.modules.keys()"
     )
