@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 def rms_norm(x: Float[Array, "*b e"], *, group_size: int | None = None, eps: float) -> Float[Array, "*b e"]:
     """x over its root mean square, taken over each group of `group_size` neighbouring channels. At least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    groups = x.reshape(*x.shape[:-1], -1, x.shape[-1] if group_size is None else group_size)
+    size = x.shape[-1] if group_size is None else group_size
+    groups = x.reshape(*x.shape[:-1], x.shape[-1] // size, size)  # not -1, which an empty array cannot tell
     return (groups * jax.lax.rsqrt(jnp.mean(groups**2, axis=-1, keepdims=True) + eps)).reshape(x.shape)
 
 

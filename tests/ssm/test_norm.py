@@ -43,3 +43,8 @@ def test_computes_in_float32_and_returns_the_input_dtype():
     assert out.dtype == jnp.bfloat16
     wide = y.astype(jnp.float32)
     assert_close(out, norm(wide, wide).astype(jnp.bfloat16), tolerance=1e-6)  # one rounding, at the end
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4)])
+def test_no_rows_and_no_positions_are_none_normalised(shape):
+    assert rms_norm(jnp.zeros(shape), group_size=2, eps=1e-5).shape == shape

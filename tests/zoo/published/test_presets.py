@@ -128,7 +128,7 @@ def test_a_large_hybrid_spreads_over_eight_devices(name):
 
 SHARDED = """
 import math, os, sys
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 import jax, jax.numpy as jnp
 from flax import nnx
 import zoo
