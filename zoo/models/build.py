@@ -3,7 +3,7 @@
 from flax import nnx
 
 from zoo.models.causal import CausalLM, CausalLMConfig
-from zoo.models.encoder import (
+from zoo.models.encoder_heads import (
     MaskedLM,
     MaskedLMConfig,
     SequenceClassifier,

@@ -23,8 +23,8 @@ from flax import nnx
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.pooling import Pool
-from zoo.models.encoder import (
-    EncoderConfig,
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import (
     MaskedLM,
     MaskedLMConfig,
     SequenceClassifier,

@@ -17,8 +17,8 @@ from flax import nnx
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from m2.filters import decay_rates, times
 from zoo.layers.names import unknown_name
-from zoo.models.encoder import (
-    EncoderConfig,
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import (
     MaskedLM,
     MaskedLMConfig,
     SequenceClassifier,

@@ -14,7 +14,8 @@ from zoo.layers.moe import MoEConfig
 from zoo.layers.names import unknown_name
 from zoo.models.build import Model, ModelConfig, build
 from zoo.models.causal import CausalLMConfig
-from zoo.models.encoder import EncoderConfig, MaskedLMConfig, SequenceClassifierConfig
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import MaskedLMConfig, SequenceClassifierConfig
 from zoo.models.vision import ImageClassifierConfig
 from zoo.published.ssm_layout import official_mlp
 from zoo.stack.hybrid import hybrid_pattern
