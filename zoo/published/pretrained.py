@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo.layers.names import unknown_name
 from zoo.models.build import Model, ModelConfig, build
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published import bert_layout, hybrid_layout, llama_layout, m2_layout, ssm_layout, vim_layout, vit_layout
-from zoo.published.ssm_layout import EMBEDDINGS, Layout
+from zoo.published.layout_options import Layout, require_layout
+from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.weight_files import LazyTensor, open_weights, save_weights
 
@@ -345,8 +345,7 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
     if isinstance(config, ImageClassifierConfig):
-        if layout not in get_args(Layout):
-            raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+        require_layout(layout)
         return (vim_layout if layout == "official" else vit_layout).write_config(config)
     if not isinstance(config, EncoderConfig):
         return ssm_layout.write_config(config, layout)
