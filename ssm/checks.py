@@ -41,6 +41,27 @@ def inner_width(expand: float, d_model: int) -> int:
     return int(round(expand * d_model, 6))
 
 
+def count_heads(width: int, head_dim: int, n_groups: int, *, most: int, named: str) -> int:
+    """How many heads of head_dim channels make up a width.
+
+    Args:
+      width: 1 to `most`.
+      head_dim: channels of a head.
+      n_groups: groups of as many heads each.
+      most: the width that there is room for.
+      named: what an error calls the width.
+
+    Raises:
+      ValueError: a width out of range or that heads do not make up, or groups that heads do not.
+    """
+    if not 0 < width <= most or width % head_dim:
+        raise ValueError(f"head_dim={head_dim} must divide {named}")
+    n_heads = width // head_dim
+    if n_heads % n_groups:
+        raise ValueError(f"n_groups={n_groups} must divide the {n_heads} heads")
+    return n_heads
+
+
 def check_dt_range(dt_min: float, dt_max: float) -> None:
     """Raises a ValueError unless initial step sizes can be drawn from the range."""
     if not 0 < dt_min <= dt_max:

@@ -1,6 +1,6 @@
 """Initial values that the papers prescribe for selective state spaces.
 
-Source: mamba_ssm/modules/mamba_simple.py; Gu & Dao 2023, arXiv:2312.00752, section 3.6.
+Source: mamba_ssm/modules/mamba_simple.py and mamba2.py; Gu & Dao 2023, arXiv:2312.00752, section 3.6.
 """
 
 import jax
@@ -32,6 +32,15 @@ def residual(scale: float):
 def real_A_log(d_inner: int, d_state: int) -> Float[Array, "e n"]:
     """S4D-real: A = -(1, 2, ..., n) in every channel, stored as log(-A)."""
     return jnp.broadcast_to(jnp.log(jnp.arange(1, d_state + 1, dtype=jnp.float32)), (d_inner, d_state))
+
+
+def A_log(smallest: float, largest: float):
+    """An initializer a such that the decay rates of heads, exp(a) = -A, are uniform in [smallest, largest]."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return jnp.log(jax.random.uniform(key, shape, dtype, smallest, largest))
+
+    return init
 
 
 def dt_bias(dt_min: float, dt_max: float, dt_floor: float):

@@ -239,8 +239,7 @@ class LinearAttention(Mixer):
         self.dt_proj = plain(d_model, self.n_heads)
         dt_bias = init.dt_bias(config.dt_min, config.dt_max, 0.0)
         self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), wide), decay=False)
-        rates = jax.random.uniform(rngs.params(), (self.n_heads,), wide, 1.0, 16.0)
-        self.A_log = nnx.Param(jnp.log(rates), decay=False)
+        self.A_log = nnx.Param(init.A_log(1.0, 16.0)(rngs.params(), (self.n_heads,), wide), decay=False)
         norm = GatedRMSNorm(self.head_dim, norm_before_gate=True, eps=config.norm_eps, param_dtype=param_dtype)
         self.norm = norm if config.norm else None
         open_gate = jax.nn.initializers.constant(OPEN_GATE)

@@ -16,7 +16,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from ssm import init
-from ssm.checks import at_least, check_dt_range, inner_width
+from ssm.checks import at_least, check_dt_range, count_heads, inner_width
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
@@ -126,14 +126,8 @@ class Mamba2(Mixer):
         self.dtype = dtype
         self.d_inner = inner_width(config.expand, d_model)
         self.d_ssm = self.d_inner if config.d_ssm is None else config.d_ssm
-        if not 0 < self.d_ssm <= self.d_inner or self.d_ssm % config.head_dim:
-            raise ValueError(
-                f"head_dim={config.head_dim} must divide the width of the state space, {self.d_ssm} of "
-                f"expand * d_model = {self.d_inner}"
-            )
-        self.n_heads = self.d_ssm // config.head_dim
-        if self.n_heads % config.n_groups:
-            raise ValueError(f"n_groups={config.n_groups} must divide the {self.n_heads} heads")
+        named = f"the width of the state space, {self.d_ssm} of expand * d_model = {self.d_inner}"
+        self.n_heads = count_heads(self.d_ssm, config.head_dim, config.n_groups, most=self.d_inner, named=named)
         state_dtype = jnp.promote_types(param_dtype, jnp.float32)
         bc = config.n_groups * config.d_state
         d_mlp = self.d_inner - self.d_ssm
@@ -152,8 +146,8 @@ class Mamba2(Mixer):
         )
         dt_bias = init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)
         self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), state_dtype), decay=False)
-        rates = jax.random.uniform(rngs.params(), (self.n_heads,), state_dtype, config.A_min, config.A_max)
-        self.A_log = nnx.Param(jnp.log(rates), decay=False)
+        A_log = init.A_log(config.A_min, config.A_max)
+        self.A_log = nnx.Param(A_log(rngs.params(), (self.n_heads,), state_dtype), decay=False)
         self.D = nnx.Param(jnp.ones((self.d_ssm if config.D_has_hdim else self.n_heads,), state_dtype), decay=False)
         norm = GatedRMSNorm(
             self.d_ssm,

@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ssm import init
-from ssm.checks import at_least, check_dt_range, inner_width
+from ssm.checks import at_least, check_dt_range, count_heads, inner_width
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
@@ -126,11 +126,8 @@ class Mamba3(Mixer):
         self.config = config
         self.dtype = dtype
         self.d_inner = inner_width(config.expand, d_model)
-        if self.d_inner % config.head_dim:
-            raise ValueError(f"head_dim={config.head_dim} must divide expand * d_model = {self.d_inner}")
-        self.n_heads = self.d_inner // config.head_dim
-        if self.n_heads % config.n_groups:
-            raise ValueError(f"n_groups={config.n_groups} must divide the {self.n_heads} heads")
+        named = f"expand * d_model = {self.d_inner}"
+        self.n_heads = count_heads(self.d_inner, config.head_dim, config.n_groups, most=self.d_inner, named=named)
         wide = jnp.promote_types(param_dtype, jnp.float32)
         bc = config.rank * config.n_groups * config.d_state
         widths = [self.d_inner, self.d_inner, bc, bc, self.n_heads, self.n_heads, self.n_heads, config.n_angles]

@@ -1,14 +1,14 @@
 """Mixture of experts: a channel mixer whose every position goes through a few of many perceptrons.
 
-A router gives each position `top_k` of `n_experts`. The positions of an expert are laid out in blocks of rows next to
-each other, so that work grows with top_k and not with n_experts; `grouped_matmul.py` multiplies them.
+A router gives each position `top_k` of `n_experts` (`routing.py`). The positions of an expert are laid out in blocks of
+rows next to each other (`expert_rows.py`), so that work grows with top_k and not with n_experts; `grouped_matmul.py`
+multiplies them.
 
-Axis letters: `e` experts · `s` the experts chosen at a position · `c` blocks of `q` rows · `r` rows, before or behind.
+Axis letters: `e` experts · `s` the experts chosen at a position · `c` blocks of `q` rows.
 """
 
 import dataclasses
-import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
+from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
 from zoo.layers.mlp import MLP, MLPConfig
 from zoo.layers.names import unknown_name
-
-Weights = Literal["renormalised", "softmax", "unit", "sigmoid", "sigmoid_renormalised"]
+from zoo.layers.routing import Weights, balance_loss, choose, correction_loss, z_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,177 +116,6 @@ class MoEConfig:
         expert = self.expert()
         width = self.n_shared * (self.d_ff_shared or expert.width(d_model))
         return dataclasses.replace(expert, d_ff=width) if width else None
-
-
-def choose(
-    logits: Float[Array, "*b e"],
-    top_k: int,
-    weights: Weights = "renormalised",
-    *,
-    correction: Float[Array, "e"] | None = None,
-    n_groups: int = 1,
-    top_groups: int = 1,
-) -> tuple[Int[Array, "*b s"], Float[Array, "*b s"]]:
-    """The experts of each position, the likeliest first, and what each counts.
-
-        renormalised          softmax over the chosen = softmax over all, the chosen divided by their sum
-        softmax               softmax over all
-        unit                  1
-        sigmoid               sigmoid
-        sigmoid_renormalised  sigmoid, divided by the sum of the chosen
-
-    Args:
-      logits: of the router, at least float32.
-      top_k: how many are chosen. Of equal ones the first is.
-      weights: one of these.
-      correction: what is added to the softmax or sigmoid of each expert, to choose by alone. None: nothing.
-      n_groups: groups of neighbouring experts, of which a position keeps `top_groups`.
-      top_groups: those whose best two experts have, so corrected, the largest sums.
-
-    Source: Jiang et al. 2024, arXiv:2401.04088, section 2.1 (renormalised); Fedus et al. 2021, arXiv:2101.03961,
-      eq. 1-2 (softmax); DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2 (sigmoid, correction, groups).
-    """
-    sigmoid = weights.startswith("sigmoid")
-    scores = logits
-    if correction is not None or n_groups > 1:
-        scores = jax.nn.sigmoid(logits) if sigmoid else jax.nn.softmax(logits, axis=-1)
-        scores = scores if correction is None else scores + correction
-    if n_groups > 1:
-        grouped = scores.reshape(*scores.shape[:-1], n_groups, -1)
-        best = jax.lax.top_k(grouped, min(2, grouped.shape[-1]))[0].sum(axis=-1)
-        kept = jnp.any(jax.lax.top_k(best, top_groups)[1][..., None] == jnp.arange(n_groups), axis=-2)
-        scores = jnp.where(kept[..., None], grouped, -jnp.inf).reshape(scores.shape)
-    experts = jax.lax.top_k(scores, top_k)[1]
-    chosen = jnp.take_along_axis(logits, experts, axis=-1)
-    if weights == "unit":
-        return experts, jnp.ones_like(chosen)
-    if weights == "renormalised":
-        return experts, jax.nn.softmax(chosen, axis=-1)
-    if weights == "softmax":
-        return experts, jnp.exp(chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True))
-    counts = jax.nn.sigmoid(chosen)
-    return experts, counts / counts.sum(axis=-1, keepdims=True) if weights == "sigmoid_renormalised" else counts
-
-
-def balance_loss(
-    logits: Float[Array, "*b e"], experts: Int[Array, "*b s"], mask: Bool[Array, "*b"] | None = None
-) -> Float[Array, ""]:
-    """How unevenly positions are spread over the experts: top_k where each has as many, up to n_experts.
-
-        E sum_e f_e P_e
-
-    f_e is how often a position chose e, P_e the mean of its softmax over all; the gradient is that of P alone.
-
-    Args:
-      logits: of the router.
-      experts: the chosen ones, whether or not there was room for them.
-      mask: False where a position does not count.
-
-    Source: Fedus et al. 2021, arXiv:2101.03961, eq. 4-6; with top_k > 1 as `load_balancing_loss_func` in Mixtral's
-      modeling file of transformers counts.
-    """
-    n_experts = logits.shape[-1]
-    frequency = _frequency(experts, n_experts, mask, logits.dtype)
-    return n_experts * jnp.sum(frequency * _mean(jax.nn.softmax(logits, axis=-1), mask))
-
-
-def correction_loss(
-    correction: Float[Array, "e"], experts: Int[Array, "*b s"], mask: Bool[Array, "*b"] | None = None
-) -> Float[Array, ""]:
-    """Nothing, 0, whose gradient for each expert's bias is how much more often than its share a position chose it.
-
-    So whatever trains the model moves these biases along. Adam moves each by about its learning rate a step, whatever
-    the excess, which is the source's rule, b -= u sign(excess), with u the learning rate (0.001 there).
-
-    Args:
-      correction: the biases.
-      experts: the chosen experts, whether or not there was room for them.
-      mask: False where a position does not count.
-
-    Source: Wang et al. 2024, arXiv:2408.15664, algorithm 1.
-    """
-    frequency = _frequency(experts, len(correction), mask, correction.dtype)
-    return jnp.sum((frequency - jnp.mean(frequency)) * (correction - jax.lax.stop_gradient(correction)))
-
-
-def _frequency(experts, n_experts, mask, dtype):
-    """How often a position chose each expert, on average: (e)."""
-    counts = jnp.sum(experts[..., None] == jnp.arange(n_experts), axis=-2)  # *b e
-    return _mean(counts.astype(dtype), mask)
-
-
-def z_loss(logits: Float[Array, "*b e"], mask: Bool[Array, "*b"] | None = None) -> Float[Array, ""]:
-    """The mean squared logsumexp of the router's logits.
-
-    Source: Zoph et al. 2022, arXiv:2202.08906, eq. 5.
-    """
-    return _mean(jnp.square(jax.nn.logsumexp(logits, axis=-1))[..., None], mask)[0]
-
-
-def _mean(x, mask):
-    """The mean over positions, (e), of those that are there."""
-    x = x.reshape(-1, x.shape[-1])
-    if mask is None:
-        return x.mean(axis=0)
-    there = mask.reshape(-1, 1)
-    return jnp.sum(jnp.where(there, x, 0), axis=0) / jnp.maximum(jnp.sum(there), 1)
-
-
-class Layout(NamedTuple):
-    """Room for the choices of every expert, in blocks of rows."""
-
-    row: Int[Array, "b l s"]
-    """The row of each choice, past the last one where it has none."""
-    group: Int[Array, "c"] | None
-    """The expert of each block. None: block e is of expert e."""
-    n_blocks: int
-    size: int
-    """Rows of a block."""
-
-
-def _queue(experts, n_experts):
-    """(each entry's place in the queue of its expert, in order; the queues' lengths). Entries n_experts join none."""
-    order = jnp.argsort(experts, stable=True)
-    lengths = jnp.zeros(n_experts, jnp.int32).at[experts].add(1, mode="drop")
-    starts = jnp.cumsum(lengths, dtype=jnp.int32) - lengths
-    queued = experts[order]
-    places = jnp.arange(len(experts), dtype=jnp.int32) - starts.at[queued].get(mode="clip")
-    return jnp.zeros(len(experts), jnp.int32).at[order].set(places), lengths
-
-
-def lay_out(experts: Int[Array, "b l s"], n_experts: int) -> Layout:
-    """Room for every choice: the choices of each expert in blocks of its own, one expert after the other.
-
-    Args:
-      experts: the choices; n_experts stands for none.
-      n_experts: how many there are.
-    """
-    # A block is half of an expert's even share, so that rows that fill up blocks cost at most half as much again.
-    size = min(128, max(1, experts.size // (2 * n_experts)))
-    used = min(n_experts, experts.size)
-    n_blocks = (experts.size + used * (size - 1)) // size
-    places, lengths = _queue(experts.reshape(-1), n_experts)
-    ends = jnp.cumsum(-(-lengths // size))  # in blocks
-    starts = jnp.append(0, ends)[:-1] * size
-    row = starts.at[experts].get(mode="clip") + places.reshape(experts.shape)
-    group = jnp.minimum(jnp.searchsorted(ends, jnp.arange(n_blocks), side="right"), n_experts - 1)
-    return Layout(jnp.where(experts < n_experts, row, n_blocks * size), group, n_blocks, size)
-
-
-def lay_out_within_capacity(experts: Int[Array, "b l s"], n_experts: int, capacity_factor: float) -> Layout:
-    """As much room for each expert: the first C = ceil(capacity_factor l s / n_experts) of each row of the batch.
-
-    Neither other rows nor later positions decide whether there is room for a position, though l, the length of the
-    rows with their padding, does.
-
-    Source: Fedus et al. 2021, arXiv:2101.03961, eq. 3, for each row of the batch and top_k choices.
-    """
-    b, l, s = experts.shape
-    capacity = min(l, math.ceil(capacity_factor * l * s / n_experts))
-    places, _ = jax.vmap(lambda row: _queue(row, n_experts))(experts.reshape(b, l * s))
-    places = places.reshape(experts.shape)
-    row = (experts * b + jnp.arange(b)[:, None, None]) * capacity + places
-    return Layout(jnp.where(places < capacity, row, n_experts * b * capacity), None, n_experts, b * capacity)
 
 
 class ExpertLinear(nnx.Module):
@@ -427,17 +256,13 @@ class MoE(nnx.Module):
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
         if config.capacity_factor is None:
-            row, group, n_blocks, size = lay_out(experts, n_experts)
+            layout = lay_out(experts, n_experts)
         else:
-            row, group, n_blocks, size = lay_out_within_capacity(experts, n_experts, config.capacity_factor)
+            layout = lay_out_within_capacity(experts, n_experts, config.capacity_factor)
 
-        narrow = x if self.reduce is None else self.reduce(x)
-        tokens = narrow.reshape(-1, narrow.shape[-1])
-        token = jnp.broadcast_to(jnp.arange(len(tokens)).reshape(*x.shape[:2], 1), row.shape)
-        source = jnp.full(n_blocks * size, len(tokens)).at[row].set(token, mode="drop")
-        blocks = tokens.at[source].get(mode="fill", fill_value=0).reshape(n_blocks, size, -1)
-        out = self.experts(blocks, group, rngs=rngs)
-        chosen = out.reshape(n_blocks * size, -1).at[row].get(mode="fill", fill_value=0)  # b l s d
+        blocks = to_rows(x if self.reduce is None else self.reduce(x), layout)
+        out = self.experts(blocks, layout.group, rngs=rngs)
+        chosen = from_rows(out, layout)
         y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:

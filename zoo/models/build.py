@@ -1,9 +1,11 @@
 """Which model a config describes."""
 
+from typing import TypeVar
+
 from flax import nnx
 
 from zoo.models.causal import CausalLM, CausalLMConfig
-from zoo.models.encoder import (
+from zoo.models.encoder_heads import (
     MaskedLM,
     MaskedLMConfig,
     SequenceClassifier,
@@ -16,6 +18,8 @@ from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 Model = CausalLM | MaskedLM | SequenceClassifier | TokenClassifier | ImageClassifier
 ModelConfig = CausalLMConfig | MaskedLMConfig | SequenceClassifierConfig | TokenClassifierConfig | ImageClassifierConfig
 
+Kind = TypeVar("Kind", bound=Model)
+
 MODELS: dict[type, type] = {
     CausalLMConfig: CausalLM,
     MaskedLMConfig: MaskedLM,
@@ -23,6 +27,19 @@ MODELS: dict[type, type] = {
     TokenClassifierConfig: TokenClassifier,
     ImageClassifierConfig: ImageClassifier,
 }
+
+
+def require_kind(kind: type | None, config: ModelConfig, named: str) -> None:
+    """Raises a ValueError unless a config describes a model of a kind; None is any.
+
+    Args:
+      kind: a class of models.
+      config: what describes the model.
+      named: what the error calls it.
+    """
+    found = MODELS[type(config)]
+    if kind is not None and not issubclass(found, kind):
+        raise ValueError(f"{named} is a {found.__name__}, expected kind={kind.__name__}")
 
 
 def build(config: ModelConfig, *, rngs: nnx.Rngs) -> Model:

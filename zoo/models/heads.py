@@ -14,7 +14,8 @@ from flax import nnx
 
 from zoo.layers.names import unknown_name
 from zoo.models.build import MODELS, Model, build
-from zoo.models.encoder import EncoderConfig, EncoderModel, MaskedLM, SequenceClassifierConfig
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.stack.backbone_config import mixer_needs
 from zoo.stack.pattern import mixer_name, pattern_mixers, word_options

@@ -23,8 +23,8 @@ from flax import nnx
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.pooling import Pool
-from zoo.models.encoder import (
-    EncoderConfig,
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import (
     MaskedLM,
     MaskedLMConfig,
     SequenceClassifier,
@@ -32,10 +32,11 @@ from zoo.models.encoder import (
     TokenClassifier,
     TokenClassifierConfig,
 )
-from zoo.published.layout_options import FREE, require_same, resolved
+from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
+from zoo.published.transformers_fields import class_names, read_activation, write_activation
 from zoo.stack.backbone_config import word_config
-from zoo.stack.pattern import Word, mixer_name, parse_pattern
+from zoo.stack.pattern import Word, parse_pattern
 
 Family = Literal["bert", "modernbert"]
 Tensor = TypeVar("Tensor")
@@ -275,9 +276,7 @@ def _shortest_pattern(words: list[str]) -> str:
 
 
 def _activation(raw: Json, field: str) -> Any:
-    if raw[field] not in _ACTIVATIONS:
-        raise ValueError(f"{field}={raw[field]!r}, expected one of {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[raw[field]]
+    return read_activation(raw[field], field, _ACTIVATIONS)
 
 
 def _read_pool(pooling: Json) -> Any:
@@ -324,19 +323,10 @@ def write_config(config: EncoderConfig) -> Json:
     }
     n_labels = getattr(config, "n_labels", 0)
     if n_labels:
-        # transformers counts the classes by their names.
-        raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(n_labels)}
-        raw["label2id"] = {f"LABEL_{i}": i for i in range(n_labels)}
+        raw |= class_names(n_labels)
         raw["classifier_dropout"] = getattr(config, "classifier_dropout", 0.0)
     back = read_config(raw, names, n_labels, write_pooling(config))
-    layout: dict[str, Any] = {"free": _FREE, "layout": f"transformers layout of {family}"}
-    blocks = zip(words, parse_pattern(back.pattern, back.n_layers), strict=True)
-    for i, (ours, theirs) in enumerate(blocks):
-        for mine, said in ((ours.mixers[0], theirs.mixers[0]), (ours.channel or "", theirs.channel or "")):
-            where = f" in layer {i}" if "[" in f"{mine}{said}" else ""
-            ours_in_full, theirs_in_full = resolved(config, mine), resolved(back, said)
-            require_same(ours_in_full, theirs_in_full, prefix=f"{mixer_name(mine)}.", where=where, **layout)
-    require_same(config, back, **layout)
+    require_same_model(config, back, free=_FREE, layout=f"transformers layout of {family}", say_layer=True)
     return raw
 
 
@@ -379,7 +369,7 @@ def _write_bert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
     mlp = word_config(config, words[0].channel or "")
     return {
         "intermediate_size": mlp.width(config.d_model),
-        "hidden_act": _their_activation(mlp.activation),
+        "hidden_act": write_activation(mlp.activation, _ACTIVATIONS),
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": 0.0,
         "max_position_embeddings": config.max_len,
@@ -395,7 +385,7 @@ def _write_modernbert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
     far = next((a for a in attention if a.window is None), AttentionConfig(rope_base=160_000.0))
     raw = {
         "intermediate_size": mlp.width(config.d_model),
-        "hidden_activation": _their_activation(mlp.activation),
+        "hidden_activation": write_activation(mlp.activation, _ACTIVATIONS),
         "max_position_embeddings": 8192,  # of no use
         "norm_eps": config.norm_eps,
         "norm_bias": config.norm_bias,
@@ -416,16 +406,12 @@ def _write_modernbert(config: EncoderConfig, words: tuple[Word, ...]) -> Json:
     activation = getattr(config, "head_activation", None)
     if activation is not None:
         raw |= {
-            "classifier_activation": _their_activation(activation),
+            "classifier_activation": write_activation(activation, _ACTIVATIONS),
             "classifier_bias": getattr(config, "head_bias", False),
         }
     if isinstance(config, SequenceClassifierConfig):
         raw["classifier_pooling"] = "mean" if config.pool == "mean" else "cls"
     return raw
-
-
-def _their_activation(name: str) -> str:
-    return next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == name)
 
 
 # Our names to theirs, applied one after the other.

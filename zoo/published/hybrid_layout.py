@@ -10,7 +10,7 @@
 Reading and writing a config are inverse to each other; what a layout has no word for is an error that names it. The
 residual stream is in the dtype of the weights there and in at least float32 here, unless residual_in_fp32=False.
 
-What each of them says is in `hybrid_families.py`.
+What each of them says is in a file of its own, `hybrid_jamba.py` and so on (`hybrid_families.py` names them all).
 """
 
 import dataclasses
@@ -22,10 +22,17 @@ from flax import nnx
 
 from zoo.layers.zamba2 import Zamba2
 from zoo.models.causal import CausalLM, CausalLMConfig
-from zoo.published.hybrid_families import FAMILIES, activation
-from zoo.published.layout_options import FREE, INITIAL, json_number, number, require_same, resolved
-from zoo.published.llama_layout import ACTIVATIONS
+from zoo.published.hybrid_families import FAMILIES
+from zoo.published.layout_options import FREE, INITIAL, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
+from zoo.published.transformers_fields import (
+    NO_SPECIAL_TOKENS,
+    json_number,
+    number,
+    read_activation,
+    require_plain_weights,
+    write_activation,
+)
 from zoo.stack.pattern import Word, format_pattern, mixer_name, parse_pattern
 
 WORD_EMBEDDINGS = "embeddings.weight"
@@ -61,8 +68,7 @@ def read_config(raw: Json) -> CausalLMConfig:
     family = FAMILIES[kind]
     null = {name: None for name in _NULLABLE if name in raw}  # where it means something else than nothing said
     raw = family.defaults | null | {name: value for name, value in raw.items() if value is not None}
-    if "quantization_config" in raw:
-        raise ValueError(f"quantization_config={raw['quantization_config']!r} is not supported, only plain weights")
+    require_plain_weights(raw)
     for name, value in family.only.items():
         if raw[name] != value:
             raise ValueError(f"{name}={raw[name]!r} is not supported in {kind}, only {value!r}")
@@ -89,9 +95,7 @@ def _replace(options: Any, said: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in said.items():
         if name == "activation":
-            if value not in ACTIVATIONS:
-                raise ValueError(f"hidden_act={value!r}, expected one of {', '.join(ACTIVATIONS)}")
-            value = ACTIVATIONS[value]
+            value = read_activation(value)
         elif name == "dt_limit":
             value = tuple(map(number, value))
         elif type(value) is int and isinstance(getattr(options, name), float):  # "expand": 2
@@ -131,7 +135,7 @@ def _write(config: CausalLMConfig, kind: str) -> Json:
         source = options.get(owner) if owner else config
         value = plain.get(theirs) if source is None else getattr(source, field)
         if source is not None and field == "activation":
-            value = activation(source)
+            value = write_activation(getattr(source, field))
         if source is not None and field == "dt_limit":
             value = [json_number(x) for x in getattr(source, field)]
         raw[theirs] = value
@@ -139,19 +143,9 @@ def _write(config: CausalLMConfig, kind: str) -> Json:
     raw |= {
         "vocab_size": config.padded_vocab_size,  # padding rows are tokens like others there
         "dtype": config.param_dtype,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **NO_SPECIAL_TOKENS,
     }
-    back = read_config(raw)
-    layout = f"transformers layout of {kind}"
-    for mine, said in zip(words, parse_pattern(back.pattern, back.n_layers), strict=True):
-        pairs = list(zip(sorted(mine.mixers), sorted(said.mixers), strict=True))
-        pairs += [(mine.channel, said.channel)] if mine.channel and said.channel else []
-        for one, other in pairs:
-            prefix = f"{mixer_name(one)}."
-            require_same(resolved(config, one), resolved(back, other), prefix=prefix, free=_FREE, layout=layout)
-    require_same(config, back, free=_FREE, layout=layout)
+    require_same_model(config, read_config(raw), free=_FREE, layout=f"transformers layout of {kind}")
     return raw
 
 

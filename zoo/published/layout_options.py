@@ -2,16 +2,20 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Literal, get_args
 
 import ssm
 from ssm.checks import inner_width
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
+from zoo.layers.names import unknown_name
 from zoo.layers.zamba2 import Zamba2Config
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.stack.pattern import mixer_name, parse_pattern
+
+Layout = Literal["official", "transformers"]
 
 # Options that no layout has a word for and that do not change what a model computes, and those of single mixers, which
 # are compared one by one.
@@ -26,21 +30,10 @@ INITIAL = frozenset(
 )
 
 
-def number(value) -> float:
-    """A number of a JSON file; infinity is written in three ways."""
-    return float(value["__float__"] if isinstance(value, dict) else value)
-
-
-def json_number(value: float) -> float | dict[str, str]:
-    """A number as transformers writes it: infinity so that the file stays JSON."""
-    return {"__float__": "Infinity"} if math.isinf(value) else value
-
-
-def write_number(value: float, guess: float, read: Callable[[float], float]) -> float:
-    """The number with the fewest digits that `read` makes `value` of, near a guess that rounding may have missed."""
-    candidates = [float(f"{guess:.{digits}g}") for digits in range(1, 18)]
-    candidates += [math.nextafter(guess, end) for end in (-math.inf, math.inf)]
-    return next((x for x in candidates if read(x) == value), guess)
+def require_layout(layout: str) -> None:
+    """Raises a ValueError that names the nearest, unless there is such a layout."""
+    if layout not in get_args(Layout):
+        raise ValueError(unknown_name("layout", layout, get_args(Layout)))
 
 
 def require_same(config: Any, back: Any, *, free: Collection[str], prefix: str = "", where: str = "", layout: str):
@@ -58,6 +51,28 @@ def require_same(config: Any, back: Any, *, free: Collection[str], prefix: str =
         ours, theirs = getattr(config, field.name), getattr(back, field.name)
         if ours != theirs and field.name not in free:
             raise ValueError(f"{prefix}{field.name}={ours!r}{where} cannot be written in the {layout}, only {theirs!r}")
+
+
+def require_same_model(
+    config: BackboneConfig, back: BackboneConfig, *, free: Collection[str], layout: str, say_layer: bool = False
+) -> None:
+    """`require_same` for the options in full of each block's mixers, and for all others.
+
+    Args:
+      config, back, free, layout: those of `require_same`.
+      say_layer: whether errors about an option of a single word, as in "attn[window=3]", say in which layer it stands.
+    """
+    blocks = zip(
+        parse_pattern(config.pattern, config.n_layers), parse_pattern(back.pattern, back.n_layers), strict=True
+    )
+    for i, (ours, theirs) in enumerate(blocks):
+        pairs = list(zip(sorted(ours.mixers), sorted(theirs.mixers), strict=True))
+        pairs += [(ours.channel, theirs.channel)] if ours.channel and theirs.channel else []
+        for mine, said in pairs:
+            where = f" in layer {i}" if say_layer and "[" in f"{mine}{said}" else ""
+            in_full, prefix = (resolved(config, mine), resolved(back, said)), f"{mixer_name(mine)}."
+            require_same(*in_full, free=free, prefix=prefix, where=where, layout=layout)
+    require_same(config, back, free=free, layout=layout)
 
 
 def resolved(config: BackboneConfig, mixer: str) -> Any:

@@ -4,7 +4,7 @@ Its rotary embedding turns the pairs (i, i + p/2) as ours does, so queries and k
 plain RoPE is known: a file with frequencies that are scaled is an error. Probabilities of attention are never dropped
 here: attention_dropout means nothing.
 
-Source: transformers' configuration_llama.py, modeling_llama.py and modeling_rope_utils.py; Touvron et al. 2023,
+Source: transformers' configuration_llama.py and modeling_llama.py; Touvron et al. 2023,
 arXiv:2302.13971.
 """
 
@@ -16,8 +16,16 @@ from flax import nnx
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.models.causal import CausalLM, CausalLMConfig
-from zoo.published.layout_options import FREE, require_same, resolved
+from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
+from zoo.published.transformers_fields import (
+    NO_SPECIAL_TOKENS,
+    read_activation,
+    read_heads,
+    read_rope,
+    require_plain_weights,
+    write_activation,
+)
 from zoo.stack.pattern import Word, parse_pattern
 
 WORD_EMBEDDINGS = "embed_tokens.weight"
@@ -34,15 +42,6 @@ _DEFAULTS: Json = {
     "attention_bias": False,
     "mlp_bias": False,
     "tie_word_embeddings": False,
-}
-ACTIVATIONS: dict[str, Any] = {
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
 }
 # Options that may differ when a written config is read back.
 _FREE = FREE | {"residual_in_fp32", "norm_bias", "vocab_size", "pad_vocab_multiple"}
@@ -65,16 +64,11 @@ def read_config(raw: Json) -> CausalLMConfig:
       ValueError: an option that there is none for here, such as scaled RoPE: names it.
     """
     raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
-    if "quantization_config" in raw:
-        raise ValueError(f"quantization_config={raw['quantization_config']!r} is not supported, only plain weights")
-    if raw["hidden_act"] not in ACTIVATIONS:
-        raise ValueError(f"hidden_act={raw['hidden_act']!r}, expected one of {', '.join(ACTIVATIONS)}")
-    d_model, heads = raw["hidden_size"], raw["num_attention_heads"]
-    kv_heads = raw.get("num_key_value_heads", heads)
-    head_dim = raw.get("head_dim", d_model // heads)
+    require_plain_weights(raw)
+    activation = read_activation(raw["hidden_act"])
     base, _ = read_rope(raw)
     return CausalLMConfig(
-        d_model=d_model,
+        d_model=raw["hidden_size"],
         n_layers=raw["num_hidden_layers"],
         pattern="attn/mlp",
         norm_eps=float(raw["rms_norm_eps"]),
@@ -82,36 +76,10 @@ def read_config(raw: Json) -> CausalLMConfig:
         pad_vocab_multiple=1,
         tie_embeddings=raw["tie_word_embeddings"],
         attn=AttentionConfig(
-            n_heads=heads,
-            n_kv_heads=None if kv_heads == heads else kv_heads,
-            head_dim=None if head_dim * heads == d_model else head_dim,
-            rope_base=base,
-            bias=raw["attention_bias"],
+            n_heads=raw["num_attention_heads"], rope_base=base, bias=raw["attention_bias"], **read_heads(raw)
         ),
-        mlp=MLPConfig(d_ff=raw["intermediate_size"], activation=ACTIVATIONS[raw["hidden_act"]], bias=raw["mlp_bias"]),
+        mlp=MLPConfig(d_ff=raw["intermediate_size"], activation=activation, bias=raw["mlp_bias"]),
     )
-
-
-def read_rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> tuple[float, float]:
-    """Base of the rotary frequencies, and the part of a head that is rotated, `part` where the config does not say.
-
-    They are in `rope_parameters`, in files before transformers 5 in fields of their own.
-
-    Raises:
-      ValueError: scaled frequencies, or another part unless any will do.
-    """
-    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"  # the first prevails there
-    said = raw.get(field) or {}
-    kind = said.get("rope_type", said.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"{field}: rope_type={kind!r} is not supported, only 'default'")
-    for name in said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
-        raise ValueError(f"{field}: {name}={said[name]!r} is not supported beside rope_type='default'")
-    base: Any = said.get("rope_theta", raw.get("rope_theta", 10_000.0))
-    part_said: Any = said.get("partial_rotary_factor", raw.get("partial_rotary_factor", part))
-    if part_said != part and not any_part:
-        raise ValueError(f"partial_rotary_factor={part_said!r} is not supported, only {part:g}")
-    return float(base), float(part_said)
 
 
 def write_config(config: CausalLMConfig) -> Json:
@@ -139,7 +107,7 @@ def write_config(config: CausalLMConfig) -> Json:
         "num_key_value_heads": attn.n_kv_heads,
         "head_dim": attn.head_dim,
         "intermediate_size": mlp.d_ff,
-        "hidden_act": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == mlp.activation),
+        "hidden_act": write_activation(mlp.activation),
         "rms_norm_eps": config.norm_eps,
         "rope_theta": attn.rope_base,  # where transformers before 5 look
         "rope_parameters": {"rope_type": "default", "rope_theta": attn.rope_base},
@@ -148,15 +116,9 @@ def write_config(config: CausalLMConfig) -> Json:
         "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": config.param_dtype,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **NO_SPECIAL_TOKENS,
     }
-    back = read_config(raw)
-    layout: dict[str, Any] = {"free": _FREE, "layout": "transformers layout of llama"}
-    require_same(attn, resolved(back, "attn"), prefix="attn.", **layout)
-    require_same(mlp, resolved(back, "mlp"), prefix="mlp.", **layout)
-    require_same(config, back, **layout)
+    require_same_model(config, read_config(raw), free=_FREE, layout="transformers layout of llama")
     return raw
 
 

@@ -6,19 +6,17 @@ several names: a filter's frequencies appear at each of its sines, and the head'
 Source: bert/src/configuration_bert.py, bert_layers.py and mm/ in HazyResearch/m2; config.json of the models on the hub.
 """
 
-import dataclasses
 import re
 from collections.abc import Collection
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from flax import nnx
 
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from m2.filters import decay_rates, times
-from zoo.layers.names import unknown_name
-from zoo.models.encoder import (
-    EncoderConfig,
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import (
     MaskedLM,
     MaskedLMConfig,
     SequenceClassifier,
@@ -26,8 +24,8 @@ from zoo.models.encoder import (
     TokenClassifier,
     TokenClassifierConfig,
 )
-from zoo.published.ssm_layout import Layout
-from zoo.published.tensors import Entry, Json, Kind, Table
+from zoo.published.layout_options import FREE, Layout, require_layout, require_same
+from zoo.published.tensors import Entry, Json, Kind, Rule, Table, renamed
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -56,29 +54,16 @@ _DEFAULTS: Json = {
 }
 # Experiments of the official code that no published model uses.
 _UNSUPPORTED = ("attention_pooling", "sequence_token_planting", "expand_positional_embeddings")
-# Options of ours that the file has no word for and that do not change what a model computes.
-_FREE = frozenset(
-    [
-        "dtype",
-        "param_dtype",
-        "remat",
-        "scan_layers",
-        "dropout",
-        "drop_path",
-        "embedding_dropout",
-        "classifier_dropout",
-        "mask_padding",
-        "vocab_size",
-        "pad_vocab_multiple",
-        "implementation",
-        "lr_scale",
-        "features_lr_scale",
-        "init",
-        "train_freq",
-        "n_labels",
-        "d_ff",
-    ]
-)
+# Options of ours that the file has no word for and that change no output; the filter's are compared apart.
+_FREE = FREE | {
+    "vocab_size",
+    "pad_vocab_multiple",
+    "n_labels",
+    "embedding_dropout",
+    "classifier_dropout",
+    "mask_padding",
+}
+_FREE |= {"implementation", "lr_scale", "features_lr_scale", "init", "train_freq", "d_ff", "filter"}
 
 
 def is_m2_bert(raw: Json) -> bool:
@@ -160,8 +145,7 @@ def write_config(config: EncoderConfig, layout: Layout) -> Json:
     Raises:
       ValueError: the layout cannot describe the model: names the option.
     """
-    if layout not in get_args(Layout):
-        raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+    require_layout(layout)
     if layout != "official":
         raise ValueError(f"M2-BERT has no {layout} layout, only the official one")
     if config.pattern != "m2/monarch":
@@ -223,33 +207,25 @@ def write_config(config: EncoderConfig, layout: Layout) -> Json:
         ("m2.filter.", m2.filter, back.m2.filter),
         ("monarch.", mlp, back.monarch),
     ):
-        for field in dataclasses.fields(theirs):
-            mine, said = getattr(ours, field.name), getattr(theirs, field.name)
-            if mine != said and field.name not in _FREE and not dataclasses.is_dataclass(said):
-                raise ValueError(
-                    f"{prefix}{field.name}={mine!r} cannot be written in the official layout, only {said!r}"
-                )
+        require_same(ours, theirs, free=_FREE, prefix=prefix, layout="official layout")
     return raw
 
 
 # Our names to theirs, applied one after the other.
-_RENAMED = tuple(
-    (re.compile(ours), theirs)
-    for ours, theirs in (
-        (r"^encoder\.backbone\.layers\.(\d+)\.mixer\.", r"bert.encoder.layer.\1.attention."),
-        (r"^encoder\.backbone\.layers\.(\d+)\.mlp\.", r"bert.encoder.layer.\1.mlp."),
-        (r"^encoder\.backbone\.layers\.(\d+)\.norm2\.", r"bert.encoder.layer.\1.mlp.layernorm."),
-        (r"^encoder\.norm\.", "bert.embeddings.LayerNorm."),
-        (r"^encoder\.(\w+_embeddings)\.", r"bert.embeddings.\1."),
-        (r"^dense\.", "cls.predictions.transform.dense."),
-        (r"^norm\.", "cls.predictions.transform.LayerNorm."),
-        (r"^bias$", "cls.predictions.decoder.bias"),
-        (r"^pooler\.", "bert.pooler.dense."),
-        (r"\.z$", ".pos_emb.z"),
-        (r"(implicit_filter(?:_rev)?)\.(\d+)\.", lambda m: f"{m[1]}.{2 * int(m[2])}."),
-        (r"\.freq$", ".implicit_filter.1.freq"),
-        (r"\.(kernel|scale|embedding)$", ".weight"),
-    )
+_RENAMED: tuple[Rule, ...] = (
+    (r"^encoder\.backbone\.layers\.(\d+)\.mixer\.", r"bert.encoder.layer.\1.attention."),
+    (r"^encoder\.backbone\.layers\.(\d+)\.mlp\.", r"bert.encoder.layer.\1.mlp."),
+    (r"^encoder\.backbone\.layers\.(\d+)\.norm2\.", r"bert.encoder.layer.\1.mlp.layernorm."),
+    (r"^encoder\.norm\.", "bert.embeddings.LayerNorm."),
+    (r"^encoder\.(\w+_embeddings)\.", r"bert.embeddings.\1."),
+    (r"^dense\.", "cls.predictions.transform.dense."),
+    (r"^norm\.", "cls.predictions.transform.LayerNorm."),
+    (r"^bias$", "cls.predictions.decoder.bias"),
+    (r"^pooler\.", "bert.pooler.dense."),
+    (r"\.z$", ".pos_emb.z"),
+    (r"(implicit_filter(?:_rev)?)\.(\d+)\.", lambda m: f"{m[1]}.{2 * int(m[2])}."),
+    (r"\.freq$", ".implicit_filter.1.freq"),
+    (r"\.(kernel|scale|embedding)$", ".weight"),
 )
 
 
@@ -261,9 +237,7 @@ def tensor_table(model: MaskedLM | SequenceClassifier | TokenClassifier) -> Tabl
     constants: dict[str, np.ndarray] = {}
     for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         *owner, leaf = map(str, path)
-        name = ".".join([*owner, leaf])
-        for ours, theirs in _RENAMED:
-            name = ours.sub(theirs, name)
+        name = renamed(".".join([*owner, leaf]), _RENAMED)
         kind: Kind = "same"
         if leaf in ("z", "freq"):
             kind = "row"

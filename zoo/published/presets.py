@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, overload
 
 from flax import nnx
 
@@ -12,10 +12,12 @@ from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
 from zoo.layers.names import unknown_name
-from zoo.models.build import Model, ModelConfig, build
-from zoo.models.causal import CausalLMConfig
-from zoo.models.encoder import EncoderConfig, MaskedLMConfig, SequenceClassifierConfig
-from zoo.models.vision import ImageClassifierConfig
+from zoo.models.build import Kind, Model, ModelConfig, build, require_kind
+from zoo.models.causal import CausalLM, CausalLMConfig
+from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import MaskedLM, MaskedLMConfig, SequenceClassifier, SequenceClassifierConfig
+from zoo.models.vision import ImageClassifier, ImageClassifierConfig
+from zoo.published.preset_names import CausalLMName, ImageClassifierName, MaskedLMName, SequenceClassifierName
 from zoo.published.ssm_layout import official_mlp
 from zoo.stack.hybrid import hybrid_pattern
 from zoo.stack.pattern import canonical_pattern
@@ -407,7 +409,21 @@ presets: dict[str, ModelConfig] = {
 }
 
 
-def create(name: str, *, rngs: nnx.Rngs, **overrides) -> Model:
+@overload
+def create(name: CausalLMName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> CausalLM: ...
+@overload
+def create(name: MaskedLMName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> MaskedLM: ...
+@overload
+def create(
+    name: SequenceClassifierName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any
+) -> SequenceClassifier: ...
+@overload
+def create(name: ImageClassifierName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> ImageClassifier: ...
+@overload
+def create(name: str, *, rngs: nnx.Rngs, kind: type[Kind], **overrides: Any) -> Kind: ...
+@overload
+def create(name: str, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> Model: ...
+def create(name: str, *, rngs: nnx.Rngs, kind: type | None = None, **overrides: Any) -> Model:
     """Builds a preset's model with fresh parameters.
 
         create("mamba-130m", rngs=nnx.Rngs(0), n_layers=2, dtype="bfloat16")
@@ -415,13 +431,17 @@ def create(name: str, *, rngs: nnx.Rngs, **overrides) -> Model:
     Args:
       name: a key of `presets`.
       rngs: source of keys, stream "params".
+      kind: the class that the model must be of. By it, or by a name that is written out, type checkers know what they
+        get. None: any.
       **overrides: fields of the preset's config to replace.
 
     Raises:
-      ValueError: an unknown preset or field (naming the nearest known one), or a value that the config rejects.
+      ValueError: an unknown preset or field (naming the nearest known one), a model of another kind, or a value that
+        the config rejects.
     """
     if name not in presets:
         raise ValueError(unknown_name("preset", name, presets))
+    require_kind(kind, presets[name], f"name={name!r}")
     fields = {field.name for field in dataclasses.fields(presets[name])}
     for field in overrides.keys() - fields:
         raise ValueError(unknown_name("config field", field, fields))

@@ -1,6 +1,6 @@
 """Published weights in and out: strict, in the dtype asked for, onto one device or many.
 
-model = zoo.from_pretrained("state-spaces/mamba-130m")            a hub name, or a folder
+model = zoo.from_pretrained("state-spaces/mamba-130m", kind=zoo.CausalLM)    a hub name, or a folder
 zoo.save_pretrained(model, "out", layout="transformers")
 """
 
@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,13 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from zoo.layers.names import unknown_name
-from zoo.models.build import Model, ModelConfig, build
+from zoo.models.build import Kind, Model, ModelConfig, build, require_kind
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published import bert_layout, hybrid_layout, llama_layout, m2_layout, ssm_layout, vim_layout, vit_layout
-from zoo.published.ssm_layout import EMBEDDINGS, Layout
+from zoo.published.layout_options import Layout, require_layout
+from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.weight_files import LazyTensor, open_weights, save_weights
 
@@ -44,9 +44,28 @@ _TOKEN_VECTORS = (
 _INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES, vim_layout.PATCHES)
 
 
+@overload
 def from_pretrained(
     path_or_repo: str | os.PathLike,
     *,
+    kind: type[Kind],
+    dtype: Dtype | None = None,
+    sharding: Sharding | ShardingRule | None = None,
+    revision: str | None = None,
+) -> Kind: ...
+@overload
+def from_pretrained(
+    path_or_repo: str | os.PathLike,
+    *,
+    kind: None = None,
+    dtype: Dtype | None = None,
+    sharding: Sharding | ShardingRule | None = None,
+    revision: str | None = None,
+) -> Model: ...
+def from_pretrained(
+    path_or_repo: str | os.PathLike,
+    *,
+    kind: type | None = None,
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
@@ -69,6 +88,8 @@ def from_pretrained(
       path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba, of
         HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of hustvl/Vim, or a folder with one;
         or else a name on the Hugging Face hub, "owner/name" or "owner/name/file.pth", from its cache or the network.
+      kind: the class that the model must be of, e.g. `zoo.CausalLM`, by which type checkers know what they get. None:
+        any.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
         norms and states are at least float32.
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
@@ -77,7 +98,8 @@ def from_pretrained(
 
     Raises:
       FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
-      ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape.
+      ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape. Or a model
+        of another kind: names it, before any weights are read.
       ImportError: a hub name without the package huggingface_hub.
     """
     place = _find(path_or_repo, revision)
@@ -97,6 +119,7 @@ def from_pretrained(
             tensors = hybrid_layout.short_names(tensors)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
         config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
+        require_kind(kind, config, "the model")
         config = _fit_vocabulary(config, tensors)
         stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
         name = jnp.dtype(stored if dtype is None else dtype).name
@@ -345,8 +368,7 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
     if isinstance(config, ImageClassifierConfig):
-        if layout not in get_args(Layout):
-            raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+        require_layout(layout)
         return (vim_layout if layout == "official" else vit_layout).write_config(config)
     if not isinstance(config, EncoderConfig):
         return ssm_layout.write_config(config, layout)

@@ -15,7 +15,7 @@ falcon_mamba}.py; mistral_inference/args.py; the names in the published files.
 import dataclasses
 import re
 import warnings
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from flax import nnx
 
@@ -23,11 +23,11 @@ from zoo.layers.mlp import MLPConfig
 from zoo.layers.names import unknown_name
 from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.published import hybrid_layout, llama_layout, mha_layout
-from zoo.published.layout_options import FREE, INITIAL, json_number, number, require_same, resolved
+from zoo.published.layout_options import FREE, INITIAL, Layout, require_layout, require_same, resolved
 from zoo.published.tensors import Entry, Json, Table
+from zoo.published.transformers_fields import NO_SPECIAL_TOKENS, json_number, number, whole_expand
 from zoo.stack.pattern import Word, format_pattern, parse_pattern
 
-Layout = Literal["official", "transformers"]
 EMBEDDINGS: dict[Layout, str] = {
     "official": "backbone.embedding.weight",
     "transformers": "backbone.embeddings.weight",
@@ -250,8 +250,7 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
     Raises:
       ValueError: an unknown layout, or a model that the layout cannot describe: names the option.
     """
-    if layout not in get_args(Layout):
-        raise ValueError(unknown_name("layout", layout, get_args(Layout)))
+    require_layout(layout)
     if layout == "transformers" and llama_layout.describes(config):
         return llama_layout.write_config(config)
     if layout == "transformers" and hybrid_layout.describing(config):
@@ -343,11 +342,7 @@ def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
     else:
         raw["time_step_limit"] = [json_number(x) for x in mixer.dt_limit]
         raw["num_heads"] = inner // mixer.head_dim
-    if mixer.expand != int(mixer.expand):
-        raise ValueError(
-            f"{family.word}.expand={mixer.expand} cannot be written in the transformers layout, only integers"
-        )
-    raw["expand"] = int(mixer.expand)
+    raw["expand"] = whole_expand(family.word, mixer.expand)
     return raw | {
         "architectures": [_ARCHITECTURES[kind]],
         "model_type": kind,
@@ -359,9 +354,7 @@ def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
         "residual_in_fp32": config.residual_in_fp32,
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": config.param_dtype,
-        "pad_token_id": None,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **NO_SPECIAL_TOKENS,
     }
 
 

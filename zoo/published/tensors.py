@@ -1,7 +1,7 @@
 """Which tensor of a published file is which parameter."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +9,10 @@ import numpy as np
 
 Json = dict[str, Any]
 Kind = Literal["same", "linear", "conv", "image", "row", "block"]
+
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+"""A pattern in our names, and what stands in its place in theirs."""
 
 
 class Entry(NamedTuple):
@@ -55,7 +59,7 @@ def _transposed(x: np.ndarray) -> np.ndarray:
     return x if x.ndim == 1 else np.swapaxes(x, -1, -2)
 
 
-def renamed(name: str, rules: Sequence[tuple[str, str]]) -> str:
+def renamed(name: str, rules: Sequence[Rule]) -> str:
     """A name after (pattern, replacement) of each rule, one after the other."""
     for ours, theirs in rules:
         name = re.sub(ours, theirs, name)

@@ -10,7 +10,6 @@ Source: transformers' configuration_ and modeling_{vit,deit}.py; Dosovitskiy et 
 al. 2020, arXiv:2012.12877.
 """
 
-import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
@@ -20,8 +19,9 @@ from flax import nnx
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
-from zoo.published.layout_options import FREE, require_same
+from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
+from zoo.published.transformers_fields import class_names, read_activation, write_activation
 from zoo.stack.pattern import Word, parse_pattern
 
 Family = Literal["vit", "deit"]
@@ -99,8 +99,7 @@ def read_config(raw: Json, tensors: Collection[str] = (), n_classes: int = 0) ->
             if len({*size}) != 1:
                 raise ValueError(f"{name}={size} is not supported, only squares")
             sizes[name] = size[0]
-    if raw["hidden_act"] not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act={raw['hidden_act']!r}, expected one of {', '.join(_ACTIVATIONS)}")
+    activation = read_activation(raw["hidden_act"], known=_ACTIVATIONS)
     if not raw["qkv_bias"]:
         raise ValueError("qkv_bias=False is not supported, only True")
     second = any(name.startswith("distillation_classifier.") for name in tensors)
@@ -113,9 +112,7 @@ def read_config(raw: Json, tensors: Collection[str] = (), n_classes: int = 0) ->
         dropout=float(raw["hidden_dropout_prob"]),
         embedding_dropout=float(raw["hidden_dropout_prob"]),
         attn=AttentionConfig(n_heads=raw["num_attention_heads"], position="none", bias=True),
-        mlp=MLPConfig(
-            d_ff=raw["intermediate_size"], gated=False, activation=_ACTIVATIONS[raw["hidden_act"]], bias=True
-        ),
+        mlp=MLPConfig(d_ff=raw["intermediate_size"], gated=False, activation=activation, bias=True),
         n_classes=n_classes,
         image_size=sizes["image_size"],
         patch_size=sizes["patch_size"],
@@ -138,7 +135,6 @@ def write_config(config: ImageClassifierConfig) -> Json:
         raise ValueError(f"pattern={config.pattern!r} has no transformers layout for images, only attn/mlp has one")
     family = _family(config)
     kind = {"vit": "ViT", "deit": "DeiT"}[family]
-    heads = config.attn.n_heads or max(1, config.d_model // (config.attn.head_dim or 64))
     raw: Json = {
         "architectures": [
             f"{kind}Model"
@@ -148,9 +144,9 @@ def write_config(config: ImageClassifierConfig) -> Json:
         "model_type": family,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
-        "num_attention_heads": heads,
+        "num_attention_heads": resolved(config, "attn").n_heads,
         "intermediate_size": config.mlp.width(config.d_model),
-        "hidden_act": next((a for a, ours in _ACTIVATIONS.items() if ours == config.mlp.activation), "gelu"),
+        "hidden_act": write_activation(config.mlp.activation, _ACTIVATIONS),
         "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": config.norm_eps,
@@ -160,18 +156,13 @@ def write_config(config: ImageClassifierConfig) -> Json:
         "qkv_bias": True,
         "dtype": config.param_dtype,
     }
-    if config.n_classes:  # transformers counts the classes by their names
-        raw["id2label"] = {str(i): f"LABEL_{i}" for i in range(config.n_classes)}
-        raw["label2id"] = {f"LABEL_{i}": i for i in range(config.n_classes)}
+    if config.n_classes:
+        raw |= class_names(config.n_classes)
     second = ("distillation_classifier.weight",) if config.distillation == "classifier" else ()
     back = read_config(raw, second, config.n_classes)
     if config.stride != config.patch_size:
         raise ValueError(f"patch_stride={config.patch_stride} cannot be written, only patch_size={config.patch_size}")
-    plain = heads * (config.attn.head_dim or config.d_model // heads) == config.d_model
-    filled = dataclasses.replace(config.attn, n_heads=heads, head_dim=None if plain else config.attn.head_dim)
-    ours_mlp = dataclasses.replace(config.mlp, d_ff=config.mlp.width(config.d_model), init="normal", dropout=0.0)
-    for prefix, ours, theirs in (("attn.", filled, back.attn), ("mlp.", ours_mlp, back.mlp), ("", config, back)):
-        require_same(ours, theirs, prefix=prefix, free=_FREE, layout=f"layout of {family}")
+    require_same_model(config, back, free=_FREE, layout=f"layout of {family}")
     return raw
 
 

@@ -17,7 +17,7 @@ import zoo
 from tests.numerics import assert_close, jitted, normal, with_random_parameters
 from tests.places import ROOT
 from zoo.layers import reference
-from zoo.layers.moe import balance_loss, choose, lay_out, z_loss
+from zoo.layers.routing import balance_loss, choose, z_loss
 
 D_MODEL, N_EXPERTS, D_FF = 5, 4, 3
 SMALL = zoo.MoEConfig(n_experts=N_EXPERTS, d_ff=D_FF)
@@ -154,47 +154,6 @@ def test_neither_padding_nor_rows_nor_what_follows_change_a_position(x64, capaci
     assert_close(late[0, 3:], y[0, :5])
 
 
-def test_renormalised_is_the_softmax_of_the_chosen_logits_and_ties_go_to_the_first(x64):
-    logits = normal(jax.random.key(0), 7, 6)
-    experts, weights = choose(logits, 3, "renormalised")
-    exponentials = np.exp(logits)
-    over_all = exponentials / exponentials.sum(axis=1, keepdims=True)
-    order = np.argsort(-np.asarray(logits), axis=1, kind="stable")[:, :3]
-    assert np.array_equal(experts, order)
-    for of_all in (over_all, exponentials):  # Mixtral's and Granite's
-        chosen = np.take_along_axis(of_all, order, axis=1)
-        assert_close(weights, jnp.asarray(chosen / chosen.sum(axis=1, keepdims=True)))
-    assert_close(choose(logits, 3, "softmax")[1], jnp.asarray(np.take_along_axis(over_all, order, axis=1)))
-    assert choose(jnp.zeros(6), 3, "unit")[0].tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("top_k", [1, 3])
-def test_auxiliary_losses_are_the_published_formulas(x64, top_k, masked):
-    logits = np.asarray(normal(jax.random.key(0), 2, 6, N_EXPERTS))
-    mask = make_mask() if masked else None
-    there = np.ones((2, 6), bool) if mask is None else np.asarray(mask)
-    experts, _ = choose(jnp.asarray(logits), top_k)
-    frequency, probability, squares = np.zeros(N_EXPERTS), np.zeros(N_EXPERTS), 0.0
-    for position in zip(*np.nonzero(there), strict=True):
-        frequency[np.argsort(-logits[position])[:top_k]] += 1 / there.sum()
-        probability += np.exp(logits[position]) / np.exp(logits[position]).sum() / there.sum()
-        squares += np.log(np.exp(logits[position]).sum()) ** 2 / there.sum()
-    assert_close(balance_loss(jnp.asarray(logits), experts, mask), jnp.asarray(N_EXPERTS * frequency @ probability))
-    assert_close(z_loss(jnp.asarray(logits), mask), jnp.asarray(squares))
-
-
-def test_the_balance_loss_is_least_where_all_experts_have_as_much_to_do():
-    @jax.jit
-    def loss(logits, mask):
-        return balance_loss(logits, choose(logits, 1)[0], mask), z_loss(logits, mask)
-
-    even, all_there = jnp.log(jnp.eye(4) * 1e4 + 1), jnp.ones(4, bool)
-    assert abs(loss(even, all_there)[0] - 1) < 1e-6
-    assert loss(even.at[1].set(even[0]), all_there)[0] > 1.4
-    assert loss(even, ~all_there) == (0, 0)
-
-
 def test_the_auxiliary_losses_reach_the_router_with_their_weights(x64):
     x, mask = make_input(), make_mask()
     weights = {"balance_weight": 0.3, "z_weight": 0.2}
@@ -283,19 +242,6 @@ def test_work_grows_with_top_k_and_not_with_the_number_of_experts():
     assert 2 * perceptron <= work(16, 2) < 2 * 1.6 * perceptron
     gradient = lambda m, x: jax.grad(lambda x, m: m(x).sum())(x, m)  # noqa: E731
     assert work(16, 2, gradient) < 3.1 * 2 * 1.6 * perceptron
-
-
-@pytest.mark.parametrize(("n_experts", "size"), [(7, 100), (50, 20)])
-def test_blocks_have_room_for_the_worst_case(n_experts, size):
-    random = np.random.default_rng(0).integers(0, n_experts, size)
-    run = jax.jit(lambda experts: lay_out(experts, n_experts))
-    for experts in (random, np.full(size, n_experts - 1), np.arange(size) % n_experts):
-        row, group, n_blocks, rows = jax.tree.map(np.asarray, run(jnp.asarray(experts.reshape(1, -1, 1))))
-        assert len(group) == n_blocks
-        assert len(set(row.ravel())) == size
-        assert row.max() < n_blocks * rows
-        assert (np.diff(group) >= 0).all()
-        assert (group[row.ravel() // rows] == experts).all()
 
 
 @pytest.mark.parametrize(

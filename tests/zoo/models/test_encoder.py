@@ -1,6 +1,4 @@
-"""Encoders: documents packed in a row are each alone, tokens get classes, options say what they mean."""
-
-import dataclasses
+"""Encoders: documents packed in a row are each alone, positions are counted in each, options say what they mean."""
 
 import jax
 import jax.numpy as jnp
@@ -124,60 +122,6 @@ def test_padding_behind_packed_documents_changes_nothing(mixer):
     assert_close(expected[1, :17], other[1, :17])
 
 
-def test_a_token_classifier_is_its_encoder_and_a_linear_map():
-    model = make(zoo.TokenClassifierConfig, pattern="attn/mlp", n_labels=3)
-    call, params = jitted(model)
-    logits = call(params, IDS, None, SEGMENTS, token_type_ids=KINDS)
-    hidden = model.hidden(IDS, None, SEGMENTS, token_type_ids=KINDS)
-    assert_close(logits, hidden @ model.classifier.kernel[...] + model.classifier.bias[...])
-    assert logits.shape == (2, 20, 3)
-
-
-def test_a_token_classifier_drops_out_with_rngs_alone_and_answers_in_float32():
-    model = make(zoo.TokenClassifierConfig, pattern="attn/mlp", classifier_dropout=0.5, dtype="bfloat16")
-    call, params = jitted(model)
-    ids = IDS[:, :12]
-    np.testing.assert_array_equal(call(params, ids), call(params, ids))
-    assert call(params, ids).dtype == jnp.float32
-    drawn = [model(ids, rngs=nnx.Rngs(dropout=seed)) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(drawn[0], drawn[1])
-    assert np.abs(drawn[0] - drawn[2]).max() > 1e-3
-    exact = with_random_parameters(
-        lambda: zoo.TokenClassifier(dataclasses.replace(model.config, dtype="float32"), rngs=nnx.Rngs(0))
-    )
-    assert_close(call(params, ids), exact(ids), tolerance=3e-2)  # bfloat16 of a whole model
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        (zoo.TokenClassifierConfig, {"n_labels": 0}, "n_labels=0, expected at least 1"),
-        (zoo.TokenClassifierConfig, {"classifier_dropout": 1.0}, "classifier_dropout=1.0, expected 0 <= classifier_dr"),
-        (zoo.SequenceClassifierConfig, {"n_labels": -1}, "n_labels=-1, expected at least 0"),
-        (zoo.SequenceClassifierConfig, {"classifier_dropout": -0.1}, "classifier_dropout=-0.1, expected 0 <="),
-        (
-            zoo.TokenClassifierConfig,
-            {"head_activation": "geluu"},
-            "unknown head_activation 'geluu', did you mean 'gelu'",
-        ),
-        (
-            zoo.SequenceClassifierConfig,
-            {"head_activation": "gelu", "n_labels": 0},
-            "head_activation='gelu' with n_labels=0, expected None: there is no classifier",
-        ),
-        (zoo.SequenceClassifierConfig, {"pool": "max"}, "pool='max', expected one of first, mean, last, attention"),
-        (zoo.MaskedLMConfig, {"max_len": 0}, "max_len=0, expected None or at least 1"),
-    ],
-)
-def test_config_errors_name_the_option(unchecked, kind, options, message):
-    with pytest.raises(ValueError, match=message):
-        kind(**options)
-
-
-def test_the_masked_language_models_hidden_layer_may_have_no_bias(x64):
-    model = make(head_bias=False, pattern="-/mlp", dtype="float64", param_dtype="float64")
-    assert model.dense.bias is None
-    hidden = normal(jax.random.key(0), 2, 8)
-    expected = model.norm(jax.nn.gelu(hidden @ model.dense.kernel[...], approximate=False))
-    expected = expected @ model.encoder.word_embeddings.embedding[...].T + model.bias[...]
-    assert_close(model.head(hidden), expected)
+def test_a_table_of_positions_has_rows(unchecked):
+    with pytest.raises(ValueError, match="max_len=0, expected None or at least 1"):
+        zoo.EncoderConfig(max_len=0)

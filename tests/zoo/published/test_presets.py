@@ -5,12 +5,15 @@ import math
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import jax
 import pytest
 from flax import nnx
 
 import zoo
+from zoo.models.build import MODELS
+from zoo.published import preset_names
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,25 @@ def test_the_mambas_that_look_both_ways_are_of_bert_bases_size():
 def test_every_preset_is_tested():
     tested = {name for name, _ in test_has_as_many_parameters_as_its_checkpoint.pytestmark[0].args[1]}
     assert tested == set(zoo.presets)
+
+
+@pytest.mark.parametrize("kind", [zoo.CausalLM, zoo.MaskedLM, zoo.SequenceClassifier, zoo.ImageClassifier])
+def test_the_names_of_each_kind_are_those_of_its_presets(kind):
+    of_kind = [name for name, config in zoo.presets.items() if MODELS[type(config)] is kind]
+    assert [*get_args(getattr(preset_names, f"{kind.__name__}Name"))] == of_kind
+    assert of_kind
+
+
+def test_every_preset_is_of_a_kind_with_names():
+    kinds = {MODELS[type(config)].__name__ for config in zoo.presets.values()}
+    assert kinds == {name.removesuffix("Name") for name in vars(preset_names) if name.endswith("Name")}
+
+
+def test_create_takes_the_kind_that_is_expected():
+    model = nnx.eval_shape(lambda: zoo.create("bert-base", rngs=nnx.Rngs(0), kind=zoo.MaskedLM, n_layers=1))
+    assert isinstance(model, zoo.MaskedLM)
+    with pytest.raises(ValueError, match=r"^name='bert-base' is a MaskedLM, expected kind=CausalLM$"):
+        zoo.create("bert-base", rngs=nnx.Rngs(0), kind=zoo.CausalLM)
 
 
 def test_create_takes_overrides_and_leaves_the_preset_alone():

@@ -226,6 +226,23 @@ def test_the_dtype_is_the_stored_one_unless_another_is_asked_for(name):
     assert model.embedding.embedding.dtype == stored
 
 
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [
+        ("mamba1", zoo.CausalLM, zoo.MaskedLM),
+        ("vit_model", zoo.ImageClassifier, zoo.CausalLM),
+        ("bert_token_classification", zoo.TokenClassifier, zoo.MaskedLM),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(name, found, expected, monkeypatch):
+    assert type(zoo.from_pretrained(PUBLISHED / name, kind=found)) is found
+    # The first that looks at values.
+    monkeypatch.setattr("zoo.published.pretrained._require_a_fit", lambda *_: pytest.fail("weights were read"))
+    message = rf"config\.json: the model is a {found.__name__}, expected kind={expected.__name__}$"
+    with pytest.raises(ValueError, match=message):
+        zoo.from_pretrained(PUBLISHED / name, kind=expected)
+
+
 def test_the_file_can_go_once_it_is_read(tmp_path):
     folder = write(tmp_path, arrays("mamba1"), config_file("mamba1"))
     model = zoo.from_pretrained(folder)

@@ -1,0 +1,81 @@
+"""Rows for the choices of a mixture of experts: in blocks, each of one expert's choices alone.
+
+Axis letters: `s` the experts chosen at a position · `c` blocks of `q` rows.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Layout(NamedTuple):
+    """Room for the choices of every expert, in blocks of rows."""
+
+    row: Int[Array, "b l s"]
+    """The row of each choice, past the last one where it has none."""
+    group: Int[Array, "c"] | None
+    """The expert of each block. None: block e is of expert e."""
+    n_blocks: int
+    size: int
+    """Rows of a block."""
+
+
+def _queue(experts, n_experts):
+    """(each entry's place in the queue of its expert, in order; the queues' lengths). Entries n_experts join none."""
+    order = jnp.argsort(experts, stable=True)
+    lengths = jnp.zeros(n_experts, jnp.int32).at[experts].add(1, mode="drop")
+    starts = jnp.cumsum(lengths, dtype=jnp.int32) - lengths
+    queued = experts[order]
+    places = jnp.arange(len(experts), dtype=jnp.int32) - starts.at[queued].get(mode="clip")
+    return jnp.zeros(len(experts), jnp.int32).at[order].set(places), lengths
+
+
+def lay_out(experts: Int[Array, "b l s"], n_experts: int) -> Layout:
+    """Room for every choice: the choices of each expert in blocks of its own, one expert after the other.
+
+    Args:
+      experts: the choices; n_experts stands for none.
+      n_experts: how many there are.
+    """
+    # A block is half of an expert's even share, so that rows that fill up blocks cost at most half as much again.
+    size = min(128, max(1, experts.size // (2 * n_experts)))
+    used = min(n_experts, experts.size)
+    n_blocks = (experts.size + used * (size - 1)) // size
+    places, lengths = _queue(experts.reshape(-1), n_experts)
+    ends = jnp.cumsum(-(-lengths // size))  # in blocks
+    starts = jnp.append(0, ends)[:-1] * size
+    row = starts.at[experts].get(mode="clip") + places.reshape(experts.shape)
+    group = jnp.minimum(jnp.searchsorted(ends, jnp.arange(n_blocks), side="right"), n_experts - 1)
+    return Layout(jnp.where(experts < n_experts, row, n_blocks * size), group, n_blocks, size)
+
+
+def lay_out_within_capacity(experts: Int[Array, "b l s"], n_experts: int, capacity_factor: float) -> Layout:
+    """As much room for each expert: the first C = ceil(capacity_factor l s / n_experts) of each row of the batch.
+
+    Neither other rows nor later positions decide whether there is room for a position, though l, the length of the
+    rows with their padding, does.
+
+    Source: Fedus et al. 2021, arXiv:2101.03961, eq. 3, for each row of the batch and top_k choices.
+    """
+    b, l, s = experts.shape
+    capacity = min(l, math.ceil(capacity_factor * l * s / n_experts))
+    places, _ = jax.vmap(lambda row: _queue(row, n_experts))(experts.reshape(b, l * s))
+    places = places.reshape(experts.shape)
+    row = (experts * b + jnp.arange(b)[:, None, None]) * capacity + places
+    return Layout(jnp.where(places < capacity, row, n_experts * b * capacity), None, n_experts, b * capacity)
+
+
+def to_rows(x: Float[Array, "b l d"], layout: Layout) -> Float[Array, "c q d"]:
+    """Every position in each of its rows, in blocks. Rows of no choice are 0."""
+    tokens = x.reshape(-1, x.shape[-1])
+    token = jnp.broadcast_to(jnp.arange(len(tokens)).reshape(*x.shape[:2], 1), layout.row.shape)
+    source = jnp.full(layout.n_blocks * layout.size, len(tokens)).at[layout.row].set(token, mode="drop")
+    return tokens.at[source].get(mode="fill", fill_value=0).reshape(layout.n_blocks, layout.size, -1)
+
+
+def from_rows(blocks: Float[Array, "c q d"], layout: Layout) -> Float[Array, "b l s d"]:
+    """The row of every choice. That of a choice without one is 0."""
+    return blocks.reshape(layout.n_blocks * layout.size, -1).at[layout.row].get(mode="fill", fill_value=0)

@@ -1,0 +1,111 @@
+"""Fields that the config files of transformers have in common: read and written alike, whatever the model.
+
+Source: transformers' configuration_*.py and modeling_rope_utils.py.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from zoo.published.tensors import Json
+
+# Their names of activations to ours; of several the first is written.
+ACTIVATIONS: dict[str, Any] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+# What a tokenizer says, and a model does not.
+NO_SPECIAL_TOKENS: Json = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+
+
+def number(value) -> float:
+    """A number of a JSON file; infinity is written in three ways."""
+    return float(value["__float__"] if isinstance(value, dict) else value)
+
+
+def json_number(value: float) -> float | dict[str, str]:
+    """A number as transformers writes it: infinity so that the file stays JSON."""
+    return {"__float__": "Infinity"} if math.isinf(value) else value
+
+
+def write_number(value: float, guess: float, read: Callable[[float], float]) -> float:
+    """The number with the fewest digits that `read` makes `value` of, near a guess that rounding may have missed."""
+    candidates = [float(f"{guess:.{digits}g}") for digits in range(1, 18)]
+    candidates += [math.nextafter(guess, end) for end in (-math.inf, math.inf)]
+    return next((x for x in candidates if read(x) == value), guess)
+
+
+def whole_expand(mixer: str, expand: float) -> int:
+    """An inner width over d_model as a file holds it.
+
+    Raises:
+      ValueError: it is not whole.
+    """
+    if expand != int(expand):
+        raise ValueError(f"{mixer}.expand={expand} cannot be written in the transformers layout, only integers")
+    return int(expand)
+
+
+def read_activation(name: str, field: str = "hidden_act", known: Mapping[str, str] = ACTIVATIONS) -> Any:
+    """Our name of an activation.
+
+    Raises:
+      ValueError: it is not known: names the field.
+    """
+    if name not in known:
+        raise ValueError(f"{field}={name!r}, expected one of {', '.join(known)}")
+    return known[name]
+
+
+def write_activation(name: str, known: Mapping[str, str] = ACTIVATIONS) -> str:
+    """Their name of an activation; the first that is known where it has none, as reading it back then shows."""
+    return next((theirs for theirs, ours in known.items() if ours == name), next(iter(known)))
+
+
+def read_heads(raw: Json) -> dict[str, Any]:
+    """Heads of keys and values, and the width of a head, where they are not what follows from the others."""
+    d_model, heads = raw["hidden_size"], raw["num_attention_heads"]
+    kv_heads, head_dim = raw.get("num_key_value_heads"), raw.get("head_dim")
+    return {
+        "n_kv_heads": None if kv_heads == heads else kv_heads,
+        "head_dim": None if head_dim is None or head_dim * heads == d_model else head_dim,
+    }
+
+
+def read_rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> tuple[float, float]:
+    """Base of the rotary frequencies, and the part of a head that is rotated, `part` where the config does not say.
+
+    They are in `rope_parameters`, in files before transformers 5 in fields of their own.
+
+    Raises:
+      ValueError: scaled frequencies, or another part unless any will do.
+    """
+    field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"  # the first prevails there
+    said = raw.get(field) or {}
+    kind = said.get("rope_type", said.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"{field}: rope_type={kind!r} is not supported, only 'default'")
+    for name in said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
+        raise ValueError(f"{field}: {name}={said[name]!r} is not supported beside rope_type='default'")
+    base: Any = said.get("rope_theta", raw.get("rope_theta", 10_000.0))
+    part_said: Any = said.get("partial_rotary_factor", raw.get("partial_rotary_factor", part))
+    if part_said != part and not any_part:
+        raise ValueError(f"partial_rotary_factor={part_said!r} is not supported, only {part:g}")
+    return float(base), float(part_said)
+
+
+def require_plain_weights(raw: Json) -> None:
+    """Raises a ValueError where weights are quantised."""
+    if "quantization_config" in raw:
+        raise ValueError(f"quantization_config={raw['quantization_config']!r} is not supported, only plain weights")
+
+
+def class_names(n_classes: int) -> Json:
+    """Names for so many classes: transformers counts the classes by them."""
+    names = {str(i): f"LABEL_{i}" for i in range(n_classes)}
+    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
