@@ -1,10 +1,12 @@
-"""The documents run: every notebook from its first cell to its last, and the Python in the README."""
+"""The documents run: every notebook from its first cell to its last, and the Python in the README; links lead on."""
 
 import dataclasses
+import importlib.util
 import json
 import re
 
 import matplotlib.pyplot as plt
+import mypy.api
 import pytest
 
 from experiments import causal_lm
@@ -49,9 +51,43 @@ def test_notebook_runs_from_a_clean_start(path):
             exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), namespace)
 
 
-def test_readme_snippets_run():
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert snippets
+# What is said behind a snippet is what it prints.
+SNIPPETS = re.findall(
+    r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", (ROOT / "README.md").read_text(), flags=re.DOTALL
+)
+
+
+def test_readme_snippets_print_what_it_says(capsys):
+    assert SNIPPETS
     namespace = {"__name__": "__main__"}
-    for number, snippet in enumerate(snippets):
+    for number, (snippet, output) in enumerate(SNIPPETS):
         exec(compile(snippet, f"README.md[{number}]", "exec"), namespace)
+        assert capsys.readouterr().out == output
+
+
+def test_readme_snippets_pass_the_type_checker(tmp_path):
+    path = tmp_path / "readme.py"
+    path.write_text("\n".join(snippet for snippet, _ in SNIPPETS))
+    said, errors, status = mypy.api.run(["--config-file", str(ROOT / "pyproject.toml"), str(path)])
+    assert status == 0, said + errors
+
+
+@pytest.mark.parametrize("name", ["README.md", "RESULTS.md"])
+def test_links_between_documents_lead_somewhere(name):
+    for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text()):
+        file, _, section = target.partition("#")
+        path = ROOT / (file or name)
+        assert path.is_file(), target
+        if section:
+            titles = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.MULTILINE)
+            assert section in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+def test_the_readme_is_one_that_one_reads():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+
+
+def test_commands_of_the_documents_exist():
+    text = "".join((ROOT / name).read_text() for name in ("README.md", "RESULTS.md"))
+    for module in set(re.findall(r"python -m (experiments\.[a-z_]+)", text)):
+        assert importlib.util.find_spec(module), module
