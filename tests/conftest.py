@@ -5,6 +5,7 @@ run, is not compiled again (JAX_COMPILATION_CACHE_DIR=FOLDER keeps the programs 
 does not optimise the machine code, which spares it a third; with XLA_FLAGS= the tests run what users run.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -17,7 +18,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 if version("jaxlib").startswith(("0.9.", "0.10.", "0.11.", "0.12.")):
     flags = "--xla_backend_optimization_level=0"
     if version("jaxlib").startswith("0.10."):  # its older emitters take half the time; 0.12 has lost them
-        flags += " --xla_cpu_use_fusion_emitters=false"
+        flags += " --xla_cpu_use_fusion_emitters=false --xla_llvm_disable_expensive_passes=true"
+        flags += " --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax
@@ -34,6 +36,13 @@ def pytest_configure(config):
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+
+
+def pytest_collection_finish():
+    """Tracing makes many objects, and what was imported stays: looking through all of it took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture
