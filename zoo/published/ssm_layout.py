@@ -3,7 +3,7 @@
     official       config.json of state-spaces/mamba ("d_model", "ssm_cfg"), or params.json of Codestral-Mamba ("dim");
                    its layers of attention are `mha_layout`'s
     transformers   config.json with "model_type": mamba, falcon_mamba or mamba2; llama, which is `llama_layout`'s, and
-                   hybrids, which are `hybrid_layout`'
+                   hybrids, which are `hybrid_layout`'s
 
 Both hold the Mambas' tensors under nearly the same names. Reading a config and writing it are inverse to each other; an
 option that a layout has no word for is an error, never a guess.

@@ -59,8 +59,10 @@ def test_empty_rows_and_padding_count_nothing(case, x64):
         loss, logits = objective.outputs(nnx.merge(graphdef, params), batch, None)
         return loss.total / loss.weight, logits
 
+    value_and_gradients = jax.jit(jax.value_and_grad(mean, has_aux=True))
+
     def run(batch):
-        (loss, logits), gradients = jax.value_and_grad(mean, has_aux=True)(params, jax.tree.map(jnp.asarray, batch))
+        (loss, logits), gradients = value_and_gradients(params, jax.tree.map(jnp.asarray, batch))
         # As one vector: the bias of the logits of a span has no gradient, but for rounding.
         return loss, logits, ravel_pytree(gradients)[0]
 

@@ -62,7 +62,7 @@ def test_gives_the_publishers_numbers(name):
     # In pieces, from a cache.
     state = model.init_state(2, ids.shape[1])
     extend, params = jitted(model, "extend")
-    for start, end in ((0, 9), (9, 10), (10, 24)):
+    for start, end in ((0, 11), (11, 12), (12, 23), (23, 24)):
         logits, state = extend(params, ids[:, start:end], state, mask=mask[:, start:end])
         seen = mask[:, start:end]
         np.testing.assert_allclose(logits[seen], expected["logits"][:, start:end][seen], rtol=0, atol=1e-4)
