@@ -11,16 +11,20 @@ python -m experiments.bench recall                     # what a state recalls, a
 import sys
 
 from experiments.loop import flags
+from zoo.layers.names import unknown_name
 
 COMMANDS = {name: f"experiments.bench.{name}" for name in ("vision", "decode", "depth", "recall")}
 
 
 def main() -> int:
     """Hands the command line on to the bench that it names, or to that of operations."""
-    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+    asked = sys.argv[1] if len(sys.argv) > 1 else ""
+    if asked in COMMANDS:
         return flags.hand_on(COMMANDS)
     from experiments.bench import operations  # with all its contenders
 
+    if asked and not asked.startswith("-") and asked not in operations.GROUPS:
+        raise flags.UsageError(unknown_name("bench", asked, [*COMMANDS, *operations.GROUPS]))
     return operations.main()
 
 

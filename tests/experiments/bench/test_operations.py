@@ -159,7 +159,9 @@ def test_a_result_that_is_not_finite_stops_the_run():
         (("--lengths", 0), "lengths=(0,), expected at least one length, of at least 1"),
         (("mamba2", "--d-model", 24), "head_dim"),
         (("--only", "nothing"), "--only nothing matches none of: ssm.selective_scan sequential"),
-        (("mamba4",), "invalid choice"),
+        (("mamba4",), "unknown bench 'mamba4', did you mean 'mamba"),
+        (("depths",), "unknown bench 'depths', did you mean 'depth'"),
+        (("scan", "mamba4"), "invalid choice"),
         (("conv", "--plot", "out.png"), "plot=out.png, expected more than one length"),
     ],
 )
@@ -175,6 +177,13 @@ def test_the_help_shows_the_commands(run):
     assert status == 0
     assert "python -m experiments.bench mamba2 mamba3" in out
     assert "--passes" in out
+
+
+@pytest.mark.parametrize("name", ["vision", "decode", "depth", "recall"])
+def test_every_bench_is_reached_by_its_name(name, run):
+    status, out, _ = run(name, "--help")
+    assert status == 0
+    assert f"python -m experiments.bench {name}" in out
 
 
 def test_bench_prints_a_row_for_each_contender(tmp_path, run):
