@@ -45,6 +45,11 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 50, 100)
 
 
+def pytest_sessionfinish():
+    """Or a worker looks through all that the tests have left, five times, until it is interrupted."""
+    gc.freeze()
+
+
 @pytest.fixture
 def x64():
     """Runs a test in float64, where agreement can be asked for to 1e-10."""
