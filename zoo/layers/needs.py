@@ -36,7 +36,7 @@ GIVEN = {
 
 
 def has(mixer: Any, attribute: str) -> bool:
-    """Whether a mixer, its class or its options say so."""
+    """Whether a mixer, or its class, says so."""
     return bool(getattr(mixer, attribute, False))
 
 

@@ -26,7 +26,7 @@ class Backbone(nnx.Module):
         self.layers = nnx.List([Block(config, word, first=i == 0, rngs=rngs) for i, word in enumerate(words)])
         # What several depths read, once: the parameters of a module are in one place of the tree.
         first: dict[str, str] = {}
-        for mixer in (mixer for word in words for mixer in word.mixers):
+        for mixer in (mixer for word in words for mixer in (*word.mixers, word.channel) if mixer):
             if (name := shared_name(config, mixer)) is not None:
                 first.setdefault(name, mixer)
         self.shared_names = tuple(first)

@@ -12,7 +12,7 @@ from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
 from zoo.layers.norm import norm
 from zoo.layers.parallel import Parallel
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
-from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS
+from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.stack.pattern import Word, mixer_name
 
 
@@ -161,14 +161,14 @@ def make_channel_mixer(config: BackboneConfig, channel: str, **kwargs) -> Any:
 
 
 def shared_name(config: BackboneConfig, mixer: str) -> str | None:
-    """The name of the module that a word's mixer shares with other depths, if it shares one."""
-    constructor: Any = MIXERS[mixer_name(mixer)].constructor
+    """The name of the module that a word's mixer or channel mixer shares with other depths, if it shares one."""
+    constructor: Any = find_kind(mixer_name(mixer)).constructor
     return constructor.shared_name(word_config(config, mixer)) if "shared" in mixer_needs(config, mixer) else None
 
 
 def make_shared(config: BackboneConfig, mixer: str, *, rngs: nnx.Rngs) -> nnx.Module:
-    """The module that a word's mixer shares with other depths, with the options of the word."""
-    kind = MIXERS[mixer_name(mixer)]
+    """The module that a word's mixer or channel mixer shares with other depths, with the options of the word."""
+    kind = find_kind(mixer_name(mixer))
     constructor: Any = kind.constructor
     kwargs: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
     if kind.in_backbone:

@@ -176,6 +176,19 @@ def test_depths_of_a_group_share_a_module_made_once():
     assert_close(backbone.extend(x, state)[0], expected)
 
 
+def test_a_channel_mixer_shares_what_a_sequence_mixer_reads_too():
+    class Added(Reader):
+        def __call__(self, x, *, shared, embeddings, rngs=None):
+            return embeddings + shared[self.shared_name(self.config)].rows[0]
+
+    zoo.register_channel_mixer("other", Added, Options())
+    backbone = make("-/other[group=1] reader/other")
+    assert backbone.shared_names == ("table.1", "table.0")
+    one, other = (table.rows[0] for table in backbone.shared)
+    x = normal(jax.random.key(0), 2, 6, 4)
+    assert_close(backbone(x), rms_norm(4 * x + one + 2 * other))
+
+
 def test_a_language_model_trains_through_what_its_mixers_add():
     config = zoo.CausalLMConfig(d_model=4, n_layers=2, pattern="penalised reader", vocab_size=8)
     graphdef, params = nnx.split(zoo.CausalLM(config, rngs=nnx.Rngs(0)))
