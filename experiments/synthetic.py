@@ -15,14 +15,13 @@ command again resumes the run where it was.
 """
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import zoo
 from experiments.loop import flags, runs
+from experiments.loop.json_files import write_json
 from experiments.loop.train import Finished, Task, train
 from experiments.recall.answers import answer_loss, score
 from experiments.recall.batches import Batches, held_out
@@ -87,8 +86,7 @@ def fit(config: Config, folder: Path) -> Finished:
         runs.holds_run(config, folder, FREE)
         fitted = fit_vocabulary(config)
         task = make_task(fitted)
-        folder.mkdir(parents=True, exist_ok=True)
-        flags.save_config(config, folder / "config.json")
+        runs.begin(config, folder)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted))
 
 
@@ -103,9 +101,7 @@ def run(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     step = int(finished.state.step)
     results = {"step": step, "pattern": config.model.pattern, "table": measure(config, finished.model)}
-    partial = folder / "results.json.partial"
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(partial, folder / "results.json")
+    write_json(results, folder / "results.json")
     return results
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.encoders.confusion import plot_confusion
 from experiments.encoders.finetune_task import Prepared
 from experiments.encoders.objectives import Predictions
-from experiments.loop.model_size import count_params
+from experiments.loop.model_size import describe_size
 
 
 def describe(prepared: Prepared, folder: Path) -> str:
@@ -17,7 +17,7 @@ def describe(prepared: Prepared, folder: Path) -> str:
     classes = f" of {len(target.classes)} classes" if target.classes else ""
     words = f"; {' '.join(target.words)} in {target.template!r}" if target.words else ""
     return (
-        f"{prepared.encoder.pattern}: {count_params(prepared.encoder):,} parameters; {folder}\n"
+        f"{describe_size(prepared.encoder, folder)}\n"
         f"{target.kind}{classes}: {sizes}; rows {rows.texts.fill:.1%} text{words}"
     )
 

@@ -1,11 +1,12 @@
 """What runs that differ in their seed reached: the mean, the spread, their results.json, and a table of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from experiments.loop.json_files import write_json
 
 Scores = dict[str, float]  # of one run, on one split
 
@@ -40,7 +41,7 @@ def save_summary(folder: Path, seeds: Sequence[int], scores: Sequence[Mapping[st
         "summary": {split: {n: value._asdict() for n, value in row.items()} for split, row in summary.items()},
         **beside,
     }
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n")
+    write_json(content, folder / "results.json")
 
 
 def table(rows: Mapping[str, Mapping[str, Summary]], metrics: Sequence[str] = ()) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.encoders.confusion import plot_confusion
 from experiments.loop.metrics import read_metrics
-from experiments.loop.model_size import count_params
+from experiments.loop.model_size import describe_size
 from experiments.loop.summary import Scores
 from experiments.vision.mistakes import plot_mistakes
 from experiments.vision.prediction import logits_of
@@ -25,7 +25,7 @@ def describe(prepared: Prepared, folder: Path) -> str:
     sizes = ", ".join(f"{len(images.labels):,} {name}" for name, images in prepared.data.splits.items())
     size = prepared.preprocess.size
     return (
-        f"{prepared.model.pattern}: {count_params(prepared.model):,} parameters; {folder}\n"
+        f"{describe_size(prepared.model, folder)}\n"
         f"{len(prepared.data.classes)} classes: {sizes} images of {size} x {size}"
     )
 
