@@ -1,5 +1,7 @@
 """Checks with errors that name the argument: run while tracing, they cost nothing afterwards."""
 
+import numbers
+
 import jax
 
 
@@ -32,8 +34,8 @@ def check_shapes(**arguments: tuple[jax.Array | None, str]) -> dict[str, int]:
 def at_least(least: int, **options: int) -> None:
     """Raises a ValueError that names the first option below `least`."""
     for name, value in options.items():
-        if value < least:
-            raise ValueError(f"{name}={value}, expected at least {least}")
+        if not isinstance(value, numbers.Real) or value < least:
+            raise ValueError(f"{name}={value!r}, expected at least {least}")
 
 
 def inner_width(expand: float, d_model: int) -> int:

@@ -8,8 +8,6 @@ import json
 import os
 import re
 import sys
-import types
-import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +16,7 @@ import tyro
 
 from experiments.loop.json_files import write_json
 from zoo.layers.names import unknown_name
+from zoo.stack.option_values import from_dict
 
 Config = TypeVar("Config")  # a dataclass
 Positional = tyro.conf.Positional
@@ -144,21 +143,3 @@ def load_config(kind: type[Config], path: Path) -> Config:
         return from_dict(kind, json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a readable {kind.__name__}: {error}") from error
-
-
-def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """Builds nested dataclasses from nested dicts; fields that are not given keep their defaults."""
-    hints = typing.get_type_hints(kind)
-    unknown = values.keys() - {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
-    return kind(**{name: _from_json(hints[name], value) for name, value in values.items()})
-
-
-def _from_json(hint, value):
-    if isinstance(value, dict) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        nested = [h for h in typing.get_args(hint) if dataclasses.is_dataclass(h)]
-        return from_dict(nested[0], value) if nested and isinstance(value, dict) else value
-    return tuple(value) if typing.get_origin(hint) is tuple else value

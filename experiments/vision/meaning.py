@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data.augment import PreprocessConfig
-from experiments.loop import flags
+from zoo.stack.option_values import from_dict
 
 # The file of a run that says what its model's inputs and outputs are.
 IMAGES_FILE = "images.json"
@@ -36,7 +36,7 @@ def load_meaning(folder: Path) -> Meaning:
     path = folder / IMAGES_FILE
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-        preprocess = flags.from_dict(PreprocessConfig, said["preprocess"])
+        preprocess = from_dict(PreprocessConfig, said["preprocess"])
         return Meaning(preprocess, int(said["image_size"]), tuple(said["classes"]))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error

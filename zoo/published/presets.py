@@ -20,6 +20,7 @@ from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published.preset_names import CausalLMName, ImageClassifierName, MaskedLMName, SequenceClassifierName
 from zoo.published.ssm_layout import official_mlp
 from zoo.stack.hybrid import hybrid_pattern
+from zoo.stack.option_values import with_values
 from zoo.stack.pattern import canonical_pattern
 
 
@@ -433,7 +434,8 @@ def create(name: str, *, rngs: nnx.Rngs, kind: type | None = None, **overrides: 
       rngs: source of keys, stream "params".
       kind: the class that the model must be of. By it, or by a name that is written out, type checkers know what they
         get. None: any.
-      **overrides: fields of the preset's config to replace.
+      **overrides: fields of the preset's config to replace; a dict replaces some of an options object, as in
+        mamba={"d_state": 32}.
 
     Raises:
       ValueError: an unknown preset or field (naming the nearest known one), a model of another kind, or a value that
@@ -442,7 +444,4 @@ def create(name: str, *, rngs: nnx.Rngs, kind: type | None = None, **overrides: 
     if name not in presets:
         raise ValueError(unknown_name("preset", name, presets))
     require_kind(kind, presets[name], f"name={name!r}")
-    fields = {field.name for field in dataclasses.fields(presets[name])}
-    for field in overrides.keys() - fields:
-        raise ValueError(unknown_name("config field", field, fields))
-    return build(dataclasses.replace(presets[name], **overrides), rngs=rngs)
+    return build(with_values(presets[name], overrides), rngs=rngs)

@@ -11,6 +11,7 @@ from zoo.layers.moe import MoEConfig
 from zoo.layers.needs import has, needs_of
 from zoo.layers.zamba2 import Zamba2Config
 from zoo.stack.mixers import find_kind
+from zoo.stack.option_values import settle
 from zoo.stack.pattern import Word, mixer_name, parse_pattern, word_options
 
 
@@ -85,6 +86,7 @@ class BackboneConfig:
     """Options of "moe", a mixture of experts."""
 
     def __post_init__(self):
+        settle(self)
         for name in ("d_model", "n_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
