@@ -188,7 +188,7 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
         fitted = fit_vocabulary(config, corpus.tokenizer)
         task = make_task(fitted, corpus)
         save_tokenizer(corpus.tokenizer, folder)
-        runs.begin(config, folder)
+        runs.begin(config, folder, fitted.model)
     print(describe_size(fitted.model, folder), flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 

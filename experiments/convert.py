@@ -1,28 +1,32 @@
-"""A model from one published layout to another, or from a run to a published layout.
+"""A model from one layout to another, or out of the folder of a run.
 
-    python -m experiments.convert state-spaces/mamba-130m out --layout transformers
+    python -m experiments.convert runs/causal_lm/tiny out                          # ours, which holds every model
     python -m experiments.convert runs/causal_lm/tiny out --layout official        # what state-spaces/mamba loads
+    python -m experiments.convert state-spaces/mamba-130m out --layout transformers
     python -m experiments.convert out back --layout official --dtype bfloat16
 
-What is written is read back and compared before the command says so.
+`zoo.from_pretrained`, and every command here that takes a model, read what is written; it is read back and compared
+before the command says so. In our own layout it says, too, which published layouts would hold the model, and what the
+others lack.
 """
 
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
 from flax import nnx
 
 import zoo
-from experiments.causal_lm import load_run
-from experiments.data.tokenizers import save_tokenizer
-from experiments.loop import flags, runs
+from experiments.data.tokenizers import FILE_NAME, restore_tokenizer
+from experiments.loop import flags
 from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
-from zoo.published.pretrained import find_folder, read_config_file
+from zoo.published.layout_options import Layout
+from zoo.published.pretrained import find_folder, read_config_file, what_lacks
+from zoo.published.run_folder import is_run
 
 # What a published model has beside its weights.
 _COMPANIONS = (
@@ -33,7 +37,6 @@ _COMPANIONS = (
     "merges.txt",
     "added_tokens.json",
 )
-_DTYPE_OF_RUN = "--dtype {} with a run: a run is written in the dtype it was trained in"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -42,12 +45,12 @@ class Config:
     """Converts weights, config and tokenizer."""
 
     source: Annotated[str, flags.Positional]
-    """A folder in a published layout, a name on the Hugging Face hub, or the folder of a run."""
+    """The folder of a run, a folder in our own or a published layout, or a name on the Hugging Face hub."""
     target: Annotated[Path, flags.Positional]
     """Folder to write."""
-    layout: Literal["official", "transformers"] = "transformers"
-    """official: what state-spaces/mamba, HazyResearch/m2 or hustvl/Vim loads. transformers: what transformers loads;
-    Mamba-3, Vision Mamba and M2-BERT are not among it."""
+    layout: Layout = "native"
+    """native: ours, for every model. official: what state-spaces/mamba, HazyResearch/m2 or hustvl/Vim loads.
+    transformers: what transformers loads; Mamba-3, Vision Mamba and M2-BERT are not among it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype to store weights in. None: that of the source."""
     checkpoint: Literal["latest", "best"] | int = "latest"
@@ -72,39 +75,31 @@ def main() -> int:
                 raise ValueError(f"{config.target}: {path} does not read back as it was written")
     size = sum(param.size for param in written.values())
     print(f"{config.source} -> {config.target}: {size:,} parameters in the {config.layout} layout, read back and equal")
+    if config.layout == "native":
+        for layout in get_args(Layout)[1:]:
+            reason = what_lacks(model, layout)
+            print(f"--layout {layout}: " + (f"not this model, {reason}" if reason else "would hold it, too"))
     return 0
 
 
-def is_run(source: str | Path) -> bool:
-    """Whether a folder is that of a run, rather than one in a published layout."""
-    return (Path(source) / "checkpoints").is_dir()
-
-
-def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
-    """The model, the folder of what lies beside it if that can be copied, and more fields of its config."""
-    if (Path(config.source) / runs.MODEL_FILE).is_file():  # an encoder's or an image classifier's
-        folder = Path(config.source)
-        model = runs.restore_model(folder, runs.load_model_config(folder), step=config.checkpoint)
-        if config.dtype:
-            raise ValueError(_DTYPE_OF_RUN.format(config.dtype))
-        names = load_meaning(folder).classes if (folder / IMAGES_FILE).is_file() else ()
-        return model, folder, {"id2label": dict(enumerate(names))} if names else {}
-    if is_run(config.source):
-        model, tokenizer, _ = load_run(config.source, step=config.checkpoint)
-        if config.dtype:
-            raise ValueError(_DTYPE_OF_RUN.format(config.dtype))
-        return model, None, {"eos_token_id": tokenizer.eot} if config.layout == "transformers" else {}
+def _load(config: Config) -> tuple[Model, Path, dict[str, Any]]:
+    """The model, the folder of what lies beside it, and more fields of its config."""
+    if is_run(folder := Path(config.source)):
+        model = zoo.from_pretrained(folder, dtype=config.dtype, revision=config.checkpoint)
+        extra: dict[str, Any] = {}
+        if (folder / IMAGES_FILE).is_file() and (names := load_meaning(folder).classes):
+            extra = {"id2label": dict(enumerate(names))}
+        if config.layout != "official" and isinstance(model, zoo.CausalLM) and (folder / FILE_NAME).is_file():
+            extra = {"eos_token_id": restore_tokenizer(folder).eot}
+        return model, folder, extra
     folder = find_folder(config.source)
     published = zoo.from_pretrained(folder, dtype=config.dtype)
     raw, _ = read_config_file(folder)
-    keep = _TOKEN_IDS if config.layout == "transformers" else ()
+    keep = _TOKEN_IDS if config.layout != "official" else ()
     return published, folder, {name: raw[name] for name in keep if name in raw}
 
 
-def _copy_companions(config: Config, folder: Path | None) -> None:
-    if folder is None:
-        save_tokenizer(load_run(config.source, step=config.checkpoint)[1], config.target)
-        return
+def _copy_companions(config: Config, folder: Path) -> None:
     for pattern in _COMPANIONS:
         for path in folder.glob(pattern):
             shutil.copyfile(path, config.target / path.name)

@@ -86,7 +86,7 @@ def fit(config: Config, folder: Path) -> Finished:
         runs.holds_run(config, folder, FREE)
         fitted = fit_vocabulary(config)
         task = make_task(fitted)
-        runs.begin(config, folder)
+        runs.begin(config, folder, fitted.model)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted))
 
 

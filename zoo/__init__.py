@@ -36,8 +36,8 @@ from zoo.published.presets import create as create
 from zoo.published.presets import presets as presets
 from zoo.published.pretrained import from_pretrained as from_pretrained
 from zoo.published.pretrained import save_pretrained as save_pretrained
-from zoo.published.pretrained import shard_experts as shard_experts
-from zoo.published.pretrained import shard_largest as shard_largest
+from zoo.published.sharding_rules import shard_experts as shard_experts
+from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block
@@ -52,3 +52,5 @@ from zoo.stack.pattern import parse_pattern as parse_pattern
 from zoo.stack.stacked_layers import stack_layers as stack_layers
 from zoo.stack.stacked_layers import stack_like as stack_like
 from zoo.stack.stacked_layers import unstack_layers as unstack_layers
+
+__version__ = "0.1.0"

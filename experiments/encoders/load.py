@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import zoo
 from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import FILE_NAME, Tokenizer, restore_tokenizer, wordpiece
-from experiments.loop import runs
 from zoo.published.pretrained import find_folder
+from zoo.published.run_folder import is_run
 
 Encoder = zoo.MaskedLM | zoo.SequenceClassifier | zoo.TokenClassifier
 
@@ -26,20 +26,16 @@ def load_encoder(source: str | Path, *, step: Any = "latest") -> Pretrained:
     """Loads an encoder and its tokenizer. Changes nothing in the folder.
 
     Args:
-      source: the folder of a run (of `pretrain`, `finetune` or `retrieve`), a folder in a published layout, or a name
-        on the Hugging Face hub.
+      source: the folder of a run (of `pretrain`, `finetune` or `retrieve`), a folder in our own or a published layout,
+        or a name on the Hugging Face hub.
       step: which checkpoint of a run: a step, "latest" or "best".
 
     Raises:
       FileNotFoundError: nothing there.
       ValueError: what is there is no encoder, or has no tokenizer that fits it.
     """
-    folder = Path(source)
-    if (folder / runs.MODEL_FILE).is_file():
-        model = runs.restore_model(folder, runs.load_model_config(folder), step=step)
-        return _checked(Pretrained(model, restore_tokenizer(folder), folder))
-    if (folder / "checkpoints").is_dir():
-        raise ValueError(f"{folder} is a run of another experiment: there is no {runs.MODEL_FILE} in it")
+    if is_run(folder := Path(source)):
+        return _checked(Pretrained(zoo.from_pretrained(folder, revision=step), restore_tokenizer(folder), folder))
     folder = find_folder(source)
     return _checked(Pretrained(zoo.from_pretrained(folder), published_tokenizer(folder), folder))
 

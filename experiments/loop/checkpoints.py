@@ -12,25 +12,35 @@ before a manifest could be part of it, and deletes old steps while it saves; so 
 orbax does what it is good at: the arrays.
 
 Names are `jax.tree_util` paths joined by dots: what holds the arrays (dataclass, nnx.State, optax tuple, dict) is not
-part of the format. One process at a time may save into a folder; others may read it with `restore_params`.
+part of the format. One process at a time may save into a folder; others may read it with `restore_params`. How a
+checkpoint is read and checked is in `zoo.published.checkpoint_files`, where `zoo.from_pretrained` is, too.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from zoo.published.checkpoint_files import (
+    Damaged,
+    check_checkpoint,
+    checkpoint_steps,
+    checkpoints_root,
+    choose_checkpoint,
+    params_part,
+    quiet_orbax,
+    rank_checkpoints,
+    read_arrays,
+    read_record,
+)
 
 Tree = TypeVar("Tree")
 
@@ -46,10 +56,6 @@ class Restored(NamedTuple):
     metrics: dict[str, float]
 
 
-class Damaged(Exception):
-    """Says what is wrong with a checkpoint, in a few words."""
-
-
 class Checkpoints:
     """The checkpoints of one run, in folder/"checkpoints": the newest n and the best are kept, damaged ones set aside.
 
@@ -63,7 +69,7 @@ class Checkpoints:
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last} must be at least 1")
         self.keep_last, self.best_metric = keep_last, best_metric
-        self.root = _root(folder)
+        self.root = checkpoints_root(folder)
         self.root.mkdir(parents=True, exist_ok=True)
         self._clear_leftovers()
 
@@ -117,17 +123,17 @@ class Checkpoints:
         for step in reversed(self.steps()):
             folder = self.root / str(step)
             try:
-                _check(folder)
+                check_checkpoint(folder)
             except Damaged as damage:
                 self._set_aside(step, damage)
                 continue
-            record = _record(folder)
+            record = read_record(folder)
             return Restored(step, _restore(folder, record, like), record["data_state"], record["metrics"])
         return None
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        return _steps(self.root)
+        return checkpoint_steps(self.root)
 
     def latest(self) -> int | None:
         """The newest step that has a checkpoint."""
@@ -146,7 +152,7 @@ class Checkpoints:
         """Deletes what is neither among the newest, nor the best, nor just saved (which may be an older step)."""
         keep = {saved}
         if self.best_metric is not None:
-            ranked, damaged = _rank(self.root, self.best_metric)
+            ranked, damaged = rank_checkpoints(self.root, self.best_metric)
             keep.update(ranked[:1])
             for step, damage in damaged.items():
                 self._set_aside(step, damage)
@@ -194,51 +200,10 @@ def restore_params(
       FileNotFoundError: no such checkpoint, or it is damaged.
       ValueError: the checkpoint is sound, but of another model.
     """
-    root = _root(folder)
-    if step == "latest":
-        candidates = _steps(root)[::-1]
-    elif step == "best":
-        candidates = _rank(root, best_metric)[0]
-    else:
-        candidates = [step]
-    for candidate in candidates:
-        path = root / str(candidate)
-        try:
-            _check(path)
-        except Damaged as damage:
-            logger.warning("checkpoint %s is damaged (%s); skipped", path, damage)
-            continue
-        record = _record(path)
-        part = "average" if any(name.startswith("average.") for name in record["arrays"]) else "params"
-        return _restore(path, record, {part: like}, part=part)[part]
-    raise FileNotFoundError(f"no sound checkpoint for step={step!r} in {root}; there are {_steps(root) or 'none'}")
-
-
-def _root(folder: Path) -> Path:
-    return Path(folder).resolve() / "checkpoints"  # orbax wants it absolute
-
-
-def _steps(root: Path) -> list[int]:
-    with contextlib.suppress(FileNotFoundError):
-        return sorted(int(path.name) for path in root.iterdir() if re.fullmatch("0|[1-9][0-9]*", path.name))
-    return []
-
-
-def _rank(root: Path, metric: str) -> tuple[list[int], dict[int, Damaged]]:
-    """Steps that have a metric, lowest first, and the steps whose record cannot be trusted."""
-    values, damaged = {}, {}
-    for step in _steps(root):
-        folder = root / str(step)
-        try:
-            # A flipped digit must not make a bad checkpoint the best one, and have the best deleted.
-            _check(folder, only="record.json")
-        except Damaged as damage:
-            damaged[step] = damage
-            continue
-        value = _record(folder)["metrics"].get(metric, math.nan)
-        if not math.isnan(value):
-            values[step] = value
-    return sorted(values, key=lambda step: values[step]), damaged
+    path = choose_checkpoint(folder, step, best_metric=best_metric)
+    record = read_record(path)
+    part = params_part(record)
+    return _restore(path, record, {part: like}, part=part)[part]
 
 
 def _write_manifest(folder: Path) -> None:
@@ -252,36 +217,6 @@ def _write_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for path in (*folder.rglob("*"), folder):
         _sync(path)
-
-
-def _check(folder: Path, *, only: str | None = None) -> None:
-    """Raises Damaged unless the files (or one of them) are, byte for byte, those that the manifest lists."""
-    try:
-        name = "manifest.json"
-        manifest = json.loads((folder / name).read_bytes())
-        if "record.json" not in manifest:
-            raise Damaged("manifest.json does not list record.json")
-        for name in manifest if only is None else [only]:
-            size, digest = manifest[name]
-            with (folder / name).open("rb") as file:
-                if (actual := os.fstat(file.fileno()).st_size) != size:
-                    raise Damaged(f"{name} has {actual} bytes instead of {size}")
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    raise Damaged(f"{name} has other bytes than were written")
-    except (FileNotFoundError, NotADirectoryError):
-        raise Damaged(f"{name} is missing") from None
-    except IsADirectoryError:
-        raise Damaged(f"{name} is a folder") from None
-    except OSError as error:
-        if error.errno != errno.EIO:  # no permission, say: nothing is known about the bytes
-            raise
-        raise Damaged(f"{name} cannot be read from the disk") from None
-    except (ValueError, TypeError):  # from json or the unpacking
-        raise Damaged("manifest.json makes no sense") from None
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "record.json").read_bytes())
 
 
 def _sync(path: Path) -> None:
@@ -334,7 +269,7 @@ def _restore(folder: Path, record: dict[str, Any], like: Tree, *, part: str = ""
     saved = {name: leaf for name, leaf in record["arrays"].items() if not part or f"{name}.".startswith(f"{part}.")}
     leaves = _named_leaves(like)
     _check_same_model(folder, saved, {name: _describe(leaf) for name, leaf in leaves.items()})
-    arrays = _read_arrays(folder / "state", {name: shape for name, (_, shape) in saved.items()})
+    arrays = read_arrays(folder / "state", {name: shape for name, (_, shape) in saved.items()})
     restored = [_place(arrays[name], leaf) for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
@@ -380,41 +315,15 @@ def _sharding(like) -> jax.sharding.Sharding | None:
     return like.sharding if getattr(like, "committed", True) else None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps orbax's log, a page of traceback for a full disk, off the console: its exceptions say as much."""
-    log = logging.getLogger("absl")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
-
-
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     import orbax.checkpoint as ocp  # 0.2 s to 0.4 s, which `--help` should not wait for
 
     arrays = {name: array for name, array in arrays.items() if array.size}  # orbax refuses empty ones
     try:
         # Compression takes 8 % off float32 weights and makes saving five times slower.
-        with _quiet(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+        with quiet_orbax(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
             checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
     except ValueError as error:  # tensorstore's word for a full disk and the like
         if code := re.search(r"os_error_code='(\d+)'", str(error)):
             raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
         raise
-
-
-def _read_arrays(path: Path, shapes: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    import orbax.checkpoint as ocp
-
-    stored = [name for name, shape in shapes.items() if 0 not in shape]
-    arguments = ocp.args.PyTreeRestore(
-        item=dict.fromkeys(stored, 0),
-        restore_args=dict.fromkeys(stored, ocp.RestoreArgs(restore_type=np.ndarray)),
-        partial_restore=True,
-    )
-    with _quiet(), ocp.PyTreeCheckpointer() as checkpointer:
-        arrays = checkpointer.restore(path, args=arguments)
-    return {name: arrays[name] if name in arrays else np.empty(tuple(shape)) for name, shape in shapes.items()}

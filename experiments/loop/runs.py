@@ -13,14 +13,13 @@ from experiments.loop import flags
 from experiments.loop.checkpoints import restore_params
 from experiments.loop.json_files import write_json
 from experiments.loop.train import split_model
-from zoo.models.build import MODELS, ModelConfig, build
+from zoo.models.build import ModelConfig, build
 from zoo.models.causal import TokenConfig
+from zoo.published.run_folder import MODEL_FILE
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
 TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
-# The file of a run that says which model its checkpoints are of.
-MODEL_FILE = "model.json"
 Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, `model` and `train`
 
 # Fields that may change between two starts of one run.
@@ -87,7 +86,7 @@ def begin(config: Any, folder: Path, model: ModelConfig | None = None) -> None:
 
     Args:
       config: an experiment's configuration.
-      model: which model the checkpoints are of. None: the experiment knows it from `config`.
+      model: which model the checkpoints are of. None: of no model, or of several.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if model is not None:
@@ -123,24 +122,8 @@ def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-le
 
 
 def save_model_config(model: ModelConfig, folder: Path) -> None:
-    """Writes which model the checkpoints of a run are of, in one step."""
+    """Writes which model the checkpoints of a run are of, in one step; `read_model_config` reads it."""
     write_json({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, folder / MODEL_FILE)
-
-
-def load_model_config(folder: Path) -> ModelConfig:
-    """Reads what `save_model_config` wrote.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is damaged.
-    """
-    path = folder / MODEL_FILE
-    kinds = {kind.__name__: kind for kind in MODELS}
-    try:
-        said = json.loads(path.read_text())
-        return flags.from_dict(kinds[said["kind"]], said["config"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} describes no model: {error}") from error
 
 
 def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") -> Any:

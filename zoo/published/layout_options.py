@@ -15,7 +15,7 @@ from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS
 from zoo.stack.pattern import mixer_name, parse_pattern
 
-Layout = Literal["official", "transformers"]
+Layout = Literal["native", "official", "transformers"]
 
 # Options that no layout has a word for and that do not change what a model computes, and those of single mixers, which
 # are compared one by one.

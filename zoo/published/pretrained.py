@@ -1,36 +1,48 @@
-"""Published weights in and out: strict, in the dtype asked for, onto one device or many.
+"""Weights in and out: strict, in the dtype asked for, onto one device or many.
 
 model = zoo.from_pretrained("state-spaces/mamba-130m", kind=zoo.CausalLM)    a hub name, or a folder
-zoo.save_pretrained(model, "out", layout="transformers")
+model = zoo.from_pretrained("runs/causal_lm/tiny")                           or that of a training run
+zoo.save_pretrained(model, "mine")                                           any model, for this library
+zoo.save_pretrained(model, "out", layout="transformers")                     where there is such a layout, for others
 """
 
 import dataclasses
+import functools
 import json
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.typing import Dtype
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import Sharding
 
 from zoo.models.build import Kind, Model, ModelConfig, build, require_kind
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
-from zoo.published import bert_layout, hybrid_layout, llama_layout, m2_layout, ssm_layout, vim_layout, vit_layout
+from zoo.published import (
+    bert_layout,
+    hybrid_layout,
+    llama_layout,
+    m2_layout,
+    native_layout,
+    run_folder,
+    ssm_layout,
+    vim_layout,
+    vit_layout,
+)
+from zoo.published.checkpoint_files import read_params
 from zoo.published.layout_options import Layout, require_layout
+from zoo.published.sharding_rules import ShardingRule
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.weight_files import LazyTensor, open_weights, save_weights
-
-ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
-"""Gives each parameter, by its path and shape, its place."""
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
@@ -51,7 +63,7 @@ def from_pretrained(
     kind: type[Kind],
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
-    revision: str | None = None,
+    revision: str | int | None = None,
 ) -> Kind: ...
 @overload
 def from_pretrained(
@@ -60,7 +72,7 @@ def from_pretrained(
     kind: None = None,
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
-    revision: str | None = None,
+    revision: str | int | None = None,
 ) -> Model: ...
 def from_pretrained(
     path_or_repo: str | os.PathLike,
@@ -68,42 +80,101 @@ def from_pretrained(
     kind: type | None = None,
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
-    revision: str | None = None,
+    revision: str | int | None = None,
 ) -> Model:
-    """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, a BERT, ViT or DeiT.
+    """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
-    And hybrids: mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
+    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, BERTs, ViT and DeiT, and hybrids:
+    mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
 
-    A `CausalLM`; encoders are a `MaskedLM`, or what the file holds instead of that head: a `SequenceClassifier`, with
-    n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding as it was trained to; see
-    `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how `embed` pools a row. Images
-    have an `ImageClassifier`, with n_classes=0 where there is no classifier. Vision Mamba's checkpoints have no config:
-    it follows from their tensors, for images of 224 pixels unless a config.json says otherwise; see `zoo.vim_layout`.
+    A `CausalLM`; published encoders are a `MaskedLM`, or what the file holds instead of that head: a
+    `SequenceClassifier`, with n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding
+    as it was trained to; see `EncoderConfig.mask_padding`. A folder of sentence-transformers says in 1_Pooling how
+    `embed` pools a row. Images have an `ImageClassifier`, with n_classes=0 where there is no classifier. Vision Mamba's
+    checkpoints have no config: it follows from their tensors, for images of 224 pixels unless a config.json says
+    otherwise; see `zoo.vim_layout`.
 
     Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
     head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
     time, and nothing that a `.bin` or `.pth` file says is executed.
 
     Args:
-      path_or_repo: a folder with config.json (or params.json) and weights, in the layout of state-spaces/mamba, of
-        HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of hustvl/Vim, or a folder with one;
-        or else a name on the Hugging Face hub, "owner/name" or "owner/name/file.pth", from its cache or the network.
+      path_or_repo: a folder with config.json (or params.json) and weights, in our own layout or that of
+        state-spaces/mamba, of HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of
+        hustvl/Vim, or a folder with one; the folder of a training run (needs orbax-checkpoint), whose parameters are
+        their running mean where training kept one; or else a name on the Hugging Face hub, "owner/name" or
+        "owner/name/file.pth", from its cache or the network.
       kind: the class that the model must be of, e.g. `zoo.CausalLM`, by which type checkers know what they get. None:
         any.
-      dtype: of parameters and computation, e.g. "bfloat16". None: as stored. Decay rates, step-size biases, skips,
-        norms and states are at least float32.
+      dtype: of parameters and computation, e.g. "bfloat16". None: as stored, or as a config of ours says. Decay
+        rates, step-size biases, skips, norms and states are at least float32.
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
         device gets its part and no more. None: the default device.
-      revision: branch, tag or commit on the hub.
+      revision: branch, tag or commit on the hub; of a run, its checkpoint: a step, "latest" or "best". None: latest.
 
     Raises:
       FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
       ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape. Or a model
         of another kind: names it, before any weights are read.
-      ImportError: a hub name without the package huggingface_hub.
+      ImportError: a hub name without the package huggingface_hub, a run without orbax-checkpoint.
     """
-    place = _find(path_or_repo, revision)
-    raw, source = read_config_file(place)
+    place = _find(path_or_repo, None if revision is None else str(revision))
+    if run_folder.is_run(place):
+        opened = _open_run(place, kind, revision)
+    elif inside := run_folder.runs_inside(place):
+        raise FileNotFoundError(f"{place} holds several runs, name one of them: {', '.join(inside)}")
+    else:
+        raw, source = read_config_file(place)
+        opened = (_open_native if native_layout.is_native(raw) else _open_published)(place, raw, source, kind)
+    config = opened.config
+    with _errors_name(opened.source):
+        if dtype is not None or opened.stored is not None:
+            name = jnp.dtype(opened.stored if dtype is None else dtype).name
+            config = dataclasses.replace(config, dtype=name, param_dtype=name)
+        model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    tensors, table = opened.tensors, opened.table(model)
+    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    _require_a_fit(place, table, tensors, params)
+    for name, entry in table.entries.items():
+        parts = [tensors[part].mapped for part in table.stacks.get(name, ())]
+        tensor = np.stack(parts) if parts else tensors[name].mapped
+        arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
+        for path, array in zip(entry.paths, arrays, strict=True):
+            rule = sharding(path, array.shape) if callable(sharding) else sharding
+            params[path] = params[path].replace(_place(array, params[path].dtype, rule))
+    nnx.update(model, nnx.from_flat_state(list(params.items())))
+    return model
+
+
+class _Opened(NamedTuple):
+    """A model's files, described and not yet read."""
+
+    source: Path
+    """The file that says which model it is."""
+    config: ModelConfig
+    tensors: Mapping[str, LazyTensor]
+    table: Callable[[Model], Table]
+    """Which of the tensors is which parameter of the model."""
+    stored: Dtype | None
+    """The dtype to compute in, where that of the tensors alone says it. None: the config does."""
+
+
+def _open_run(folder: Path, kind: type | None, revision: str | int | None) -> _Opened:
+    checkpoint = run_folder.find_checkpoint(folder, revision)
+    config = run_folder.read_model_config(folder, checkpoint)
+    require_kind(kind, config, f"the model of {folder}")
+    tensors = {name: LazyTensor(array) for name, array in read_params(checkpoint).items()}
+    return _Opened(folder / run_folder.MODEL_FILE, config, tensors, native_layout.tensor_table, None)
+
+
+def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Opened:
+    with _errors_name(source):
+        config = native_layout.read_config(raw)
+        require_kind(kind, config, "the model")
+    return _Opened(source, config, open_weights(place), native_layout.tensor_table, None)
+
+
+def _open_published(place: Path, raw: Json, source: Path, kind: type | None) -> _Opened:
     stored_tensors = open_weights(place)
     tensors = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in stored_tensors.items()}
     if len(tensors) < len(stored_tensors):
@@ -121,40 +192,28 @@ def from_pretrained(
         config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
         require_kind(kind, config, "the model")
         config = _fit_vocabulary(config, tensors)
-        stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
-        name = jnp.dtype(stored if dtype is None else dtype).name
-        config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    table = _table(model, "transformers" if EMBEDDINGS["transformers"] in tensors else "official", raw)
-    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    _require_a_fit(place, table, tensors, params)
-    for name, entry in table.entries.items():
-        parts = [tensors[part].mapped for part in table.stacks.get(name, ())]
-        tensor = np.stack(parts) if parts else tensors[name].mapped
-        arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
-        for path, array in zip(entry.paths, arrays, strict=True):
-            rule = sharding(path, array.shape) if callable(sharding) else sharding
-            params[path] = params[path].replace(_place(array, params[path].dtype, rule))
-    nnx.update(model, nnx.from_flat_state(list(params.items())))
-    return model
+    stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
+    layout: Layout = "transformers" if EMBEDDINGS["transformers"] in tensors else "official"
+    return _Opened(source, config, tensors, lambda model: _table(model, layout, raw), stored)
 
 
 def save_pretrained(
     model: Model,
     folder: str | os.PathLike,
-    layout: Layout = "official",
+    layout: Layout = "native",
     *,
     extra: Mapping[str, Any] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a model so that others can load it.
+    """Writes a model so that it can be loaded again, or that others can load it.
 
     Args:
-      model: Mamba-1, Mamba-2 or Mamba-3, alone or with gated channel mixers, with attention in some layers or none,
-        Vision Mamba, Llama (a causal attn/mlp), a hybrid as Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are,
-        M2-BERT, BERT, ModernBERT, ViT or DeiT; others have no published layout.
+      model: any, for the layout "native". The published layouts hold Mamba-1, Mamba-2 or Mamba-3, alone or with gated
+        channel mixers, with attention in some layers or none, Vision Mamba, Llama (a causal attn/mlp), a hybrid as
+        Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are, M2-BERT, BERT, ModernBERT, ViT or DeiT.
       folder: made if it does not exist.
-      layout: "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
+      layout: "native", ours (config.json, model.safetensors), which holds every model, those with mixers of one's own
+        too; "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
         hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
         model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
         the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
@@ -166,7 +225,51 @@ def save_pretrained(
       ValueError: a model that the layout cannot describe, or fields that it does not have: names the option.
       FileExistsError: weights of another format lie there already and would be read instead.
     """
+    require_layout(layout)
+    write = _describe_native if layout == "native" else functools.partial(_describe_published, layout=layout)
+    written = write(model, dict(extra or {}))
     folder = Path(folder)
+    save_weights(folder, written.tensors, format=written.format, max_shard_bytes=max_shard_bytes)
+    for name, content in written.beside.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    partial = folder / "config.json.partial"
+    partial.write_text(json.dumps(written.raw, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / "config.json")
+
+
+def what_lacks(model: Model, layout: Layout) -> str:
+    """What of a model a layout does not hold, as the error of `save_pretrained` says it; "" where it holds it all."""
+    try:
+        if layout != "native":
+            _write_config(model.config, layout)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+class _Written(NamedTuple):
+    """What the files of a model are to hold."""
+
+    raw: Json
+    """config.json."""
+    tensors: Mapping[str, np.ndarray]
+    format: Literal["safetensors", "bin", "pth"]
+    beside: Mapping[str, Json]
+    """Other files, by name."""
+
+
+def _describe_native(model: Model, extra: Json) -> _Written:
+    if clash := sorted(extra.keys() & native_layout.FIELDS):
+        raise ValueError(f"extra={extra!r}, expected fields other than {clash[0]!r}, which describes the model")
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    tensors = {".".join(map(str, path)): np.asarray(param[...]) for path, param in params}
+    return _Written(native_layout.write_config(model.config) | extra, tensors, "safetensors", {})
+
+
+def _describe_published(model: Model, extra: Json, *, layout: Layout) -> _Written:
+    if reason := what_lacks(model, layout):
+        raise ValueError(f"{reason}; layout='native' holds every model")
     raw = _write_config(model.config, layout)
     table = _table(model, layout, raw)
     encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
@@ -176,10 +279,9 @@ def save_pretrained(
     shapes = {name: entry.shape([params[path].shape for path in entry.paths]) for name, entry in table.entries.items()}
     said = (shapes, classes, beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
-    raw |= dict(extra or {})
+    raw |= extra
     if _read_config(raw, *said) != described:
         raise ValueError(f"extra={extra!r} describes another model")
-    text = json.dumps(raw, indent=2) + "\n"
     tensors = {
         name: entry.join([np.asarray(params[path]) for path in entry.paths]) for name, entry in table.entries.items()
     }
@@ -195,65 +297,8 @@ def save_pretrained(
         tensors = {vit_layout.full_name(name, model.config): tensor for name, tensor in tensors.items()}
     if layout == "official":  # the official code stores copies and constants all the same
         tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
-    formats: dict[Layout, Literal["safetensors", "bin", "pth"]] = {
-        "official": "pth" if vim_layout.is_vim(raw) else "bin",
-        "transformers": "safetensors",
-    }
-    save_weights(folder, tensors, format=formats[layout], max_shard_bytes=max_shard_bytes)
-    for name, content in beside.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial = folder / "config.json.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / "config.json")
-
-
-def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:
-    """A rule for `from_pretrained`: cuts each parameter along its largest dimension that the mesh's axis divides.
-
-    Args:
-      mesh: the devices.
-      axis: one of its axes. None: the first.
-    """
-    axis = mesh.axis_names[0] if axis is None else axis
-    if axis not in mesh.axis_names:
-        raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")
-    size = mesh.shape[axis]
-
-    def rule(path: tuple, shape: tuple[int, ...]) -> Sharding:
-        fitting = [i for i, width in enumerate(shape) if width % size == 0 and width > 0]
-        spec: list[str | None] = [None] * len(shape)
-        if fitting:
-            spec[max(fitting, key=lambda i: shape[i])] = axis
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
-    return rule
-
-
-def shard_experts(mesh: Mesh, axis: str = "expert") -> ShardingRule:
-    """A rule that spreads the experts of mixtures over the mesh's axis, and puts everything else on every device.
-
-        params = nnx.to_flat_state(nnx.state(model))
-        placed = [(path, p.replace(jax.device_put(p[...], rule(path, p.shape)))) for path, p in params]
-        nnx.update(model, nnx.from_flat_state(placed))
-
-    With a capacity_factor each device computes its own experts; without one, experts are sent to where they are needed.
-
-    Args:
-      mesh: the devices.
-      axis: one of its axes, whose size divides the number of experts.
-    """
-    if axis not in mesh.axis_names:
-        raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")
-
-    def rule(path: tuple, shape: tuple[int, ...]) -> Sharding:
-        if "experts" not in path:
-            return NamedSharding(mesh, PartitionSpec())
-        if shape[0] % mesh.shape[axis]:
-            raise ValueError(f"n_experts={shape[0]}, expected a multiple of {mesh.shape[axis]}, the size of {axis!r}")
-        return NamedSharding(mesh, PartitionSpec(axis))
-
-    return rule
+    official: Literal["bin", "pth"] = "pth" if vim_layout.is_vim(raw) else "bin"
+    return _Written(raw, tensors, official if layout == "official" else "safetensors", beside)
 
 
 def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:

@@ -246,7 +246,7 @@ def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, command):
 
     from experiments.data.tokenizers import save_tokenizer, train_wordpiece
 
-    zoo.save_pretrained(zoo.MaskedLM(config, rngs=nnx.Rngs(0)), tmp_path / "published")
+    zoo.save_pretrained(zoo.MaskedLM(config, rngs=nnx.Rngs(0)), tmp_path / "published", "official")
     save_tokenizer(train_wordpiece(["x y 1 2 3"] * 3, 300), tmp_path / "published")
     rest = ("--data.path", words, "--max-len", 32, "--train.batch-size", 8, "--train.no-tensorboard", "--epochs", 1)
     status, _, err = command("tiny", *rest, "--init", tmp_path / "published", "--run-dir", "run")

@@ -165,7 +165,7 @@ def test_help_names_the_commands(command):
     assert command("--help") == command()
 
 
-def test_an_init_of_another_experiment_is_refused(tmp_path):
+def test_an_init_without_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "other" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"other is a run of another experiment: there is no model.json in it"):
+    with pytest.raises(FileNotFoundError, match=r"no sound checkpoint .* in .*other/checkpoints; there are none"):
         load_encoder(tmp_path / "other")

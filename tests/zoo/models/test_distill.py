@@ -13,6 +13,7 @@ import zoo
 from experiments.loop import runs
 from tests.numerics import FLOAT32_SOFTMAX, assert_close, jitted, normal, with_random_parameters
 from zoo.models.build import build
+from zoo.published.run_folder import read_model_config
 
 BARE = ssm.LinearAttentionConfig(activation="identity", norm=False, gate=False)
 TEACHER = zoo.CausalLMConfig(
@@ -74,7 +75,7 @@ def test_some_layers_are_converted_and_all_else_is_the_teachers(x64):
 def test_the_student_is_the_model_that_its_config_describes(x64, tmp_path):
     student = seed(make(), config=dataclasses.replace(BARE, d_conv=3))
     runs.save_model_config(student.config, tmp_path)
-    back = runs.load_model_config(tmp_path)
+    back = read_model_config(tmp_path)
     assert back == student.config
     assert back.pattern == "linear_attn/mlp*3"
     again = build(back, rngs=nnx.Rngs(0))

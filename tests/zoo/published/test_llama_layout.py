@@ -167,7 +167,7 @@ def test_what_the_layout_has_no_word_for_is_an_error(fields, message, tmp_path):
 
 def test_the_official_layout_has_no_llama(tmp_path):
     with pytest.raises(ValueError, match="pattern='attn/mlp' has no official layout"):
-        zoo.save_pretrained(zoo.from_pretrained(PUBLISHED / "llama_tied"), tmp_path)
+        zoo.save_pretrained(zoo.from_pretrained(PUBLISHED / "llama_tied"), tmp_path, "official")
 
 
 @pytest.mark.parametrize(

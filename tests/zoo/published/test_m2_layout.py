@@ -154,7 +154,7 @@ def test_retrieval_gives_the_official_vectors_by_either_pooling():
 @pytest.mark.parametrize("form", FORMS)
 def test_goes_out_and_comes_in_unchanged(form, tmp_path):
     model, tensors = random_model(FORMS[form])
-    zoo.save_pretrained(model, tmp_path)
+    zoo.save_pretrained(model, tmp_path, "official")
     stored = {name: tensor.read() for name, tensor in open_weights(tmp_path).items()}
     assert stored.keys() == tensors.keys()
     back = zoo.from_pretrained(tmp_path)
@@ -166,7 +166,7 @@ def test_goes_out_and_comes_in_unchanged(form, tmp_path):
 @pytest.mark.parametrize("n_labels", [0, 3])
 def test_poolers_and_classifiers_go_out_and_come_in(n_labels, tmp_path):
     model, _ = random_model({"pool_all": True}, ("bert.pooler.dense.weight",), n_labels)
-    zoo.save_pretrained(model, tmp_path)
+    zoo.save_pretrained(model, tmp_path, "official")
     back = zoo.from_pretrained(tmp_path)
     assert isinstance(back, zoo.SequenceClassifier)
     assert (back.config.n_labels, back.config.pool) == (n_labels, "mean")
@@ -176,7 +176,7 @@ def test_poolers_and_classifiers_go_out_and_come_in(n_labels, tmp_path):
 def test_a_classifier_of_the_first_token_passes_its_pooler_by(tmp_path):
     model, tensors = random_model({"use_cls_token": True}, ("bert.pooler.dense.weight",), 3)
     assert model.pooler is None
-    zoo.save_pretrained(model, tmp_path)
+    zoo.save_pretrained(model, tmp_path, "official")
     assert zoo.from_pretrained(tmp_path).config == model.config
     unused = {f"bert.pooler.dense.{name}": np.zeros(8, "f4") for name in ("weight", "bias")}
     save_weights(tmp_path, tensors | unused, format="bin")

@@ -537,7 +537,7 @@ def test_what_a_layout_cannot_hold_is_named(config, layout, message):
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_layout_is_named():
-    with pytest.raises(ValueError, match=r"unknown layout 'huggingface'. Known: official, transformers"):
+    with pytest.raises(ValueError, match=r"unknown layout 'huggingface'. Known: native, official, transformers"):
         write_config(lm(), "huggingface")
 
 

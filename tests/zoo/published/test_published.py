@@ -81,7 +81,7 @@ def test_goes_out_as_it_came_in(name, tmp_path):
     pytest.importorskip("safetensors")
     model = zoo.from_pretrained(PUBLISHED / name)
     if name in OFFICIAL:
-        zoo.save_pretrained(model, tmp_path / "out")
+        zoo.save_pretrained(model, tmp_path / "out", "official")
     else:
         zoo.save_pretrained(model, tmp_path / "out", "transformers", extra={"max_position_embeddings": 64})
     ours, theirs = arrays(tmp_path / "out"), arrays(PUBLISHED / name)

@@ -113,7 +113,7 @@ def test_tensors_are_those_of_the_published_files():
 @pytest.mark.parametrize("name", NAMES)
 def test_goes_out_as_it_came_in(name, tmp_path):
     model = published(name)
-    zoo.save_pretrained(model, tmp_path)
+    zoo.save_pretrained(model, tmp_path, "official")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pth", "config.json"]
     theirs, ours = arrays(PUBLISHED / name), arrays(tmp_path)
     assert ours.keys() == theirs.keys()
@@ -123,7 +123,7 @@ def test_goes_out_as_it_came_in(name, tmp_path):
     (tmp_path / "config.json").unlink()
     back = zoo.from_pretrained(tmp_path)
     assert_same_models(back, model)
-    zoo.save_pretrained(back, tmp_path)  # over itself
+    zoo.save_pretrained(back, tmp_path, "official")  # over itself
     assert arrays(tmp_path).keys() == theirs.keys()
 
 
@@ -138,7 +138,7 @@ def test_goes_out_as_it_came_in(name, tmp_path):
 )
 def test_a_config_says_what_the_tensors_do_not(fields, tmp_path):
     model = zoo.ImageClassifier(zoo.ImageClassifierConfig(**TINY | fields), rngs=nnx.Rngs(0))
-    zoo.save_pretrained(model, tmp_path)
+    zoo.save_pretrained(model, tmp_path, "official")
     back = zoo.from_pretrained(tmp_path)
     assert_same_models(back, model)
     raw = json.loads((tmp_path / "config.json").read_text())
@@ -148,7 +148,7 @@ def test_a_config_says_what_the_tensors_do_not(fields, tmp_path):
 
 
 def test_a_grid_that_224_pixels_do_not_give_needs_a_config(tmp_path):
-    zoo.save_pretrained(zoo.ImageClassifier(zoo.ImageClassifierConfig(**TINY), rngs=nnx.Rngs(0)), tmp_path)
+    zoo.save_pretrained(zoo.ImageClassifier(zoo.ImageClassifierConfig(**TINY), rngs=nnx.Rngs(0)), tmp_path, "official")
     (tmp_path / "config.json").unlink()
     with pytest.raises(
         ValueError, match="grid of 5 x 5, which patches of 4 pixels do not give in images of 224: say im"
@@ -158,10 +158,10 @@ def test_a_grid_that_224_pixels_do_not_give_needs_a_config(tmp_path):
 
 def test_extra_fields_change_no_model(tmp_path):
     model = published("vim")
-    zoo.save_pretrained(model, tmp_path, extra={"license": "apache-2.0"})
+    zoo.save_pretrained(model, tmp_path, "official", extra={"license": "apache-2.0"})
     assert json.loads((tmp_path / "config.json").read_text())["license"] == "apache-2.0"
     with pytest.raises(ValueError, match=r"extra=.* describes another model"):
-        zoo.save_pretrained(model, tmp_path, extra={"norm_eps": 1e-3})
+        zoo.save_pretrained(model, tmp_path, "official", extra={"norm_eps": 1e-3})
 
 
 def test_one_of_several_files_is_asked_for_by_name(tmp_path):
@@ -309,19 +309,19 @@ def test_weights_that_would_be_read_instead_are_not_joined(tmp_path):
     for name in ("pytorch_model.bin", "another.pth"):
         (tmp_path / name).touch()
         with pytest.raises(FileExistsError, match=f"{name} exists and would be read instead of checkpoint.pth"):
-            zoo.save_pretrained(model, tmp_path)
+            zoo.save_pretrained(model, tmp_path, "official")
         (tmp_path / name).unlink()
 
 
 def test_what_is_dropped_in_training_needs_no_word(tmp_path):
     config = zoo.ImageClassifierConfig(**TINY, drop_path=0.2, remat=True)
-    zoo.save_pretrained(zoo.ImageClassifier(config, rngs=nnx.Rngs(0)), tmp_path)
+    zoo.save_pretrained(zoo.ImageClassifier(config, rngs=nnx.Rngs(0)), tmp_path, "official")
     assert dataclasses.replace(zoo.from_pretrained(tmp_path).config, drop_path=0.2, remat=True) == config
 
 
 def test_torch_reads_what_is_saved(tmp_path):
     torch = pytest.importorskip("torch")
-    zoo.save_pretrained(published("vim"), tmp_path)
+    zoo.save_pretrained(published("vim"), tmp_path, "official")
     whole = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert list(whole) == ["model"]
     for name, value in arrays(FILE).items():

@@ -102,7 +102,7 @@ def test_what_the_layout_has_no_word_for_is_an_error(fields, message, tmp_path):
 def test_the_official_layout_has_no_attention_over_images(tmp_path):
     model = zoo.ImageClassifier(zoo.ImageClassifierConfig(**TINY), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="pattern='attn/mlp' has no official layout for images, only vim has one"):
-        zoo.save_pretrained(model, tmp_path)
+        zoo.save_pretrained(model, tmp_path, "official")
 
 
 def test_what_is_dropped_in_training_needs_no_word(tmp_path):
