@@ -35,7 +35,7 @@ class Trained(NamedTuple):
     scores: dict[str, Scores]
     """Of the last step, by split: loss, accuracy, and top5 where there are more than five classes."""
     stopped: bool
-    """Whether a signal ended it before its last step; there are no scores then."""
+    """Whether a signal ended it; there are no scores then."""
 
 
 def default_run_dir(config: Config) -> Path:

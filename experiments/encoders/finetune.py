@@ -39,7 +39,7 @@ class Tuned(NamedTuple):
     predictions: dict[str, Predictions]
     """The same."""
     stopped: bool
-    """Whether a signal ended it before its last step; there are no scores then."""
+    """Whether a signal ended it; there are no scores then."""
 
 
 def default_run_dir(config: Config) -> Path:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import types
 import typing
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from experiments.loop.json_files import write_json
+from experiments.loop.stopping import exit_statuses, status_of
 from zoo.layers.names import unknown_name
 
 Config = TypeVar("Config")  # a dataclass
@@ -111,21 +113,23 @@ def hand_on(commands: Mapping[str, str]) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command and exits: errors that a person can mend become one line on stderr and exit status 1.
 
-    With TRACEBACK=1 in the environment the whole traceback is shown.
+    With TRACEBACK=1 in the environment the whole traceback is shown. After a SIGINT or SIGTERM the status is 130 or
+    143, also where a training run was saved first; see `stopping`.
     """
-    try:
-        sys.exit(main() or 0)
-    except BrokenPipeError:  # `... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except (UsageError, FloatingPointError, OSError, ImportError) as error:
-        if os.environ.get("TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    with exit_statuses():
+        try:
+            sys.exit(main() or 0)
+        except BrokenPipeError:  # `... | head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except (UsageError, FloatingPointError, OSError, ImportError) as error:
+            if os.environ.get("TRACEBACK") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(status_of(signal.SIGINT))
 
 
 def save_config(config: Any, path: Path) -> None:

@@ -322,14 +322,14 @@ def final_parameters(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_exits_cleanly(number, text, tmp_path):
+def test_a_signal_saves_and_the_exit_status_says_so(number, text, tmp_path):
     process = start("tiny", "--data.path", text, "--run-dir", tmp_path / "run", *SMALL, "--steps", 100_000)
     for line in process.stdout:
         if line.startswith("step "):
             break
     process.send_signal(number)
     out = process.communicate(timeout=120)[0]
-    assert process.returncode == 0
+    assert process.returncode == 128 + number
     assert "the same command resumes" in out
     assert "Traceback" not in out
     with Checkpoints(tmp_path / "run") as checkpoints:

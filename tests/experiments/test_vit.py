@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(squares, tmp_path, command, monkeypat
     arguments = ("tiny", "--data.path", squares, *SMALL, *change, "--train.ema", 0.9, "--train.save-every", 2)
     assert command(*arguments, "--run-dir", "whole", "--epochs", 2)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_stop_signals", _stop_after(3))
+        patch.setattr(train, "stop_signals", _stop_after(3))
         status, out, _ = command(*arguments, "--run-dir", "parts", "--epochs", 2)
         assert (status, "stopped at step" in out) == (0, True)
     status, out, _ = command(*arguments, "--run-dir", "parts", "--epochs", 2)

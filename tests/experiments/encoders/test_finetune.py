@@ -136,7 +136,7 @@ def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, comma
 
 
 def test_a_stop_ends_all_seeds_and_says_where_it_goes_on(words, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(train, "_stop_signals", lambda: nullcontext(SimpleNamespace(requested=True)))
+    monkeypatch.setattr(train, "stop_signals", lambda: nullcontext(SimpleNamespace(requested=True)))
     arguments = ("tiny", "--data.path", words, *SMALL, "--epochs", 2, "--run-dir", "run", "--seeds", 3, 5)
     status, out, err = command(*arguments)
     assert status == 0, err
