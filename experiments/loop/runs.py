@@ -21,10 +21,12 @@ from zoo.stack.pattern import mixer_name, pattern_mixers
 TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
 # The file of a run that says which model its checkpoints are of.
 MODEL_FILE = "model.json"
+# How long a run is, where it is not said in steps; runs of other lengths have other folders unless one is named.
+LENGTH = ("epochs",)
 Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, `model` and `train`
 
 # Fields that may change between two starts of one run.
-FREE = ("run_dir", "model.remat", "model.scan_layers") + tuple(
+FREE = ("run_dir", "model.remat", "model.scan_layers", "optim.decay_fraction") + tuple(
     f"train.{name}" for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb")
 )
 
@@ -67,6 +69,7 @@ def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
             )
         return False
     there = flags.load_config(type(config), path)
+    free = (*free, *LENGTH)
     for name, (before, now) in _differences(identity(there, free), identity(config, free)).items():
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{folder} holds a run with {flag} {before}, not {now}; choose another --run-dir for this one")

@@ -26,8 +26,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import zoo
 from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.extending import learning_rate_of, said_of_length, said_of_rate, said_of_warmup
 from experiments.loop.flags import UsageError, alias, usage_errors
-from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics
+from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics, read_metrics
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
 from experiments.loop.stopping import stop_signals
 
@@ -342,18 +343,22 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
         Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record or {}) as metrics,
         stop_signals() as stop,
     ):
-        first = 0
+        first, before = 0, None
         with usage_errors():  # a checkpoint of another model
             restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
         if restored:
             shardings = jax.tree.map(lambda x: x.sharding, state)
             first, state = restored.step, jax.device_put(zoo.stack_like(restored.state, state), shardings)
             task.batches.set_state(restored.data_state)
+            before = learning_rate_of(restored, read_metrics(folder))
         metrics.rewind(first)
 
         with Progress(config.steps, start=first) as progress:
             if first:
-                progress.print(f"resumed from step {first} in {folder}")
+                progress.print(f"resumed from step {first} in {folder}{said_of_length(first, config.steps)}")
+            for line in (said_of_warmup(optim, config.steps), said_of_rate(optim, config.steps, before)):
+                if line and first < config.steps:
+                    progress.print(line)
             clock, clock_step = time.perf_counter(), first
             saved, pending = first or None, None
 
@@ -398,7 +403,8 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                     held_out = task.evaluate(current_model())
                     metrics.write(step, held_out, split="validation")
                     progress.print("held out: " + format_line(step, config.steps, held_out))
-                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=held_out)
+                said = {"learning_rate": float(schedule(step - 1))} | (held_out or {})
+                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=said)
                 saved = step
                 clock += time.perf_counter() - pause  # the speed shown is that of training alone
                 if last:
