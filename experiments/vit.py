@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs, seeds
+from experiments.loop.duration import make_way
 from experiments.loop.summary import Scores, report, summarise, table
 from experiments.vision.load import load_model
 from experiments.vision.meaning import save_meaning
@@ -89,7 +90,7 @@ def evaluate_only(config: Config) -> dict[str, Scores]:
 
 def main() -> int:
     """Trains, evaluates and shows a table."""
-    config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__)
+    config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__, make_way=make_way)
     if config.evaluate_only:
         print("\n".join(table(summarise([evaluate_only(config)]))))
         return 0

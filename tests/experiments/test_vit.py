@@ -63,8 +63,12 @@ def test_learns_and_predicts_from_its_folder(squares, tmp_path, command):
     # Another head on it where classes are others; the same one where they are as many.
     status, out, err = command("tiny", "--init", run, "--evaluate-only", "--data.path", squares)
     assert (status, out.splitlines()[1].split()) == (0, ["validation", "1.0000"]), err
-    status, _, err = command("tiny", "--init", run, "--run-dir", "more", "--epochs", "None", "--steps", 1)
+    status, _, err = command(
+        "tiny", "--init", run, "--run-dir", "more", "--steps", 1
+    )  # in place of the preset's epochs
     assert status == 0, err
+    status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 2)
+    assert (status, "resumed from step 1" in out) == (0, True), err
     assert load_model(tmp_path / "more")[0].config.n_classes == 10
 
 
@@ -132,7 +136,7 @@ def test_several_seeds_have_a_mean(squares, tmp_path, command):
         (["tiny", "--image-size", "9", "--model.patch-size", "2"], "patch_size=2"),
         (["tiny", "--image-size", "9"], "images of 9 x 9 pixels are 81 tokens, --model.m2.l-max 64"),
         (["tiny", "--init", "nowhere"], "nowhere is neither a folder nor a name on the hub"),
-        (["tiny", "--steps", "7"], "--steps 7 with --epochs 30; --epochs None goes by the steps"),
+        (["tiny", "--steps", "7", "--epochs", "2"], "--steps 7 with --epochs 2.0, expected one of the two"),
         (["tiny", "--evaluate-only"], "--evaluate-only is for an --init"),
         (["tiny", "--augment.crop", "middle"], "middle"),
         (["mnist"], "python -m experiments.data fetch mnist-5k"),
