@@ -82,9 +82,10 @@ def is_run(source: str | Path) -> bool:
 
 def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
     """The model, the folder of what lies beside it if that can be copied, and more fields of its config."""
-    if (Path(config.source) / runs.MODEL_FILE).is_file():  # an encoder's or an image classifier's
-        folder = Path(config.source)
-        model = runs.restore_model(folder, runs.load_model_config(folder), step=config.checkpoint)
+    folder = Path(config.source)
+    said = runs.load_model_config(folder) if (folder / runs.MODEL_FILE).is_file() else None
+    if said is not None and not isinstance(said, zoo.CausalLMConfig):
+        model = runs.restore_model(folder, said, step=config.checkpoint)
         if config.dtype:
             raise ValueError(_DTYPE_OF_RUN.format(config.dtype))
         names = load_meaning(folder).classes if (folder / IMAGES_FILE).is_file() else ()

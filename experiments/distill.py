@@ -388,7 +388,7 @@ def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: 
     data = dataclasses.replace(config.data, tokenizer=str(folder / FILE_NAME))
     said = causal_lm.Config(student.config, data, TrainConfig(steps=steps, **loop))
     save_tokenizer(corpus.tokenizer, folder)
-    runs.begin(said, folder)
+    runs.begin(said, folder, student.config)
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(steps, {"params": split_model(student)[1]}, data_state={})
 

@@ -95,7 +95,7 @@ def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
         model, tokenizer, _ = load_run(cast(Path, config.run_dir), step=config.checkpoint)
         return model, tokenizer, [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
-    model, tokenizer, _ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
+    model, tokenizer, *_ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
     return model, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
 
 

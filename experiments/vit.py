@@ -51,7 +51,7 @@ def save(prepared: Prepared, folder: Path) -> None:
 
 
 EXPERIMENT = seeds.Experiment(
-    prepare=lambda config, _: prepare(config),
+    prepare=prepare,
     make_task=make_task,
     save=save,
     describe=describe,

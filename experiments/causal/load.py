@@ -1,10 +1,12 @@
 """Causal language models from anywhere: a run of this project, a published folder, or a name on the hub."""
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zoo
-from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from experiments.data.tokenizers import FILE_NAME, Tokenizer, check_same, load_tokenizer, restore_tokenizer
+from experiments.loop import flags, runs
 from zoo.published.pretrained import find_folder, read_config_file
 from zoo.published.ssm_layout import read_config
 
@@ -22,9 +24,82 @@ class Pretrained(NamedTuple):
     tokenizer: Tokenizer
     folder: Path
     """Where the model lies."""
+    spec: str
+    """What `load_tokenizer` finds the tokenizer by."""
 
 
-def load_published(source: str | Path, *, tokenizer: str | None = None, dtype: str | None = None) -> Pretrained:
+def load_causal(
+    source: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, flag: str = "--tokenizer"
+) -> Pretrained:
+    """Loads a causal language model and its tokenizer. Changes nothing in the folder.
+
+    Args:
+      source: the folder of a run of experiments.causal_lm, a folder in a published layout, or a name on the Hugging
+        Face hub.
+      tokenizer: for a model that has none beside its weights, as `load_tokenizer` takes it. None: the one that
+        state-spaces' models were trained with.
+      dtype: of a published model's parameters and computation. None: as stored. A run has its own.
+      flag: what names a tokenizer, for errors.
+
+    Raises:
+      FileNotFoundError: nothing there.
+      ValueError: what is there is no causal language model, or has no tokenizer that fits it, or another one.
+    """
+    folder = Path(source)
+    if (folder / runs.MODEL_FILE).is_file() or (folder / "checkpoints").is_dir():
+        own = load_run(folder)
+    else:
+        folder = find_folder(source)
+        has_one = (folder / FILE_NAME).is_file()
+        own = load_published(source, tokenizer=None if has_one else tokenizer, dtype=dtype, flag=flag)
+        if not has_one:
+            return own
+    if tokenizer is not None:
+        check_same(tokenizer, own.tokenizer, flag=flag, source=source)
+    return own
+
+
+def load_run(folder: Path, *, step: Any = "latest") -> Pretrained:
+    """Loads the model and the tokenizer of a run of experiments.causal_lm. Changes nothing in the folder.
+
+    Args:
+      folder: the run's.
+      step: a checkpoint's step, "latest" or "best".
+
+    Raises:
+      FileNotFoundError: no run, or no sound checkpoint, there.
+      ValueError: a run of another kind of model, or a checkpoint that does not fit its configuration.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
+    tokenizer = restore_tokenizer(folder)
+    config = run_model(folder, tokenizer)
+    return Pretrained(runs.restore_model(folder, config, step=step), tokenizer, folder, str(folder))
+
+
+def run_model(folder: Path, tokenizer: Tokenizer) -> zoo.CausalLMConfig:
+    """Which model the checkpoints of a run are of: as model.json says, or config.json where there is none.
+
+    Raises:
+      ValueError: it is no causal language model.
+    """
+    if (folder / runs.MODEL_FILE).is_file():
+        config = runs.load_model_config(folder)
+        if not isinstance(config, zoo.CausalLMConfig):
+            what = type(config).__name__.removesuffix("Config")
+            raise ValueError(f"{folder} holds a {what}, expected a causal language model")
+        return config
+    path = folder / "config.json"
+    try:
+        config = flags.from_dict(zoo.CausalLMConfig, json.loads(path.read_text())["model"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} describes no causal language model: {error}") from error
+    return runs.fit_vocabulary(config, tokenizer.vocab_size, str(folder / FILE_NAME))
+
+
+def load_published(
+    source: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, flag: str = "--tokenizer"
+) -> Pretrained:
     """Loads a published model and its tokenizer.
 
     Args:
@@ -32,38 +107,34 @@ def load_published(source: str | Path, *, tokenizer: str | None = None, dtype: s
       tokenizer: another tokenizer than the model's, as `load_tokenizer` takes it. None: the one beside the weights, or
         the one that state-spaces' models were trained with and do not carry.
       dtype: of parameters and computation. None: as stored.
+      flag: what names a tokenizer, for errors.
 
     Raises:
       FileNotFoundError: nothing there.
       ValueError: what is there is no causal language model, or has no tokenizer that fits it.
     """
     folder = find_folder(source)
-    read = load_tokenizer(tokenizer) if tokenizer else published_tokenizer(source, folder)
+    spec = tokenizer or _tokenizer_of(source, folder, flag)
+    try:
+        read = load_tokenizer(spec)
+    except ValueError as error:
+        if tokenizer or (folder / FILE_NAME).is_file():
+            raise
+        raise ValueError(f"{source} has no {FILE_NAME}, and {error}; name one with {flag}") from error
     model = zoo.from_pretrained(folder, dtype=dtype)
     if not isinstance(model, zoo.CausalLM):
         what = type(model).__name__
         raise ValueError(f"{source} is a {what}; only a causal language model goes on with a text")
     if read.vocab_size > model.config.vocab_size:
-        raise ValueError(f"--tokenizer has {read.vocab_size} ids, {source} has only {model.config.vocab_size} tokens")
-    return Pretrained(model, read, folder)
+        raise ValueError(f"{flag} has {read.vocab_size} ids, {source} has only {model.config.vocab_size} tokens")
+    return Pretrained(model, read, folder, spec)
 
 
-def published_tokenizer(source: str | Path, folder: Path) -> Tokenizer:
-    """The tokenizer beside the weights, or the one that state-spaces' models were trained with and do not carry.
-
-    Args:
-      source: what the model is called, for errors.
-      folder: where it lies.
-
-    Raises:
-      ValueError: there is none, or it is out of reach.
-    """
-    if (folder / FILE_NAME).exists():
-        return restore_tokenizer(folder)
+def _tokenizer_of(source: str | Path, folder: Path, flag: str) -> str:
+    """The folder, where a tokenizer lies beside the weights, or the hub's name of the one they were trained with."""
+    if (folder / FILE_NAME).is_file():
+        return str(folder)
     vocab_size = read_config(read_config_file(folder)[0]).vocab_size
     if vocab_size not in _TOKENIZERS:
-        raise ValueError(f"{source} has no {FILE_NAME}; name one with --tokenizer")
-    try:
-        return load_tokenizer(_TOKENIZERS[vocab_size])
-    except ValueError as error:
-        raise ValueError(f"{source} has no {FILE_NAME}, and {error}; name one with --tokenizer") from error
+        raise ValueError(f"{source} has no {FILE_NAME}; name one with {flag}")
+    return _TOKENIZERS[vocab_size]

@@ -38,7 +38,7 @@ def identity(config: Any, free: Collection[str] = ()) -> dict[str, Any]:
       config: an experiment's configuration.
       free: fields that may change between starts, besides `FREE`.
     """
-    fields = _flatten(dataclasses.asdict(config))
+    fields = flatten(dataclasses.asdict(config))
     return {name: value for name, value in fields.items() if name not in FREE and name not in free}
 
 
@@ -159,11 +159,11 @@ def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") ->
     return nnx.merge(graphdef, restore_params(folder, params, step=step), rest)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one: {"model": {"d_model": 128}} becomes {"model.d_model": 128}."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        out |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return out
 
 

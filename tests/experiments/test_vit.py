@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -69,6 +70,9 @@ def test_learns_and_predicts_from_its_folder(squares, tmp_path, command):
     assert status == 0, err
     status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 2)
     assert (status, "resumed from step 1" in out) == (0, True), err
+    shutil.rmtree(run)  # which a run that goes on has no need of
+    status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 3)
+    assert (status, "resumed from step 2" in out) == (0, True), err
     assert load_model(tmp_path / "more")[0].config.n_classes == 10
 
 

@@ -181,6 +181,10 @@ def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pr
     before = parameters(pretrained)
     after = {name: parameters(name) for name in ("init", "scratch", "mlm")}
 
+    shutil.rmtree(pretrained)  # which a run that goes on has no need of
+    status, out, err = command("tiny", *rest, *frozen, "--run-dir", "init", "--steps", 2)
+    assert (status, "resumed from step 1" in out) == (0, True), err
+
     def nearly(name, key):
         return np.allclose(after[name][key], before[key], atol=1e-6)
 
