@@ -214,6 +214,36 @@ def restore_params(
     raise FileNotFoundError(f"no sound checkpoint for step={step!r} in {root}; there are {_steps(root) or 'none'}")
 
 
+class Kept(NamedTuple):
+    """What lies among a run's checkpoints."""
+
+    steps: list[int]
+    """Of the checkpoints, oldest first."""
+    complaints: list[str]
+    """What is wrong, a few words each."""
+
+
+def look(folder: Path) -> Kept:
+    """What checkpoints a run has, and what is wrong with them, by names and sizes: their bytes are not read.
+
+    Changes nothing; the run may be going on, and then its newest checkpoint may be half written.
+    """
+    root, complaints = _root(folder), []
+    steps = _steps(root)
+    for step in steps:
+        try:
+            _check(root / str(step), digests=False)
+        except (Damaged, OSError) as damage:
+            complaints.append(f"checkpoint {step} is damaged: {damage}")
+    for name in sorted(path.name for path in root.iterdir()) if root.is_dir() else []:
+        number, _, suffix = name.partition(".")
+        if suffix == "partial":
+            complaints.append(f"checkpoint {number} is half written")
+        elif suffix.startswith("damaged"):
+            complaints.append(f"checkpoint {number} was damaged and is set aside")
+    return Kept(steps, complaints)
+
+
 def _root(folder: Path) -> Path:
     return Path(folder).resolve() / "checkpoints"  # orbax wants it absolute
 
@@ -254,8 +284,11 @@ def _write_manifest(folder: Path) -> None:
         _sync(path)
 
 
-def _check(folder: Path, *, only: str | None = None) -> None:
-    """Raises Damaged unless the files (or one of them) are, byte for byte, those that the manifest lists."""
+def _check(folder: Path, *, only: str | None = None, digests: bool = True) -> None:
+    """Raises Damaged unless the files (or one of them) are, byte for byte, those that the manifest lists.
+
+    Without digests their sizes alone are looked at, which takes no time.
+    """
     try:
         name = "manifest.json"
         manifest = json.loads((folder / name).read_bytes())
@@ -266,7 +299,7 @@ def _check(folder: Path, *, only: str | None = None) -> None:
             with (folder / name).open("rb") as file:
                 if (actual := os.fstat(file.fileno()).st_size) != size:
                     raise Damaged(f"{name} has {actual} bytes instead of {size}")
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                if digests and hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise Damaged(f"{name} has other bytes than were written")
     except (FileNotFoundError, NotADirectoryError):
         raise Damaged(f"{name} is missing") from None
