@@ -5,14 +5,20 @@
     python -m experiments.causal_lm tiny --model.pattern m2/monarch        # with Monarch Mixer
     python -m experiments.causal_lm tiny --data.path my.txt --steps 2000   # your own text
     python -m experiments.causal_lm mamba-130m --data.path my.txt          # a published size, a BPE trained on the text
+    python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --data.path my.txt --optim.learning-rate 1e-3
+    python -m experiments.causal_lm mamba-130m --init state-spaces/mamba-130m --data.path my.txt --steps 1000
+                                                                           # a published model, trained on your text
 
-The same command again resumes the run where it was. `python -m experiments.sample RUN_DIR --prompt "def "` goes on with
-a text. The first command reaches 2.191 bits/byte on held-out files of Python 3.11.7.
+With --init a new run starts from the weights, the architecture and the tokenizer of another run, of a folder in a
+published layout or of a name on the hub; optimiser, learning rate, data and number of steps are its own. The same
+command again resumes the run where it was. `python -m experiments.sample RUN_DIR --prompt "def "` goes on with a text.
+The first command reaches 2.191 bits/byte on held-out files of Python 3.11.7.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,14 +26,16 @@ import jax
 
 import ssm
 import zoo
+from experiments.causal import load
 from experiments.causal.flops import flops_per_token
 from experiments.causal.next_token import continued_loss, describe, next_token_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
-from experiments.data.tokenizers import Tokenizer, restore_tokenizer, save_tokenizer
+from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
+from experiments.loop.starting import check_agreement, load_start, with_options
 from experiments.loop.train import Finished, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.stack.pattern import parse_pattern
@@ -45,6 +53,10 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    init: str | None = None
+    """A run, a published folder or a hub name to start from: its shape and tokenizer replace --model and
+    --data.tokenizer, and flags that say otherwise are refused. --model.dropout, dtype, param-dtype, remat and
+    scan-layers may be said; a published model is trained in float32 unless they are."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     prompt: str = "def "
@@ -102,8 +114,12 @@ PRESETS: dict[str, tuple[str, Config]] = {
 FREE = ("eval_batches", "prompt", "data.cache_dir")
 
 
-def make_task(config: Config, corpus: Corpus) -> Task:
-    """The task of a configuration whose model.vocab_size is known."""
+def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) -> Task:
+    """The task of a configuration whose model.vocab_size is known.
+
+    Args:
+      init: a model to start from, or None.
+    """
     seq_len, batch_size = config.data.seq_len, config.train.batch_size
     held_out = corpus.validation
     pattern = config.model.pattern
@@ -128,7 +144,7 @@ def make_task(config: Config, corpus: Corpus) -> Task:
         return {"loss": loss} | describe(loss, bits_per_nat(held_out))
 
     return Task(
-        init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs),
+        init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs) if init is None else init,
         loss=next_token_loss,
         batches=make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed),
         evaluate=evaluate,
@@ -168,25 +184,49 @@ def load_run(folder: str | Path, *, step: Any = "latest") -> tuple[zoo.CausalLM,
       ValueError: a checkpoint that does not fit the configuration.
     """
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no run: there is no config.json in it")
+    model, tokenizer, *_ = load.load_run(folder, step=step)
     config = flags.load_config(Config, folder / "config.json")
-    tokenizer = restore_tokenizer(folder)
-    config = fit_vocabulary(config, tokenizer)
-    return runs.restore_model(folder, config.model, step=step), tokenizer, config
+    return model, tokenizer, dataclasses.replace(config, model=model.config)
 
 
-def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
+def start_from(config: Config, kept: Path | None, given: Collection[str]) -> tuple[Config, zoo.CausalLM | None]:
+    """Takes model and tokenizer from --init, where there is one; None is a fresh model.
+
+    Args:
+      kept: the run's folder, where it goes on.
+      given: the fields that flags name.
+
+    Raises:
+      ValueError: flags say otherwise.
+    """
+    if config.init is None:
+        return config, None
+    named = config.data.tokenizer if "data.tokenizer" in given else None
+    one = functools.partial(load.load_causal, tokenizer=named, dtype="float32", flag="--data.tokenizer")
+    model, _, _, spec = load_start(config.init, kept, one)
+    model = with_options(model, config.model, given)
+    if kept is None:
+        check_agreement(config.init, config.model, model.config, given)
+    data = dataclasses.replace(config.data, tokenizer=spec)
+    return dataclasses.replace(config, model=model.config, data=data), model
+
+
+def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Args:
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
 
     Raises:
       UsageError: the text, the tokenizer or the folder is not what the configuration says; nothing has been written.
       FloatingPointError: see `train`.
     """
     with flags.usage_errors():
-        corpus = load_corpus(config.data, runs.resumed(config, folder, FREE))
-        fitted = fit_vocabulary(config, corpus.tokenizer)
-        task = make_task(fitted, corpus)
+        kept = runs.resumed(config, folder, FREE)
+        started, init = start_from(config, kept, given)
+        corpus = load_corpus(started.data, kept)
+        fitted = fit_vocabulary(started, corpus.tokenizer)
+        task = make_task(fitted, corpus, init)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model)
     print(describe_size(fitted.model, folder), flush=True)
@@ -197,7 +237,7 @@ def main() -> int:
     """Trains, evaluates and samples."""
     config = flags.parse(PRESETS, prog="python -m experiments.causal_lm", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    finished, corpus = fit(config, folder)
+    finished, corpus = fit(config, folder, given=flags.given(Config))
     if finished.stopped:
         return 0
     step = int(finished.state.step)

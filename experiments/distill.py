@@ -52,7 +52,7 @@ from experiments.loop.frozen import thaw
 from experiments.loop.json_files import write_json
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
-from experiments.loop.optim import OptimConfig
+from experiments.loop.optim import OptimConfig, Schedule
 from experiments.loop.summary import Summary, table
 from experiments.loop.train import TrainConfig, split_model, train
 from zoo.published.pretrained import find_folder
@@ -103,7 +103,7 @@ class StageOptimConfig(OptimConfig):
 
     learning_rate: Annotated[float, flags.Hidden] = 1e-3
     warmup_steps: Annotated[int, flags.Hidden] = 0
-    schedule: Literal["cosine", "linear", "trapezoid"] = "trapezoid"
+    schedule: Schedule = "trapezoid"
     """How the learning rate falls from its peak. trapezoid: not at all until the last tenth of the steps."""
     final_fraction: float = 0.0
     """Learning rate at the last step, as a share of the peak."""
@@ -289,7 +289,7 @@ class Distilled(NamedTuple):
     rows: dict[str, dict[str, float]]
     """Perplexity and distances on held-out text: of the teacher, of a random student, seeded, and after each stage."""
     stopped: bool
-    """Whether a signal ended it before its last step."""
+    """Whether a signal ended it."""
 
 
 def default_run_dir(config: Config) -> Path:

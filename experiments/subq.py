@@ -6,6 +6,7 @@ subq vit digits                                     # image classifiers
 subq synthetic | needles | distill ...              # what a mixer remembers, finds, learns from attention
 subq sample RUN --prompt "def "                     # go on with a text
 subq convert RUN out                                # take a model out of its run
+subq runs                                           # the runs there are; subq runs compare RUN RUN
 subq data list                                      # real data that ordinary packages carry
 subq bench                                          # time the operations (from a checkout)
 subq COMMAND --help                                 # presets and flags of each; `subq --version`
@@ -26,6 +27,7 @@ COMMANDS = {
     "distill": "experiments.distill",
     "sample": "experiments.sample",
     "convert": "experiments.convert",
+    "runs": "experiments.runs",
     "data": "experiments.data.fetch",
     "bench": "experiments.bench.__main__",
 }

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs, seeds
+from experiments.loop.duration import make_way
 from experiments.loop.summary import Scores, report, summarise, table
 from experiments.vision.load import load_model
 from experiments.vision.meaning import save_meaning
@@ -35,7 +36,7 @@ class Trained(NamedTuple):
     scores: dict[str, Scores]
     """Of the last step, by split: loss, accuracy, and top5 where there are more than five classes."""
     stopped: bool
-    """Whether a signal ended it before its last step; there are no scores then."""
+    """Whether a signal ended it; there are no scores then."""
 
 
 def default_run_dir(config: Config) -> Path:
@@ -50,7 +51,7 @@ def save(prepared: Prepared, folder: Path) -> None:
 
 
 EXPERIMENT = seeds.Experiment(
-    prepare=lambda config, _: prepare(config),
+    prepare=prepare,
     make_task=make_task,
     save=save,
     describe=describe,
@@ -89,7 +90,7 @@ def evaluate_only(config: Config) -> dict[str, Scores]:
 
 def main() -> int:
     """Trains, evaluates and shows a table."""
-    config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__)
+    config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__, make_way=make_way)
     if config.evaluate_only:
         print("\n".join(table(summarise([evaluate_only(config)]))))
         return 0

@@ -272,6 +272,19 @@ def load_tokenizer(
     return _from_hub(spec)
 
 
+def check_same(spec: str, tokenizer: Tokenizer, *, flag: str, source: str | Path) -> None:
+    """Raises a ValueError where a flag names another tokenizer than a model has.
+
+    Args:
+      spec: what the flag says, as `load_tokenizer` takes it.
+      tokenizer: the model's.
+      flag, source: the flag, and what the model is called, for the error.
+    """
+    if spec in TRAINERS or load_tokenizer(spec).to_json() != tokenizer.to_json():
+        said = f"{tokenizer.kind}, {tokenizer.vocab_size} ids"
+        raise ValueError(f"{flag} {spec}, but {source} has a tokenizer of its own ({said}); leave the flag out")
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
     """Writes `folder`/tokenizer.json, in one step: a reader finds the old file, the new one or none."""
     folder = Path(folder)

@@ -27,6 +27,7 @@ from experiments.encoders.finetune_task import Prepared, evaluate, make_task, pr
 from experiments.encoders.objectives import Predictions, save_target
 from experiments.encoders.prediction import predict as predict
 from experiments.loop import flags, runs, seeds
+from experiments.loop.duration import make_way
 from experiments.loop.summary import Scores, Summary, report, summarise
 
 
@@ -39,7 +40,7 @@ class Tuned(NamedTuple):
     predictions: dict[str, Predictions]
     """The same."""
     stopped: bool
-    """Whether a signal ended it before its last step; there are no scores then."""
+    """Whether a signal ended it; there are no scores then."""
 
 
 def default_run_dir(config: Config) -> Path:
@@ -90,7 +91,7 @@ def fit_seeds(config: Config, folder: Path) -> list[Tuned]:
 
 def main() -> int:
     """Tunes, evaluates and shows a table."""
-    config = flags.parse(PRESETS, prog="python -m experiments.bert finetune", description=__doc__)
+    config = flags.parse(PRESETS, prog="python -m experiments.bert finetune", description=__doc__, make_way=make_way)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     tuned = fit_seeds(config, folder)
     if tuned[-1].stopped:

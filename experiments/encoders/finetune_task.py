@@ -21,6 +21,7 @@ from experiments.encoders.verbaliser import choose
 from experiments.loop import runs
 from experiments.loop.duration import in_steps
 from experiments.loop.optim import OptimConfig
+from experiments.loop.starting import load_start
 from experiments.loop.summary import Scores
 from experiments.loop.train import Task, TrainConfig
 from zoo.models.build import build
@@ -38,19 +39,21 @@ class Prepared(NamedTuple):
     train: TrainConfig
     optim: OptimConfig
     """With numbers of steps for epochs and shares."""
+    start: Path | None
+    """Where the encoder lies that is tuned: --init, or a run that goes on. None: it is fresh."""
 
 
 def prepare(config: Config, folder: Path | None = None) -> Prepared:
     """Reads the data and puts it in rows.
 
     Args:
-      folder: of a run that goes on, whose tokenizer is used again.
+      folder: of a run that goes on, which has its tokenizer and its model.
     """
     data = load_labelled(config.data, config.kind)
     first = next(iter(data.splits.values()))
     if config.head == "mlm" and data.kind != "classification":
         raise ValueError(f"--head mlm puts a word in place of [MASK]; it cannot say --kind {data.kind}")
-    tokenizer, encoder = _tokenizer_and_shape(config, first, folder)
+    tokenizer, encoder, start = _tokenizer_and_shape(config, first, folder)
     if config.dropout is not None:
         encoder = dataclasses.replace(encoder, dropout=config.dropout)
     check_lengths(encoder, config.max_len, "--max-len")
@@ -70,20 +73,23 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     wanted = objective.config(encoder, pool=config.pool, dropout=config.classifier_dropout)
     rows = {name: objective.rows(examples) for name, examples in data.splits.items()}
     train_config, optim = in_steps(config, _plan(next(iter(rows.values())), config.train).n_batches)
-    return Prepared(data, objective, wanted, rows, train_config, optim)
+    return Prepared(data, objective, wanted, rows, train_config, optim, start)
 
 
-def _tokenizer_and_shape(config: Config, train: Examples, folder: Path | None) -> tuple[Tokenizer, zoo.EncoderConfig]:
+def _tokenizer_and_shape(
+    config: Config, train: Examples, folder: Path | None
+) -> tuple[Tokenizer, zoo.EncoderConfig, Path | None]:
+    """The tokenizer, the encoder's config, and where its parameters lie unless they are fresh."""
     if config.init is not None:
-        model, tokenizer, _ = load_encoder(config.init)
-        return tokenizer, model.config
+        model, tokenizer, start = load_start(config.init, folder, load_encoder)
+        return tokenizer, model.config, None if config.scratch else start
     if folder is not None and (folder / FILE_NAME).is_file():
         tokenizer = restore_tokenizer(folder)
     else:
         texts = (text if isinstance(text, str) else " ".join(text) for text in [*train.texts, *(train.seconds or [])])
         tokenizer = load_tokenizer(config.data.tokenizer, texts, config.data.vocab_size)
     needed = special_tokens(tokenizer).vocab_size
-    return tokenizer, runs.fit_vocabulary(config.model, needed, config.data.tokenizer)
+    return tokenizer, runs.fit_vocabulary(config.model, needed, config.data.tokenizer), None
 
 
 def _plan(rows: LabelledRows, config: TrainConfig) -> Epochs:
@@ -97,9 +103,9 @@ def make_task(config: Config, prepared: Prepared) -> Task:
     plan = _plan(rows[0], config.train)
 
     def init(rngs: nnx.Rngs) -> nnx.Module:
-        if config.init is None or config.scratch:
+        if prepared.start is None:
             return build(prepared.encoder, rngs=rngs)
-        return zoo.with_head(load_encoder(config.init).model, prepared.encoder, rngs=rngs)
+        return zoo.with_head(load_encoder(prepared.start).model, prepared.encoder, rngs=rngs)
 
     def make(step: int) -> Batch:
         return rows[0](plan(step))

@@ -5,6 +5,7 @@
     python -m experiments.bert pretrain tiny --model.pattern attn/mlp         # with attention
     python -m experiments.bert pretrain small --data.path texts/              # your own text
     python -m experiments.bert pretrain m2-bert-80m --data.path texts/        # a published size, for accelerators
+    python -m experiments.bert pretrain tiny --init SRC --data.path texts/    # goes on with a run or a published model
 
 The same command again resumes the run where it was. `python -m experiments.bert finetune --init RUN_DIR ...` goes on
 with what it has learned.
@@ -13,6 +14,7 @@ with what it has learned.
 import dataclasses
 import functools
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +26,7 @@ import zoo
 from experiments.data.corpus import Corpus, DataConfig, load_corpus
 from experiments.data.packing import Batch, Epochs, Layout, Rows, make_batches
 from experiments.data.special_tokens import special_tokens
-from experiments.data.tokenizers import FILE_NAME, save_tokenizer
+from experiments.data.tokenizers import FILE_NAME, check_same, save_tokenizer
 from experiments.encoders.guesses import guesses
 from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
@@ -35,6 +37,7 @@ from experiments.loop import flags, runs
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
+from experiments.loop.starting import check_agreement, load_start, with_options
 from experiments.loop.train import Finished, Task, TrainConfig, sum_over, train
 
 
@@ -57,7 +60,8 @@ class Config:
     """Optimiser and schedule."""
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
-    --data.tokenizer, and its table of positions grows to --data.seq-len by repetition."""
+    --data.tokenizer, flags that say otherwise are refused, and its table of positions grows to --data.seq-len by
+    repetition. --model.dropout, dtype, param-dtype, remat and scan-layers may be said."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     examples: int = 3
@@ -195,22 +199,39 @@ def default_run_dir(config: Config) -> Path:
     return runs.default_run_dir(config, PRESETS, "bert", FREE)
 
 
-def start_from(config: Config) -> tuple[Config, zoo.MaskedLM | None]:
-    """Takes model and tokenizer from --init, where there is one, with room for rows of --data.seq-len."""
+def start_from(
+    config: Config, kept: Path | None = None, given: Collection[str] = ()
+) -> tuple[Config, zoo.MaskedLM | None]:
+    """Takes model and tokenizer from --init, where there is one, with room for rows of --data.seq-len.
+
+    Args:
+      kept: the run's folder, where it goes on.
+      given: the fields that flags name.
+
+    Raises:
+      ValueError: flags say otherwise.
+    """
     if config.init is None:
         return config, None
-    model, _, folder = load_encoder(config.init)
+    model, tokenizer, folder = load_start(config.init, kept, load_encoder)
+    if kept is None and "data.tokenizer" in given:
+        check_same(config.data.tokenizer, tokenizer, flag="--data.tokenizer", source=config.init)
     if not isinstance(model, zoo.MaskedLM):
         model = zoo.with_head(model, zoo.MaskedLMConfig, rngs=nnx.Rngs(params=jax.random.key(config.train.seed)))
-    model = reach(model, config.data.seq_len)
+    model = with_options(reach(model, config.data.seq_len), config.model, given)
+    if kept is None:
+        check_agreement(config.init, config.model, model.config, given)
     if not (folder / FILE_NAME).is_file():
         raise ValueError(f"--init {config.init}: there is no {FILE_NAME} in {folder}")
     data = dataclasses.replace(config.data, tokenizer=str(folder))
     return dataclasses.replace(config, model=model.config, data=data), model
 
 
-def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
+def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Args:
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
 
     Raises:
       UsageError: the text, the tokenizer or the folder is not what the configuration says; nothing has been written.
@@ -218,7 +239,7 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Corpus]:
     """
     with flags.usage_errors():
         kept = runs.resumed(config, folder, FREE)
-        started, init = start_from(config)
+        started, init = start_from(config, kept, given)
         corpus = load_corpus(started.data, kept)
         needed = special_tokens(corpus.tokenizer).vocab_size
         model = runs.fit_vocabulary(started.model, needed, started.data.tokenizer)
@@ -237,7 +258,7 @@ def main() -> int:
     """Trains, evaluates and guesses."""
     config = flags.parse(PRESETS, prog="python -m experiments.bert pretrain", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    finished, corpus = fit(config, folder)
+    finished, corpus = fit(config, folder, given=flags.given(Config))
     if finished.stopped:
         return 0
     step = int(finished.state.step)

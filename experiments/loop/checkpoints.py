@@ -206,6 +206,36 @@ def restore_params(
     return _restore(path, record, {part: like}, part=part)[part]
 
 
+class Kept(NamedTuple):
+    """What lies among a run's checkpoints."""
+
+    steps: list[int]
+    """Of the checkpoints, oldest first."""
+    complaints: list[str]
+    """What is wrong, a few words each."""
+
+
+def look(folder: Path) -> Kept:
+    """What checkpoints a run has, and what is wrong with them, by names and sizes: their bytes are not read.
+
+    Changes nothing; the run may be going on, and then its newest checkpoint may be half written.
+    """
+    root, complaints = checkpoints_root(folder), []
+    steps = checkpoint_steps(root)
+    for step in steps:
+        try:
+            check_checkpoint(root / str(step), digests=False)
+        except (Damaged, OSError) as damage:
+            complaints.append(f"checkpoint {step} is damaged: {damage}")
+    for name in sorted(path.name for path in root.iterdir()) if root.is_dir() else []:
+        number, _, suffix = name.partition(".")
+        if suffix == "partial":
+            complaints.append(f"checkpoint {number} is half written")
+        elif suffix.startswith("damaged"):
+            complaints.append(f"checkpoint {number} was damaged and is set aside")
+    return Kept(steps, complaints)
+
+
 def _write_manifest(folder: Path) -> None:
     """Lists size and digest of every file, and has all of it on disk when it returns."""
     manifest = {}

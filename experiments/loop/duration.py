@@ -1,10 +1,13 @@
 """How long a run is, said in passes over its rows and in shares of its steps."""
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Collection
+from typing import Any, Protocol, TypeVar
 
 from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig
+
+Config = TypeVar("Config", bound=Any)
 
 
 class Duration(Protocol):
@@ -30,9 +33,24 @@ def check_duration(config: Duration) -> None:
     if config.epochs is not None and config.epochs <= 0:
         raise ValueError(f"--epochs {config.epochs}, expected more than 0")
     if config.epochs is not None and config.train.steps != TrainConfig().steps:
-        raise ValueError(f"--steps {config.train.steps} with --epochs {config.epochs}; --epochs None goes by the steps")
+        raise ValueError(f"--steps {config.train.steps} with --epochs {config.epochs}, expected one of the two")
     if config.warmup_fraction is not None and not 0 <= config.warmup_fraction < 1:
         raise ValueError(f"--warmup-fraction {config.warmup_fraction}, expected 0 <= warmup-fraction < 1")
+
+
+def make_way(preset: Config, given: Collection[str]) -> Config:
+    """A preset that says nothing of its length where the command line says it in the other unit.
+
+    Args:
+      preset: an experiment's configuration, with the fields of a `Duration`.
+      given: the fields that flags name, see `flags.parse`.
+    """
+    by_steps, by_epochs = "train.steps" in given, "epochs" in given
+    if by_steps and not by_epochs:
+        return dataclasses.replace(preset, epochs=None)
+    if by_epochs and not by_steps:
+        return dataclasses.replace(preset, train=dataclasses.replace(preset.train, steps=TrainConfig().steps))
+    return preset
 
 
 def in_steps(config: Duration, n_batches: int, *, eval_epochs: int = 1) -> tuple[TrainConfig, OptimConfig]:

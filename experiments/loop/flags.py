@@ -7,14 +7,17 @@ import io
 import json
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from experiments.loop.json_files import write_json
+from experiments.loop.stopping import exit_statuses, status_of
 from zoo.layers.names import unknown_name
 from zoo.stack.option_values import from_dict
 
@@ -41,19 +44,48 @@ def usage_errors():
         raise UsageError(" ".join(str(error).split())) from error
 
 
-def parse(presets: Mapping[str, tuple[str, Config]], *, prog: str, description: str) -> Config:
+def parse(
+    presets: Mapping[str, tuple[str, Config]],
+    *,
+    prog: str,
+    description: str,
+    make_way: Callable[[Config, Collection[str]], Config] = lambda preset, given: preset,
+) -> Config:
     """Reads the command line: a preset's name, then flags that change its fields.
 
     Args:
       presets: name to (one line of help, config).
       prog: the command, for the help page.
       description: what the command does, for the help page.
+      make_way: make_way(preset, fields that flags name) gives the preset without what contradicts them.
     """
     asked = sys.argv[1] if len(sys.argv) > 1 else ""
     if asked and not asked.startswith("-") and asked not in presets:
         raise UsageError(unknown_name("preset", asked, presets))
+    presets = {name: (line, make_way(preset, given(type(preset)))) for name, (line, preset) in presets.items()}
     with _errors_in_one_line(prog):
-        return tyro.extras.overridable_config_cli(dict(presets), prog=prog, description=description)
+        return tyro.extras.overridable_config_cli(presets, prog=prog, description=description)
+
+
+def given(kind: type) -> frozenset[str]:
+    """The fields of a configuration that flags of the command line name, whatever they say: {"train.steps"}."""
+    flags = {argument.partition("=")[0] for argument in sys.argv[1:] if argument.startswith("--")}
+    named = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    return frozenset(field for field, names in _flags_of(kind).items() if named & names)
+
+
+def _flags_of(kind: type, prefix: str = "") -> dict[str, set[str]]:
+    """Every field of nested dataclasses, with the names that it has as a flag, all in underscores."""
+    found: dict[str, set[str]] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        hint, *marks = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+        aliases = {alias for mark in marks for alias in getattr(mark, "aliases", None) or ()}
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= _flags_of(hint, f"{prefix}{name}.")
+        else:
+            names = {prefix + name, f"{prefix}no_{name}"}  # --train.no-tensorboard
+            found[prefix + name] = names | {alias.removeprefix("--").replace("-", "_") for alias in aliases}
+    return found
 
 
 def parse_one(kind: type[Config], *, prog: str, description: str) -> Config:
@@ -110,21 +142,23 @@ def hand_on(commands: Mapping[str, str]) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command and exits: errors that a person can mend become one line on stderr and exit status 1.
 
-    With TRACEBACK=1 in the environment the whole traceback is shown.
+    With TRACEBACK=1 in the environment the whole traceback is shown. After a SIGINT or SIGTERM the status is 130 or
+    143, also where a training run was saved first; see `stopping`.
     """
-    try:
-        sys.exit(main() or 0)
-    except BrokenPipeError:  # `... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except (UsageError, FloatingPointError, OSError, ImportError) as error:
-        if os.environ.get("TRACEBACK") == "1":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    with exit_statuses():
+        try:
+            sys.exit(main() or 0)
+        except BrokenPipeError:  # `... | head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except (UsageError, FloatingPointError, OSError, ImportError) as error:
+            if os.environ.get("TRACEBACK") == "1":
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(status_of(signal.SIGINT))
 
 
 def save_config(config: Any, path: Path) -> None:

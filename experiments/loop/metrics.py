@@ -128,6 +128,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def unreadable_lines(folder: Path) -> list[int]:
+    """The numbers, from 1, of the lines of a run's metrics that hold no record: `read_metrics` leaves them out."""
+    path = _path(folder)
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return [number for number, line in enumerate(lines, 1) if _record(line) is None]
+
+
 def last_evaluation(folder: Path) -> dict[str, Any] | None:
     """The newest record of a run's held-out metrics; None before the first."""
     return next((record for record in reversed(read_metrics(folder)) if record["split"] == "validation"), None)
@@ -186,15 +193,18 @@ def _path(folder: Path) -> Path:
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The whole lines of a metrics file, each with its record."""
-    lines = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # half written when the process was killed
-        if isinstance(record, dict) and {"step", "split"} <= record.keys():
-            lines.append((line, record))
-    return lines
+    lines = [(line, _record(line)) for line in path.read_text(errors="replace").splitlines()]
+    return [(line, record) for line, record in lines if record is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record of a line; None where it was half written when the process was killed, or is damaged."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("split"), str)
+    return record if whole else None
 
 
 def _open_wandb(project: str, folder: Path, config: Mapping[str, Any] | None) -> Any:

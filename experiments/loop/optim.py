@@ -1,8 +1,18 @@
-"""AdamW with warm-up and decay of the learning rate, grouped by what each parameter says of itself."""
+"""AdamW with warm-up and decay of the learning rate, grouped by what each parameter says of itself.
+
+A run goes on with more steps by the same command and a larger --steps. Cosine and line reach over the whole run, so
+that the learning rate jumps then; "wsd" and "trapezoid" stay at their peak until they decay, and a run whose decay has
+not begun goes on as if it had been the longer one from the start. Without decay a run can be extended as often as
+wanted, and decays when it is told to:
+
+    python -m experiments.causal_lm tiny --optim.schedule wsd --optim.decay-fraction 0 --steps 1000
+    python -m experiments.causal_lm tiny --optim.schedule wsd --optim.decay-fraction 0.2 --steps 2000    # from 1600 on
+"""
 
 import dataclasses
 import functools
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +20,10 @@ import optax
 from flax import nnx
 
 import zoo
+
+Schedule = Literal["cosine", "linear", "trapezoid", "wsd"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+DECAYING_AT_THE_END: tuple[Schedule, ...] = ("wsd", "trapezoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +34,13 @@ class OptimConfig:
     """Peak learning rate."""
     warmup_steps: int = 100
     """Steps of linear warm-up from 0 to the peak."""
-    schedule: Literal["cosine", "linear", "trapezoid"] = "cosine"
-    """How the learning rate falls from its peak. trapezoid: not at all until the last tenth of the steps, and there by
-    one minus a square root, as ModernBERT's."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls from its peak. wsd (warm-up, stable, decay): not at all until the last tenth of the
+    steps, and there in a line; a run that has not come there yet can be extended without a jump. trapezoid: the same,
+    but by one minus a square root, as ModernBERT's."""
+    decay_fraction: float = 0.1
+    """Share of the steps at the end in which wsd and trapezoid decay, 0 for none; it may change from start to start of
+    a run, as --steps may."""
     final_fraction: float = 0.1
     """Learning rate at the last step, as a share of the peak."""
     weight_decay: float = 0.1
@@ -37,8 +55,15 @@ class OptimConfig:
     """Largest norm of the whole gradient; longer ones are scaled down. 0 switches clipping off."""
 
     def __post_init__(self):
-        if self.schedule not in (known := ("cosine", "linear", "trapezoid")):
-            raise ValueError(f"schedule={self.schedule!r}, expected one of {', '.join(known)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule={self.schedule!r}, expected one of {', '.join(SCHEDULES)}")
+        if not 0 <= self.decay_fraction <= 1:
+            raise ValueError(f"decay_fraction={self.decay_fraction}, expected 0 to 1")
+        if self.decay_fraction != OptimConfig.decay_fraction and self.schedule not in DECAYING_AT_THE_END:
+            expected = " or ".join(map(repr, DECAYING_AT_THE_END))
+            raise ValueError(
+                f"decay_fraction={self.decay_fraction} with schedule={self.schedule!r}, expected {expected}"
+            )
         if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}, expected more than 0")
         if self.warmup_steps < 0:
@@ -50,25 +75,36 @@ class OptimConfig:
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear to the peak, then as `schedule` says to its `final_fraction` at `steps`."""
-    warmup = min(config.warmup_steps, steps - 1)
-    if config.schedule != "cosine":
-        peak, last = config.learning_rate, config.learning_rate * config.final_fraction
-        after = max(1, steps - warmup)
-        if config.schedule == "linear":
-            down = optax.linear_schedule(peak, last, after)
-        else:
-            decay = max(1, min(after, steps // 10))
-            down = lambda step: peak - (peak - last) * jnp.sqrt(jnp.clip((step - after + decay) / decay, 0, 1))  # noqa: E731
-        up = optax.linear_schedule(0.0, peak, max(1, warmup))
-        return optax.join_schedules([up, down], [warmup]) if warmup else down
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0 if warmup else config.learning_rate,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=steps,
-        end_value=config.learning_rate * config.final_fraction,
-    )
+    """Learning rate by step: linear to the peak, then as `schedule` says to its `final_fraction` at `steps`.
+
+    A warm-up that is longer than the run is cut to all its steps but the last.
+    """
+    warmup, peak, last = warmup_of(config, steps), config.learning_rate, config.learning_rate * config.final_fraction
+    if config.schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0 if warmup else peak,
+            peak_value=peak,
+            warmup_steps=warmup,
+            decay_steps=steps,
+            end_value=last,
+        )
+    after = max(1, steps - warmup)
+    decay = max(1, min(after, math.floor(config.decay_fraction * steps)))
+    if config.schedule == "linear":
+        down = optax.linear_schedule(peak, last, after)
+    elif config.decay_fraction == 0:
+        down = optax.constant_schedule(peak)
+    elif config.schedule == "wsd":
+        down = optax.linear_schedule(peak, last, decay, transition_begin=after - decay)
+    else:
+        down = lambda step: peak - (peak - last) * jnp.sqrt(jnp.clip((step - after + decay) / decay, 0, 1))  # noqa: E731
+    up = optax.linear_schedule(0.0, peak, max(1, warmup))
+    return optax.join_schedules([up, down], [warmup]) if warmup else down
+
+
+def warmup_of(config: OptimConfig, steps: int) -> int:
+    """Steps of warm-up in a run of so many."""
+    return min(config.warmup_steps, steps - 1)
 
 
 def make_optimizer(config: OptimConfig, steps: int, model: nnx.Module) -> optax.GradientTransformation:

@@ -20,10 +20,12 @@ from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
 TokenModelConfig = TypeVar("TokenModelConfig", bound=TokenConfig)
+# How long a run is, where it is not said in steps; runs of other lengths have other folders unless one is named.
+LENGTH = ("epochs",)
 Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, `model` and `train`
 
 # Fields that may change between two starts of one run.
-FREE = ("run_dir", "model.remat", "model.scan_layers") + tuple(
+FREE = ("run_dir", "model.remat", "model.scan_layers", "optim.decay_fraction") + tuple(
     f"train.{name}" for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb")
 )
 
@@ -35,7 +37,7 @@ def identity(config: Any, free: Collection[str] = ()) -> dict[str, Any]:
       config: an experiment's configuration.
       free: fields that may change between starts, besides `FREE`.
     """
-    fields = _flatten(dataclasses.asdict(config))
+    fields = flatten(dataclasses.asdict(config))
     return {name: value for name, value in fields.items() if name not in FREE and name not in free}
 
 
@@ -66,6 +68,7 @@ def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
             )
         return False
     there = flags.load_config(type(config), path)
+    free = (*free, *LENGTH)
     for name, (before, now) in _differences(identity(there, free), identity(config, free)).items():
         flag = "--" + name.replace("_", "-")
         raise ValueError(f"{folder} holds a run with {flag} {before}, not {now}; choose another --run-dir for this one")
@@ -139,11 +142,11 @@ def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") ->
     return nnx.merge(graphdef, restore_params(folder, params, step=step), rest)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one: {"model": {"d_model": 128}} becomes {"model.d_model": 128}."""
     out: dict[str, Any] = {}
     for name, value in values.items():
-        out |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return out
 
 

@@ -11,11 +11,9 @@ Where a model runs equal layers in loops (`scan_layers`), the state has their ar
 same program at any depth. Checkpoints hold every layer by itself all the same.
 """
 
-import contextlib
 import dataclasses
-import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -28,9 +26,11 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import zoo
 from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.extending import learning_rate_of, said_of_length, said_of_rate, said_of_warmup
 from experiments.loop.flags import UsageError, alias, usage_errors
-from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics
+from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics, read_metrics
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
+from experiments.loop.stopping import stop_signals
 
 Batch = dict[str, Any]
 
@@ -155,7 +155,7 @@ class Finished(NamedTuple):
     model: Any
     """The model of the last state, with the running mean of the parameters where there is one."""
     stopped: bool
-    """Whether a signal ended it before its last step."""
+    """Whether a signal ended it, be it after its last step: the command does nothing more, the same one resumes."""
 
 
 def make_mesh() -> jax.sharding.Mesh:
@@ -302,7 +302,8 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
       record: the whole configuration, for the loggers.
 
     Returns:
-      The last state and its model. SIGINT and SIGTERM end the run after the step at hand, saved.
+      The last state and its model. SIGINT and SIGTERM end the run after the step at hand, saved; the command then exits
+      with 130 or 143, see `stopping`.
 
     Raises:
       FloatingPointError: the loss or the gradient stopped being finite: names the step and the last good checkpoint.
@@ -340,20 +341,24 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     with (
         Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
         Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record or {}) as metrics,
-        _stop_signals() as stop,
+        stop_signals() as stop,
     ):
-        first = 0
+        first, before = 0, None
         with usage_errors():  # a checkpoint of another model
             restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
         if restored:
             shardings = jax.tree.map(lambda x: x.sharding, state)
             first, state = restored.step, jax.device_put(zoo.stack_like(restored.state, state), shardings)
             task.batches.set_state(restored.data_state)
+            before = learning_rate_of(restored, read_metrics(folder))
         metrics.rewind(first)
 
         with Progress(config.steps, start=first) as progress:
             if first:
-                progress.print(f"resumed from step {first} in {folder}")
+                progress.print(f"resumed from step {first} in {folder}{said_of_length(first, config.steps)}")
+            for line in (said_of_warmup(optim, config.steps), said_of_rate(optim, config.steps, before)):
+                if line and first < config.steps:
+                    progress.print(line)
             clock, clock_step = time.perf_counter(), first
             saved, pending = first or None, None
 
@@ -398,13 +403,14 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                     held_out = task.evaluate(current_model())
                     metrics.write(step, held_out, split="validation")
                     progress.print("held out: " + format_line(step, config.steps, held_out))
-                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=held_out)
+                said = {"learning_rate": float(schedule(step - 1))} | (held_out or {})
+                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=said)
                 saved = step
                 clock += time.perf_counter() - pause  # the speed shown is that of training alone
                 if last:
                     break
     plot_metrics(folder)
-    finished = Finished(state, current_model(), stopped=int(state.step) < config.steps)
+    finished = Finished(state, current_model(), stopped=stop.requested)
     if finished.stopped:
         print(
             f"stopped at step {state.step} of {config.steps}, saved in {folder}; the same command resumes", flush=True
@@ -421,28 +427,3 @@ def spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
     """Puts a host's rows on the devices, cut along the batch axis."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
-
-
-class _Stop:
-    requested = False
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Notes the first SIGINT or SIGTERM instead of dying of it; the second one kills as usual."""
-    stop = _Stop()
-    before: dict[int, Any] = {}
-
-    def handle(number, frame):
-        stop.requested = True
-        signal.signal(number, before[number])
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more to quit at once", flush=True)
-
-    with contextlib.suppress(ValueError):  # only the main thread may; elsewhere a run just cannot be interrupted
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for which, handler in before.items():
-            signal.signal(which, handler)

@@ -16,6 +16,7 @@ from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import runs
 from experiments.loop.optim import OptimConfig
+from experiments.loop.starting import load_start
 from experiments.loop.train import TrainConfig
 from experiments.retrieval.beir import Collection, RetrievalData
 from experiments.retrieval.bi_encoder import Objective
@@ -96,7 +97,7 @@ def start_from(
 
     Args:
       texts: what a new tokenizer is trained on.
-      folder: a run whose tokenizer is used again, or None.
+      folder: of a run that goes on, which has its tokenizer and its model, or None.
       length: the longest row that must be read.
       flag: what asks for it, for errors.
       n_outputs: width of a linear map behind the vectors, 0 for none.
@@ -108,7 +109,7 @@ def start_from(
         encoder = runs.fit_vocabulary(config.model, needed, config.tokenizer)
         check_lengths(encoder, length, flag)
         return Started(zoo.SequenceClassifierConfig(**encoder_fields(encoder), **head), None, tokenizer)
-    model, tokenizer, _ = load_encoder(config.init)
+    model, tokenizer, _ = load_start(config.init, folder, load_encoder)
     if isinstance(model, zoo.SequenceClassifier) and config.pool in (None, model.config.pool):
         head = {"n_labels": n_outputs}  # it keeps what pools its rows
     rngs = nnx.Rngs(params=jax.random.key(config.train.seed))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from experiments.data.images import Images, LabelledImages, load_images
 from experiments.data.packing import Batch, Epochs, make_batches
 from experiments.loop.duration import in_steps
 from experiments.loop.optim import OptimConfig
+from experiments.loop.starting import load_start
 from experiments.loop.summary import Scores
 from experiments.loop.train import Loss, Task, TrainConfig, with_auxiliary
 from experiments.vision.load import load_model
@@ -35,6 +37,8 @@ class Prepared(NamedTuple):
     train: TrainConfig
     optim: OptimConfig
     """With numbers of steps for epochs and shares."""
+    start: Path | None
+    """Where the model lies that is tuned: --init, or a run that goes on. None: it is fresh."""
 
     @property
     def meaning(self) -> Meaning:
@@ -42,13 +46,17 @@ class Prepared(NamedTuple):
         return Meaning(self.preprocess.config, self.preprocess.size, self.data.classes)
 
 
-def prepare(config: Config) -> Prepared:
-    """Finds the images, and the shape of the model that classifies them."""
+def prepare(config: Config, folder: Path | None = None) -> Prepared:
+    """Finds the images, and the shape of the model that classifies them.
+
+    Args:
+      folder: of a run that goes on, which has its model.
+    """
     data = load_images(config.data)
-    model, preprocess = config.model, config.preprocess
+    model, preprocess, start = config.model, config.preprocess, None
     if config.init is not None:
-        loaded, folder = load_model(config.init)
-        model, preprocess = loaded.config, read_preprocess(folder, preprocess)
+        loaded, start = load_start(config.init, folder, load_model)
+        model, preprocess = loaded.config, read_preprocess(start, preprocess)
         if config.drop_path is not None:
             model = dataclasses.replace(model, drop_path=config.drop_path)
     n_classes = len(data.classes)
@@ -68,7 +76,8 @@ def prepare(config: Config) -> Prepared:
         )
     n_batches = -(-len(next(iter(data.splits.values())).labels) // config.train.batch_size)
     train_config, optim = in_steps(config, n_batches, eval_epochs=config.eval_epochs)
-    return Prepared(data, model, Preprocess(preprocess, size, model.channels, config.augment), train_config, optim)
+    images = Preprocess(preprocess, size, model.channels, config.augment)
+    return Prepared(data, model, images, train_config, optim, start)
 
 
 def training_batch(images: Images, rows: np.ndarray, preprocess: Preprocess, seed: int, step: int) -> Batch:
@@ -102,9 +111,9 @@ def make_task(config: Config, prepared: Prepared) -> Task:
     plan = Epochs(np.zeros(len(train_images.labels), int), [batch_size], seed=seed)
 
     def init(rngs: nnx.Rngs) -> nnx.Module:
-        if config.init is None:
+        if prepared.start is None:
             return zoo.ImageClassifier(prepared.model, rngs=rngs)
-        return zoo.with_head(load_model(config.init)[0], prepared.model, rngs=rngs)
+        return zoo.with_head(load_model(prepared.start)[0], prepared.model, rngs=rngs)
 
     def make(step: int) -> Batch:
         return training_batch(train_images, plan(step), prepared.preprocess, seed, step)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -63,8 +64,15 @@ def test_learns_and_predicts_from_its_folder(squares, tmp_path, command):
     # Another head on it where classes are others; the same one where they are as many.
     status, out, err = command("tiny", "--init", run, "--evaluate-only", "--data.path", squares)
     assert (status, out.splitlines()[1].split()) == (0, ["validation", "1.0000"]), err
-    status, _, err = command("tiny", "--init", run, "--run-dir", "more", "--epochs", "None", "--steps", 1)
+    status, _, err = command(
+        "tiny", "--init", run, "--run-dir", "more", "--steps", 1
+    )  # in place of the preset's epochs
     assert status == 0, err
+    status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 2)
+    assert (status, "resumed from step 1" in out) == (0, True), err
+    shutil.rmtree(run)  # which a run that goes on has no need of
+    status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 3)
+    assert (status, "resumed from step 2" in out) == (0, True), err
     assert load_model(tmp_path / "more")[0].config.n_classes == 10
 
 
@@ -74,7 +82,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(squares, tmp_path, command, monkeypat
     arguments = ("tiny", "--data.path", squares, *SMALL, *change, "--train.ema", 0.9, "--train.save-every", 2)
     assert command(*arguments, "--run-dir", "whole", "--epochs", 2)[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "_stop_signals", _stop_after(3))
+        patch.setattr(train, "stop_signals", _stop_after(3))
         status, out, _ = command(*arguments, "--run-dir", "parts", "--epochs", 2)
         assert (status, "stopped at step" in out) == (0, True)
     status, out, _ = command(*arguments, "--run-dir", "parts", "--epochs", 2)
@@ -132,7 +140,7 @@ def test_several_seeds_have_a_mean(squares, tmp_path, command):
         (["tiny", "--image-size", "9", "--model.patch-size", "2"], "patch_size=2"),
         (["tiny", "--image-size", "9"], "images of 9 x 9 pixels are 81 tokens, --model.m2.l-max 64"),
         (["tiny", "--init", "nowhere"], "nowhere is neither a folder nor a name on the hub"),
-        (["tiny", "--steps", "7"], "--steps 7 with --epochs 30; --epochs None goes by the steps"),
+        (["tiny", "--steps", "7", "--epochs", "2"], "--steps 7 with --epochs 2.0, expected one of the two"),
         (["tiny", "--evaluate-only"], "--evaluate-only is for an --init"),
         (["tiny", "--augment.crop", "middle"], "middle"),
         (["mnist"], "python -m experiments.data fetch mnist-5k"),

@@ -16,7 +16,7 @@ _CONFIG_FILE = "config.json"  # of the experiment: before all runs had model.jso
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a run, rather than one in a layout."""
-    return (folder / "checkpoints").is_dir()
+    return (folder / "checkpoints").is_dir() or (folder / MODEL_FILE).is_file()
 
 
 def runs_inside(folder: Path) -> list[str]:

@@ -136,7 +136,7 @@ def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, comma
 
 
 def test_a_stop_ends_all_seeds_and_says_where_it_goes_on(words, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(train, "_stop_signals", lambda: nullcontext(SimpleNamespace(requested=True)))
+    monkeypatch.setattr(train, "stop_signals", lambda: nullcontext(SimpleNamespace(requested=True)))
     arguments = ("tiny", "--data.path", words, *SMALL, "--epochs", 2, "--run-dir", "run", "--seeds", 3, 5)
     status, out, err = command(*arguments)
     assert status == 0, err
@@ -180,6 +180,10 @@ def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pr
         assert status == 0, err
     before = parameters(pretrained)
     after = {name: parameters(name) for name in ("init", "scratch", "mlm")}
+
+    shutil.rmtree(pretrained)  # which a run that goes on has no need of
+    status, out, err = command("tiny", *rest, *frozen, "--run-dir", "init", "--steps", 2)
+    assert (status, "resumed from step 1" in out) == (0, True), err
 
     def nearly(name, key):
         return np.allclose(after[name][key], before[key], atol=1e-6)

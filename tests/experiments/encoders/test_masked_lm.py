@@ -27,6 +27,8 @@ SMALL = shlex.split(
     "--model.attn.head-dim 8 --data.tokenizer bytes --data.seq-len 64 --train.batch-size 4 --steps 6 "
     "--train.save-every 2 --train.eval-every 4 --train.log-every 2 --eval-batches 2 --train.no-tensorboard"
 )
+# The same beside --init: with nothing of the model and its tokenizer.
+START = ("pretrain", "tiny", *SMALL[SMALL.index("--data.seq-len") :])
 
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -97,12 +99,33 @@ def test_goes_on_from_a_run_with_longer_rows(text, tmp_path, command):
     m2 = ("--model.pattern", "m2/monarch", "--model.m2.l-max", 64, "--model.monarch.d-ff", 16)
     positions = ("--model.max-len", 64)
     assert command(*SMALL, *m2, *positions, "--data.path", text, "--run-dir", "short")[0] == 0
-    longer = (*SMALL, "--data.path", text, "--init", "short", "--run-dir", "long", "--data.seq-len", 128, "--steps", 2)
+    longer = (*START, "--data.path", text, "--init", "short", "--run-dir", "long", "--data.seq-len", 128, "--steps", 2)
     status, out, err = command(*longer)
     assert status == 0, err
     model = load_encoder("long").model
     assert out.startswith("m2/monarch: ")  # the shape of the run, not that of the flags
     assert (model.config.m2.l_max, model.config.max_len) == (128, 128)
+
+
+def test_a_run_begun_from_another_resumes_without_it_and_its_flags_agree_with_it(text, tmp_path, command):
+    assert command(*SMALL, "--data.path", text, "--run-dir", "source", "--steps", 2)[0] == 0
+    start = (*START, "--data.path", text, "--init", "source", "--run-dir", "more")
+    for flag, message in {
+        "--model.d-model=32": "--model.d-model 32, but --init source has 16",
+        "--model.pattern=m2/mlp": "--model.pattern m2/mlp, but --init source has attn/mlp",
+        "--data.tokenizer=bpe": "--data.tokenizer bpe, but source has a tokenizer of its own (bytes, 257 ids)",
+    }.items():
+        status, _, err = command(*start, flag)
+        assert (status, err.partition("; leave the flag out")[0]) == (1, f"error: {message}")
+        assert not (tmp_path / "more").exists()
+    status, _, err = command(*start, "--steps", 4)
+    assert status == 0, err
+    whole = parameters("more")
+    shutil.rmtree("source")
+    shutil.rmtree("more/checkpoints/4")
+    status, out, err = command(*start, "--steps", 4)
+    assert (status, "resumed from step 2" in out) == (0, True), err
+    assert jax.tree.all(jax.tree.map(np.array_equal, parameters("more"), whole))
 
 
 def test_every_preset_builds_and_its_config_comes_back_from_json(tmp_path):

@@ -1,0 +1,76 @@
+"""What SIGINT (Ctrl-C) and SIGTERM do to a command, and the exit status that says so.
+
+A training run is saved after the step at hand and ends; a second signal ends it at once. Everything else ends at once.
+The exit status is 128 and the signal's number in every case, 130 or 143, as of a process that dies of it: in
+`python -m experiments.causal_lm tiny && python -m experiments.sample ...` the second command is not begun.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+# The signal that ended a training run of this command, 0 for none: what is left to do after it returns as ever.
+_ended_by = 0
+
+
+class Stop:
+    """Whether a run is asked to end."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Notes the first SIGINT or SIGTERM instead of dying of it; the second one kills as usual."""
+    stop = Stop()
+    before: dict[int, Any] = {}
+
+    def handle(number, frame):
+        global _ended_by
+        stop.requested, _ended_by = True, number
+        signal.signal(number, before[number])
+        print(f"\n{signal.Signals(number).name}: saving after this step; once more to quit at once", flush=True)
+
+    with contextlib.suppress(ValueError):  # only the main thread may; elsewhere a run just cannot be interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+@contextlib.contextmanager
+def exit_statuses() -> Iterator[None]:
+    """Around a command: a SIGTERM unwinds it like a Ctrl-C, and what a stopped run returned as success is none.
+
+    Raises:
+      SystemExit: with 143 after a SIGTERM; with 130 or 143 where the command exits with 0 after its run was stopped.
+    """
+    global _ended_by
+    _ended_by = 0
+    before: Any = None
+
+    def terminate(number, frame):
+        print("terminated", file=sys.stderr)
+        raise SystemExit(status_of(number))
+
+    with contextlib.suppress(ValueError):  # as above
+        before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    except SystemExit as ended:
+        if not ended.code and _ended_by:
+            raise SystemExit(status_of(_ended_by)) from None
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def status_of(number: int) -> int:
+    """The exit status of a process that a signal ended."""
+    return 128 + number
