@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from experiments.data.left_out import LeftOut
 from experiments.data.tables import Reading, check_delimiter, read_rows
 from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import TRAINERS, first_line, utf8
@@ -146,14 +147,10 @@ class _Complaints:
         if n:
             self(f"{where}{n} of {total} rows have no text in '{column}' and are left out")
 
-    def left_out(self, n: int, total: int, what: str) -> None:
-        if n:
-            self(f"{n} of {total} {what} left out, as --data.skip-bad asks")
-
 
 def _from_files(files: list[tuple[str, Path]], config: DataConfig, warn: _Complaints) -> Iterator[Document]:
     """The documents of files, each of which is one or a table of them."""
-    n_bad = 0
+    bad = LeftOut(warn, "files were", limit=100)
     for name, file in files:
         try:
             if stem_and_suffix(file)[1] in TABLES:
@@ -164,19 +161,13 @@ def _from_files(files: list[tuple[str, Path]], config: DataConfig, warn: _Compla
         except BadFile as error:
             if not config.skip_bad:
                 raise BadFile(f"{warn.flag}: {error}") from error
-            n_bad += 1
-            warn(f"{error}; left out")
-    warn.left_out(n_bad, len(files), "files were")
+            bad(str(error))
+    bad.summary(len(files) - bad.n)
 
 
 def _table_documents(name: str, file: Path, config: DataConfig, warn: _Complaints) -> Iterator[Document]:
-    bad: list[str] = []
-
-    def skip(message: str) -> None:
-        bad.append(message)
-        warn(f"{message}; left out")
-
-    how = Reading(config.encoding, check_delimiter(config.delimiter), skip if config.skip_bad else None)
+    bad = LeftOut(warn, f"rows of '{name}' were")
+    how = Reading(config.encoding, check_delimiter(config.delimiter), bad if config.skip_bad else None)
     column, index, absent, said = config.text_column, 0, 0, f"'{name}'"
     there: dict[str, None] = {}
     for number, row in enumerate(read_rows(file, said, how, column=column), start=1):
@@ -196,7 +187,7 @@ def _table_documents(name: str, file: Path, config: DataConfig, warn: _Complaint
             index += 1
     if there and not index:
         raise BadFile(f"{said} has no column '{column}'; --data.text-column must be one of {', '.join(there)}")
-    warn.left_out(len(bad), index + absent + len(bad), f"rows of {said} were")
+    bad.summary(index + absent)
     warn.absent(f"{said}: ", absent, index + absent, column)
 
 
