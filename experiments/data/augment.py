@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from experiments.data.pictures import flatten
+
 Crop = Literal["none", "shift", "resized"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 _BICUBIC = Image.Resampling.BICUBIC
@@ -28,12 +30,16 @@ class PreprocessConfig:
     """Distance from it, 0 to 1, that becomes 1; likewise."""
     crop_fraction: float = 1.0
     """In evaluation, the side of the middle square that is seen, as a share of the image's shorter side."""
+    background: tuple[int, ...] = (255, 255, 255)
+    """Red, green and blue, 0 to 255, that show where an image is transparent; or one number, for a grey."""
 
     def __post_init__(self):
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction={self.crop_fraction}, expected above 0 and at most 1")
         if any(value <= 0 for value in self.std):
             raise ValueError(f"std={self.std}, expected more than 0")
+        if len(self.background) not in (1, 3) or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background={self.background}, expected one or three numbers from 0 to 255")
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Preprocess:
 
     def __call__(self, image: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """(x, y, c) float32: as in training with a generator, as in evaluation without."""
-        image = image.convert(self.mode)
+        image = flatten(image, self.mode, self.config.background)
         if random is None:
             return self._normalise(image.resize((self.size, self.size), _BICUBIC, self._middle(image)))
         change = self.augment

@@ -7,6 +7,7 @@ import ssm
 import zoo
 from experiments.data.augment import AugmentConfig, PreprocessConfig
 from experiments.data.images import ImagesConfig
+from experiments.encoders.class_weights import ClassWeights
 from experiments.loop.duration import check_duration
 from experiments.loop.optim import OptimConfig
 from experiments.loop.seeds import check_different
@@ -29,6 +30,8 @@ class Config:
     """From an image to an array."""
     augment: AugmentConfig = AugmentConfig()
     """What training does to images."""
+    class_weights: ClassWeights = "none"
+    """balanced: in training, rare classes count as much as frequent ones."""
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape replaces --model, and the preprocessing that its
     folder states replaces --preprocess. Its classifier stays where it has as many classes."""

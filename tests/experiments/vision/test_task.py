@@ -35,6 +35,12 @@ def test_loss_is_that_of_both_images_by_their_shares(monkeypatch):
     expected = sum(share[i] * nats(i, labels[i]) + (1 - share[i]) * nats(i, partners[i]) for i in range(3))
     assert float(loss.total) == pytest.approx(expected, rel=1e-5)
     assert float(loss.weight) == 3
+    weights = np.array([2.0, 1.0, 0.5, 1.0, 3.0], np.float32)
+    loss = image_loss(model, batch, None, smoothing=0.1, class_weights=weights)
+    counts = [(share[i] * weights[labels[i]], (1 - share[i]) * weights[partners[i]]) for i in range(3)]
+    weighed = sum(a * nats(i, labels[i]) + b * nats(i, partners[i]) for i, (a, b) in enumerate(counts))
+    assert float(loss.total) == pytest.approx(weighed, rel=1e-5)
+    assert float(loss.weight) == pytest.approx(np.sum(counts), rel=1e-6)
 
 
 def test_a_mixture_of_experts_is_trained_with_its_balance():
