@@ -15,6 +15,7 @@ import zoo
 from experiments.data.augment import Preprocess, mix
 from experiments.data.images import Images, LabelledImages, load_images
 from experiments.data.packing import Batch, Epochs, make_batches
+from experiments.data.repeats import RepeatedEpochs
 from experiments.encoders.class_weights import weights_of
 from experiments.loop.duration import in_steps
 from experiments.loop.optim import OptimConfig
@@ -116,7 +117,12 @@ def make_task(config: Config, prepared: Prepared) -> Task:
     """The task of one seed."""
     train_images, held_out = list(prepared.data.splits.values())[:2]
     seed, batch_size = config.train.seed, config.train.batch_size
-    plan = Epochs(np.zeros(len(train_images.labels), int), [batch_size], seed=seed)
+    n, repeats = len(train_images.labels), config.augment.repeats
+    plan = (
+        Epochs(np.zeros(n, int), [batch_size], seed=seed)
+        if repeats == 1
+        else RepeatedEpochs(n, batch_size, repeats, seed=seed)
+    )
     counts = np.bincount(train_images.labels, minlength=len(prepared.data.classes))
     weights = weights_of(counts) if config.class_weights == "balanced" else None
 
