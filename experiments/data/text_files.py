@@ -52,13 +52,13 @@ class BadFile(ValueError):
     """A file, or a row of one, that is not what it should be."""
 
 
-def check_encoding(encoding: str) -> None:
+def check_encoding(encoding: str, flag: str = "--data.encoding") -> None:
     """Raises a ValueError where Python knows no such encoding of text."""
     try:
         "".encode(encoding)
     except (LookupError, UnicodeError) as error:
         raise ValueError(
-            f"--data.encoding {encoding}, expected one that Python knows, such as utf-8, utf-16, cp1252 or latin-1"
+            f"{flag} {encoding}, expected one that Python knows, such as utf-8, utf-16, cp1252 or latin-1"
         ) from error
 
 
@@ -92,12 +92,15 @@ def _open(path: Path) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def open_text(path: Path, name: str, encoding: str = "utf-8", *, newline: str = "") -> Iterator[IO[str]]:
+def open_text(
+    path: Path, name: str, encoding: str = "utf-8", *, newline: str = "", flag: str = "--data.encoding"
+) -> Iterator[IO[str]]:
     """A file to read text from, decompressed; a mark of its encoding at its beginning is not part of the text.
 
     Args:
       encoding: strict, unless the file begins with a mark of UTF-16.
       newline: as `open` takes it.
+      flag: what names the encoding at the command line, for messages.
 
     Raises:
       BadFile: it cannot be read, ends too early, or is of another encoding, and of which.
@@ -109,7 +112,9 @@ def open_text(path: Path, name: str, encoding: str = "utf-8", *, newline: str = 
             with io.TextIOWrapper(buffered, encoding=codec, newline=newline) as file:
                 yield file
     except UnicodeDecodeError as error:
-        raise BadFile(f"{name} is not {encoding} text{encoding_hint(read_bytes(path, name), encoding)}") from error
+        raise BadFile(
+            f"{name} is not {encoding} text{encoding_hint(read_bytes(path, name), encoding, flag)}"
+        ) from error
 
 
 def _marked(encoding: str, head: bytes) -> str:
@@ -119,12 +124,12 @@ def _marked(encoding: str, head: bytes) -> str:
     return "utf-16" if head.startswith(_UTF16) else "utf-8-sig"
 
 
-def encoding_hint(raw: bytes, encoding: str) -> str:
-    """Which --data.encoding text may have that is not of this one."""
+def encoding_hint(raw: bytes, encoding: str, flag: str) -> str:
+    """Which encoding text may have that is not of this one, and the flag to name it with."""
     likely = _likely_encoding(raw[: 1 << 16])
     if codecs.lookup(likely).name == codecs.lookup(encoding).name:
-        return "; name its encoding with --data.encoding"
-    return f"; --data.encoding {likely} may be its encoding"
+        return f"; name its encoding with {flag}"
+    return f"; {flag} {likely} may be its encoding"
 
 
 def _likely_encoding(sample: bytes) -> str:
@@ -138,11 +143,14 @@ def _likely_encoding(sample: bytes) -> str:
     return "cp1252" if best is None or best.encoding in _LATIN else best.encoding.replace("_", "-")
 
 
-def read_text(path: Path, name: str, encoding: str = "utf-8", *, strict: bool = True) -> str:
+def read_text(
+    path: Path, name: str, encoding: str = "utf-8", *, strict: bool = True, flag: str = "--data.encoding"
+) -> str:
     """A file's text as it stands, line ends included; up to 1 % of it may be undecodable, which is warned of.
 
     Args:
       strict: whether to refuse what looks like something else than text.
+      flag: what names the encoding at the command line, for messages.
 
     Raises:
       BadFile: it cannot be read, or is not text.
@@ -154,7 +162,7 @@ def read_text(path: Path, name: str, encoding: str = "utf-8", *, strict: bool = 
         likely = _likely_encoding(raw[: 1 << 16])
         advice = "pick text files with a glob such as '**/*.txt', or leave others out with --data.skip-bad"
         if likely.startswith("utf-16"):
-            advice = f"--data.encoding {likely} may be its encoding"
+            advice = f"{flag} {likely} may be its encoding"
         raise BadFile(f"{name} is not text (zero byte at offset {zero}); {advice}")
     if stem_and_suffix(path)[1] == ".py" and codec == "utf-8-sig":
         with contextlib.suppress(SyntaxError):  # it declares none, or one that Python does not know
@@ -166,9 +174,9 @@ def read_text(path: Path, name: str, encoding: str = "utf-8", *, strict: bool = 
     except UnicodeEncodeError:
         junk = text.count("\ufffd")
     if strict and junk > len(text) / 100:
-        hint = encoding_hint(raw, codec)
+        hint = encoding_hint(raw, codec, flag)
         raise BadFile(f"{name} is not {said} text ({junk} of {len(text)} characters undecodable){hint}")
     if strict and junk > 0:
-        hint = encoding_hint(raw, codec)
+        hint = encoding_hint(raw, codec, flag)
         log.warning("%d characters of %s are not %s and read as U+FFFD%s", junk, name, said, hint)
     return text
