@@ -160,7 +160,9 @@ def _from_files(files: list[tuple[str, Path]], config: DataConfig, warn: _Compla
                 yield Document(name, text, key=name)
         except BadFile as error:
             if not config.skip_bad:
-                raise BadFile(f"{warn.flag}: {error}") from error
+                more = len(files) > 1 and "--data.skip-bad" not in str(error)
+                hint = "; --data.skip-bad leaves such files out" if more else ""
+                raise BadFile(f"{warn.flag}: {error}{hint}") from error
             bad(str(error))
     bad.summary(len(files) - bad.n)
 

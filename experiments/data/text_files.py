@@ -10,6 +10,7 @@ import gzip
 import io
 import logging
 import lzma
+import re
 import tokenize
 import zlib
 from collections.abc import Callable, Iterator
@@ -137,6 +138,9 @@ def _likely_encoding(sample: bytes) -> str:
     for encoding, first in (("utf-16-le", 1), ("utf-16-be", 0)):  # most characters of most texts end, or begin, with 0
         if sample[first::2].count(0) > 0.4 * half and sample[1 - first :: 2].count(0) < 0.1 * half:
             return encoding
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", sample)]
+    if runs and sum(runs) < 1.5 * len(runs):  # accents stand alone among plain letters
+        return "cp1252"
     import charset_normalizer
 
     best = charset_normalizer.from_bytes(sample, cp_isolation=list(_USUAL)).best()

@@ -52,6 +52,7 @@ def test_a_file_cut_short_and_one_of_another_format_are_named(suffix, tmp_path):
     ("text", "encoding", "hint"),
     [
         ("déjà vu " * 99, "latin-1", "cp1252"),
+        ("text, é; " * 20, "cp1252", "cp1252"),
         (RUSSIAN, "cp1251", "cp1251"),
         (RUSSIAN, "koi8-r", "koi8-r"),
         (JAPANESE, "shift-jis", "shift-jis"),
