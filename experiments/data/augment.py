@@ -1,17 +1,19 @@
 """Images as a model takes them: cropped, normalised, and in training changed at random, each in its own way.
 
-Pillow resizes and turns; RandAugment is torchvision's, which is needed for it alone. What is random is a function of a
-generator that is given, so that a batch is a function of seed and step.
+Pillow resizes and turns. What is random is a function of a generator that is given, so that a batch is a function of
+seed and step. Crop, erasing, MixUp, CutMix and `rand_augment` are of the sizes that timm gives them in DeiT's recipe.
 
 Axes: x image height, y image width, c channels.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from experiments.data.pictures import flatten
+from experiments.data.rand_augment import RandAugment
 
 Crop = Literal["none", "shift", "resized"]
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -28,12 +30,16 @@ class PreprocessConfig:
     """Distance from it, 0 to 1, that becomes 1; likewise."""
     crop_fraction: float = 1.0
     """In evaluation, the side of the middle square that is seen, as a share of the image's shorter side."""
+    background: tuple[int, ...] = (255, 255, 255)
+    """Red, green and blue, 0 to 255, that show where an image is transparent; or one number, for a grey."""
 
     def __post_init__(self):
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction={self.crop_fraction}, expected above 0 and at most 1")
         if any(value <= 0 for value in self.std):
             raise ValueError(f"std={self.std}, expected more than 0")
+        if len(self.background) not in (1, 3) or not all(0 <= value <= 255 for value in self.background):
+            raise ValueError(f"background={self.background}, expected one or three numbers from 0 to 255")
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,11 @@ class AugmentConfig:
     rotate: float = 0.0
     """Largest turn to either side, in degrees."""
     rand_augment: int = 0
-    """RandAugment's number of operations. Above 0 needs torchvision."""
+    """RandAugment's number of operations."""
     magnitude: int = 9
-    """RandAugment's strength, 0 to 30."""
+    """RandAugment's strength, as timm counts: 10 turns by 30 degrees, and more counts as 10."""
+    magnitude_std: float = 0.5
+    """Standard deviation of the strength from one operation to the next."""
     erase: float = 0.0
     """Probability that a rectangle of 2 to 33 % of the image becomes noise."""
     mixup: float = 0.0
@@ -62,6 +70,8 @@ class AugmentConfig:
     """The same, for a rectangle of another image put into each. With both, either has its turn at random."""
     smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
+    repeats: int = 1
+    """How often an image comes in a batch, changed in its own way each time; an epoch sees so many fewer of them."""
 
     def __post_init__(self):
         if self.crop not in ("none", "shift", "resized"):
@@ -71,11 +81,13 @@ class AugmentConfig:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 0 to 1")
         if not 0 < self.min_area <= 1:
             raise ValueError(f"min_area={self.min_area}, expected above 0 and at most 1")
-        for name in ("mixup", "cutmix", "rotate", "rand_augment"):
+        for name in ("mixup", "cutmix", "rotate", "rand_augment", "magnitude_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 0")
         if not 0 <= self.magnitude <= 30:
             raise ValueError(f"magnitude={self.magnitude}, expected 0 to 30")
+        if self.repeats < 1:
+            raise ValueError(f"repeats={self.repeats}, expected at least 1")
 
 
 class Preprocess:
@@ -89,7 +101,6 @@ class Preprocess:
 
     Raises:
       ValueError: channels that images do not have; as many means or standard deviations.
-      ImportError: RandAugment without torchvision.
     """
 
     def __init__(self, config: PreprocessConfig, size: int, channels: int, augment: AugmentConfig = AugmentConfig()):
@@ -101,11 +112,13 @@ class Preprocess:
         self.config, self.size, self.augment = config, size, augment
         self.mode = "L" if channels == 1 else "RGB"
         self.mean, self.std = (np.array(values, np.float32) for values in (config.mean, config.std))
-        self.rand_augment = RandAugment(augment.rand_augment, augment.magnitude) if augment.rand_augment else None
+        fill = tuple(min(255, round(255 * value)) for value in config.mean)
+        strength: dict[str, Any] = {"magnitude": augment.magnitude, "std": augment.magnitude_std, "fill": fill}
+        self.rand_augment = RandAugment(augment.rand_augment, **strength) if augment.rand_augment else None
 
     def __call__(self, image: Image.Image, random: np.random.Generator | None = None) -> np.ndarray:
         """(x, y, c) float32: as in training with a generator, as in evaluation without."""
-        image = image.convert(self.mode)
+        image = flatten(image, self.mode, self.config.background)
         if random is None:
             return self._normalise(image.resize((self.size, self.size), _BICUBIC, self._middle(image)))
         change = self.augment
@@ -116,7 +129,7 @@ class Preprocess:
         if random.random() < change.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.rand_augment is not None:
-            image = self.rand_augment(image, int(random.integers(1 << 62)))
+            image = self.rand_augment(image, random)
         array = self._normalise(image)
         return erase(array, random) if random.random() < change.erase else array
 
@@ -149,9 +162,9 @@ def _random_box(size: tuple[int, int], min_area: float, random: np.random.Genera
         if w <= width and h <= height:
             left, top = random.uniform(0, width - w), random.uniform(0, height - h)
             return left, top, left + w, top + h
-    side = min(size)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)  # as much as has such a shape
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
 
 
 def erase(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -169,28 +182,6 @@ def erase(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
             array[top : top + h, left : left + w] = random.standard_normal((h, w, c), np.float32)
             break
     return array
-
-
-class RandAugment:
-    """torchvision's RandAugment, its choices a function of a seed."""
-
-    _lock = threading.Lock()  # torch has one generator for all threads
-
-    def __init__(self, n_operations: int, magnitude: int):
-        try:
-            import torch
-            from torchvision.transforms import v2
-        except ImportError as error:
-            raise ImportError(
-                f"--augment.rand-augment {n_operations} needs torchvision: pip install torchvision"
-            ) from error
-        self._torch: Any = torch
-        self._change = v2.RandAugment(n_operations, magnitude)
-
-    def __call__(self, image: Image.Image, seed: int) -> Image.Image:
-        with self._lock, self._torch.random.fork_rng(devices=[]):
-            self._torch.manual_seed(seed)
-            return self._change(image)
 
 
 class Mixed(NamedTuple):
@@ -219,7 +210,7 @@ def mix(images: np.ndarray, labels: np.ndarray, config: AugmentConfig, random: n
         images = np.float32(share) * images + np.float32(1 - share) * others
     else:
         x, y = images.shape[1:3]
-        h, w = round(x * np.sqrt(1 - share)), round(y * np.sqrt(1 - share))
+        h, w = int(x * np.sqrt(1 - share)), int(y * np.sqrt(1 - share))
         middle = random.integers(x), random.integers(y)
         top, left = max(0, middle[0] - h // 2), max(0, middle[1] - w // 2)
         bottom, right = min(x, middle[0] - h // 2 + h), min(y, middle[1] - w // 2 + w)

@@ -2,36 +2,35 @@
 
     config -> source -> documents -> distinct ones -> train | validation
 
-`datasets` opens tables and the hub. What the user can get wrong is one line that names the flag.
+`tables` reads files of rows, `datasets` opens the hub. What the user can get wrong is one line that names the flag.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import functools
 import glob
 import hashlib
-import io
 import itertools
 import json
 import logging
 import os
 import sys
 import sysconfig
-import tokenize
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from experiments.data.left_out import LeftOut
+from experiments.data.tables import Reading, check_delimiter, read_rows
+from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import TRAINERS, first_line, utf8
 from experiments.loop.flags import alias
 
 log = logging.getLogger(__name__)
 
-TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}  # suffix -> builder in `datasets`
-COMPRESSED = {".gz", ".zst", ".bz2", ".xz"}
+# Files that hold a document a row.
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
 # Below this many documents the tail of each is held out, since a draw of whole ones says little about the rest.
 FEW_DOCUMENTS = 20
 
@@ -41,11 +40,18 @@ class DataConfig:
     """Which text to model, in which tokens. Without path and hub: the source of Python's standard library."""
 
     # A file, a folder or a quoted glob: .jsonl, .json, .csv and .parquet hold a document a row, any other file is one.
+    # .gz, .bz2, .xz or .zst may follow each of them.
     path: str | None = None
     # A data set of the Hugging Face hub: its name, or name:config (Salesforce/wikitext:wikitext-103-raw-v1).
     hub: str | None = None
     # The column that holds the text, in tables and hub data sets.
     text_column: str = "text"
+    # Of text files and tables, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...).
+    encoding: str = field(default="utf-8", repr=False)
+    # What is between the cells of .csv: a character, or comma, semicolon, tab. None: what fits the first line.
+    delimiter: str | None = field(default=None, repr=False)
+    # Leave out files and rows that cannot be read, name them and count them, instead of ending at the first.
+    skip_bad: bool = field(default=False, repr=False)
     # bytes; bpe or wordpiece (uncased), trained on the training text; a tokenizer.json, or a folder or hub repository
     # (gpt2) that holds one.
     tokenizer: str = "bytes"
@@ -91,16 +97,12 @@ def open_source(config: DataConfig) -> Source:
         files = _find_files(config.path, flag)
     stats = [(name, file.stat()) for name, file in files]
     version = digest(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
+    warn = _Complaints(flag)
 
     def documents() -> Iterator[Document]:
-        for name, file in files:
-            suffix = Path(file.stem).suffix if file.suffix in COMPRESSED else file.suffix
-            if builder := TABLES.get(suffix):
-                yield from _table_documents(name, file, builder, flag, config.text_column)
-            else:
-                yield Document(name, _read_text(name, file, flag, strict=config.path is not None), key=name)
+        return itertools.islice(_from_files(files, config, warn), config.max_documents)
 
-    return Source(flag, version, lambda: itertools.islice(documents(), config.max_documents))
+    return Source(flag, version, documents)
 
 
 def _walk(root: Path, skipped: set[str]) -> list[tuple[str, Path]]:
@@ -130,44 +132,65 @@ def _find_files(pattern: str, flag: str) -> list[tuple[str, Path]]:
     return files
 
 
-def _read_text(name: str, file: Path, flag: str, *, strict: bool) -> str:
-    """A file's text as it stands, line ends included; `strict` refuses what looks like something else than text."""
-    try:
-        raw = file.read_bytes()
-    except OSError as err:
-        raise ValueError(f"{flag}: '{name}' cannot be read ({err.strerror})") from err
-    encoding = "utf-8-sig"
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif strict and (zero := raw[:8192].find(b"\0")) >= 0:
-        raise ValueError(
-            f"{flag}: '{name}' is not text (zero byte at offset {zero}); pick text files with a glob such as '**/*.txt'"
-        )
-    elif file.suffix == ".py":
-        with contextlib.suppress(SyntaxError):  # it declares none, or one that Python does not know
-            encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
-    text = raw.decode(encoding, errors="replace")
-    junk = text.count("\ufffd") - raw.count("\ufffd".encode())
-    if strict and junk > len(text) / 100:
-        raise ValueError(f"{flag}: '{name}' is not {encoding} text ({junk} of {len(text)} characters undecodable)")
-    if strict and junk > 0:
-        log.warning("%s: %d characters of '%s' are not %s and read as U+FFFD", flag, junk, name, encoding)
-    return text
+class _Complaints:
+    """Warnings, each said once however often a source is read."""
+
+    def __init__(self, flag: str):
+        self.flag, self.said = flag, set[str]()
+
+    def __call__(self, message: str) -> None:
+        if message not in self.said:
+            self.said.add(message)
+            log.warning("%s: %s", self.flag, message)
+
+    def absent(self, where: str, n: int, total: int, column: str) -> None:
+        if n:
+            self(f"{where}{n} of {total} rows have no text in '{column}' and are left out")
 
 
-def _table_documents(name: str, file: Path, builder: str, flag: str, column: str) -> Iterator[Document]:
-    if not file.stat().st_size:
-        return
+def _from_files(files: list[tuple[str, Path]], config: DataConfig, warn: _Complaints) -> Iterator[Document]:
+    """The documents of files, each of which is one or a table of them."""
+    bad = LeftOut(warn, "files were", limit=100)
+    for name, file in files:
+        try:
+            if stem_and_suffix(file)[1] in TABLES:
+                yield from _table_documents(name, file, config, warn)
+            else:
+                text = read_text(file, f"'{name}'", config.encoding, strict=config.path is not None)
+                yield Document(name, text, key=name)
+        except BadFile as error:
+            if not config.skip_bad:
+                more = len(files) > 1 and "--data.skip-bad" not in str(error)
+                hint = "; --data.skip-bad leaves such files out" if more else ""
+                raise BadFile(f"{warn.flag}: {error}{hint}") from error
+            bad(str(error))
+    bad.summary(len(files) - bad.n)
 
-    def load() -> Any:
-        return _datasets().load_dataset(builder, data_files=[str(file)], split="train", streaming=True)
 
-    def complain(err: Exception) -> str:
-        fault = _json_fault(file, column) if file.suffix in (".json", ".jsonl") else None
-        return f"{flag}: '{name}' {fault or f'cannot be read as {builder} ({first_line(err)})'}"
-
-    for index, text in enumerate(_texts(load, column, f"{flag}: '{name}'", complain)):
-        yield Document(f"{name}:{index}", text, key=text)
+def _table_documents(name: str, file: Path, config: DataConfig, warn: _Complaints) -> Iterator[Document]:
+    bad = LeftOut(warn, f"rows of '{name}' were")
+    how = Reading(config.encoding, check_delimiter(config.delimiter), bad if config.skip_bad else None)
+    column, index, absent, said = config.text_column, 0, 0, f"'{name}'"
+    there: dict[str, None] = {}
+    for number, row in enumerate(read_rows(file, said, how, column=column), start=1):
+        value = row.get(column)
+        if column not in row:
+            # A row of JSON may do without; all of a CSV or Parquet table have the same columns.
+            there |= dict.fromkeys(map(str, row))
+        if value is None:
+            absent += 1
+        elif isinstance(value, bool) or not isinstance(value, str | int | float):
+            how.bad(
+                f"row {number} of {said} holds {type(value).__name__} in --data.text-column '{column}'; expected text"
+            )
+        else:
+            text = str(value)
+            yield Document(f"{name}:{index}", text, key=text)
+            index += 1
+    if there and not index:
+        raise BadFile(f"{said} has no column '{column}'; --data.text-column must be one of {', '.join(there)}")
+    bad.summary(index + absent)
+    warn.absent(f"{said}: ", absent, index + absent, column)
 
 
 def _hub_source(config: DataConfig, spec: str) -> Source:
@@ -187,8 +210,7 @@ def _hub_source(config: DataConfig, spec: str) -> Source:
         except Exception as err:  # no network, no such data set, no access to it
             obstacle = err
 
-    def unreadable(err: Exception) -> str:
-        return f"{flag} cannot be read ({first_line(err)})"
+    warn = _Complaints(flag)
 
     def documents() -> Iterator[Document]:
         streaming = config.max_documents is not None
@@ -206,51 +228,40 @@ def _hub_source(config: DataConfig, spec: str) -> Source:
         given = "validation" in splits
         # Validation first, so that a text that is in both splits is dropped from train.
         for side in ("validation", "train") if given else ("train",):
-            texts = _texts(functools.partial(splits.get, side), config.text_column, flag, unreadable)
+            texts = _texts(functools.partial(splits.get, side), config.text_column, warn)
             for index, text in enumerate(itertools.islice(texts, config.max_documents)):
                 yield Document(f"{side}:{index}", text, key=text, side=side if given else None)
 
     return Source(flag, version, documents)
 
 
-def _texts(load: Callable[[], Any], column: str, where: str, complain: Callable[[Exception], str]) -> Iterator[str]:
-    """The strings of one column of a data set; `complain` words what goes wrong inside `datasets`."""
+def _texts(load: Callable[[], Any], column: str, warn: _Complaints) -> Iterator[str]:
+    """The strings of one column of a data set of the library `datasets`."""
 
     def tables() -> Iterator[Any]:
         try:
             yield from load().with_format("arrow").iter(batch_size=1000)
         except Exception as err:
-            raise ValueError(complain(err)) from err
+            raise ValueError(f"{warn.flag} cannot be read ({first_line(err)})") from err
 
+    absent = total = 0
     for table in tables():
         if column not in (names := table.column_names):
-            raise ValueError(f"{where} has no column '{column}'; --data.text-column must be one of {', '.join(names)}")
+            raise ValueError(
+                f"{warn.flag} has no column '{column}'; --data.text-column must be one of {', '.join(names)}"
+            )
         texts = table.column(column)
+        if str(texts.type).startswith(("int", "uint", "float", "double", "decimal")):
+            texts = texts.cast("string")
         if str(texts.type) not in ("string", "large_string", "string_view", "null"):
-            raise ValueError(complain(TypeError(f"--data.text-column '{column}' holds {texts.type}; expected strings")))
+            raise ValueError(f"{warn.flag}: --data.text-column '{column}' holds {texts.type}; expected strings")
+        absent, total = absent + texts.null_count, total + len(texts)
         yield from (text for text in texts.to_pylist() if text is not None)
-
-
-def _json_fault(file: Path, column: str) -> str | None:
-    """Where a file of JSON is wrong, which `datasets` does not say; None if it looks right."""
-    content = file.read_bytes()
-    records = [content] if content.lstrip().startswith(b"[") else content.splitlines()
-    for number, record in enumerate(records, start=1):
-        where = f"line {number}" if len(records) > 1 else "it"
-        try:
-            rows = json.loads(record) if record.strip() else []
-        except ValueError as err:
-            return f"is not JSON: {where} fails with '{first_line(err)}'"
-        for row in rows if isinstance(rows, list) else [rows]:
-            if not isinstance(row, dict):
-                return f"is not a table: {where} holds {type(row).__name__}; expected objects with '{column}'"
-            if not isinstance(value := row.get(column), str | None):
-                return f"has no text in column '{column}': {where} holds {type(value).__name__}; expected a string"
-    return None
+    warn.absent("", absent, total, column)
 
 
 def _datasets() -> Any:
-    """The `datasets` library, which takes seconds to import and is needed for tables only."""
+    """The `datasets` library, which takes seconds to import and is needed for the hub only."""
     import datasets
 
     datasets.config.TORCH_AVAILABLE = False  # where torch is installed, streaming would import it to no use
@@ -318,6 +329,8 @@ def digest(text: str) -> str:
 
 
 def _check(config: DataConfig) -> None:
+    check_encoding(config.encoding)
+    check_delimiter(config.delimiter)
     if config.path is not None and config.hub is not None:
         raise ValueError(f"--data.path '{config.path}' and --data.hub '{config.hub}' exclude each other; give one")
     if not 0 < config.validation_fraction < 1:

@@ -6,17 +6,28 @@ What the user can get wrong is one line that names the flag.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from experiments.data import data_source
 from experiments.data.data_source import SPLITS
+from experiments.data.image_folders import Files, find_images
+from experiments.data.left_out import LeftOut
+from experiments.data.pictures import open_picture
 from experiments.data.tokenizers import first_line
+from experiments.loop.flags import UsageError
+
+log = logging.getLogger(__name__)
+
+_HINT = "; --data.skip-bad leaves such images out"
 
 
 @dataclass(frozen=True)
@@ -24,8 +35,8 @@ class ImagesConfig:
     """Which images. Without path, hub and fetched: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels."""
 
     path: str | None = None
-    """A folder of images, a folder for each class (perhaps inside of train, validation and test), or of train.npz,
-    test.npz with arrays `images` (n x y, or n x y c, 0 to 255) and `labels` (n)."""
+    """A folder of images, a folder for each class (perhaps inside of train, validation and test; folders in one are of
+    its class), or of train.npz, test.npz with arrays `images` (n x y, or n x y c, 0 to 255) and `labels` (n)."""
     hub: str | None = None
     """A data set of the Hugging Face hub, NAME or NAME:CONFIG (ILSVRC/imagenet-1k, uoft-cs/cifar10), or a folder laid
     out like one."""
@@ -45,6 +56,9 @@ class ImagesConfig:
     """Share of the training images that is held out, the same of each class, where there is no validation split."""
     train_images: int | None = None
     """Train on so many images only, as many of each class. None: all."""
+    skip_bad: bool = False
+    """Read every image at the start and leave out those that cannot be, named and counted, instead of ending at the
+    first that is met."""
 
     def __post_init__(self):
         data_source.check(self, "train_images")
@@ -98,6 +112,11 @@ def load_images(config: ImagesConfig) -> LabelledImages:
         if name in (train, held_out):
             raise ValueError(f"{where}: the images '{name}' {what}")
         del splits[name]  # labels that are kept secret
+    if config.skip_bad:
+        splits = {name: _readable(images, f"images of {name} were", where) for name, images in splits.items()}
+    if len(seen := np.unique(splits[train].labels)) < 2:
+        only = f"of the class {classes[seen[0]]!r}" if len(seen) else "unreadable"
+        raise ValueError(f"{where}: all images of {train} are {only}, expected at least two classes")
     if held_out not in splits:
         kept, aside = _hold_out(splits[train], config.validation_fraction, where)
         splits = {train: kept, held_out: aside} | {name: splits[name] for name in splits if name != train}
@@ -118,7 +137,7 @@ def _find(config: ImagesConfig) -> tuple[_Found, str]:
         raise FileNotFoundError(f"{where} is no folder; expected one of images, a folder for each class")
     if any(path.glob("*.npz")):
         return _from_arrays(path, where), where
-    return _from_folder(config, path, where), where
+    return _from_folder(path, where), where
 
 
 def digits(config: ImagesConfig) -> _Found:
@@ -157,15 +176,22 @@ def _from_arrays(path: Path, where: str) -> _Found:
     return _Found(tuple(str(i) for i in range(max(names, default=-1) + 1)), splits)
 
 
-def _from_folder(config: ImagesConfig, path: Path, where: str) -> _Found:
-    import datasets
+def _from_folder(path: Path, where: str) -> _Found:
+    found = find_images(path, where)
+    classes = tuple(sorted({name for files in found.values() for name in files.classes}))
+    number = {name: i for i, name in enumerate(classes)}
+    trained = set(found["train"].classes) if "train" in found else set(classes)
+    for split, files in found.items():
+        if unknown := sorted(set(files.classes) - trained):
+            raise ValueError(f"{where}: the class {unknown[0]!r} of {split} is never in train")
 
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False)
-    except Exception as error:  # whatever the library says of an empty folder
-        raise ValueError(f"{where} holds no images in folders named after their class ({first_line(error)})") from error
-    return _tables(config, found, where)
+    def images(files: Files) -> Images:
+        def read(i: int) -> Image.Image:
+            return _opened(files.paths[i], files.paths[i].relative_to(path).as_posix())
+
+        return Images(read, np.array([number[name] for name in files.classes], np.int32))
+
+    return _Found(classes, {split: images(files) for split, files in found.items()})
 
 
 def _tables(config: ImagesConfig, found: Mapping[str, Any], where: str) -> _Found:
@@ -178,10 +204,20 @@ def _tables(config: ImagesConfig, found: Mapping[str, Any], where: str) -> _Foun
     image = _column(features, datasets.Image, config.image_column, "image", where)
     label = _column(features, datasets.ClassLabel, config.label_column, "label", where)
 
-    def images(table: Any) -> Images:
-        return Images(lambda i: table[int(i)][image], np.asarray(table.with_format("numpy")[label][:], np.int32))
+    mode = features[image].mode
 
-    return _Found(tuple(features[label].names), {name: images(table) for name, table in found.items()})
+    def images(split: str, table: Any) -> Images:
+        encoded = table.cast_column(image, datasets.Image(decode=False))
+
+        def read(i: int) -> Image.Image:
+            cell = encoded[int(i)][image]
+            source = cell["bytes"] if cell["bytes"] is not None else cell["path"]
+            picture = _opened(source, cell["path"] or f"{i} of {split}")
+            return picture.convert(mode) if mode else picture
+
+        return Images(read, np.asarray(table.with_format("numpy")[label][:], np.int32))
+
+    return _Found(tuple(features[label].names), {name: images(name, table) for name, table in found.items()})
 
 
 def _column(features: Mapping[str, Any], kind: type, given: str | None, usual: str, where: str) -> str:
@@ -193,6 +229,33 @@ def _column(features: Mapping[str, Any], kind: type, given: str | None, usual: s
             f"{', '.join(there) or 'none'}"
         )
     return chosen
+
+
+def _opened(source: str | Path | bytes, name: str) -> Image.Image:
+    try:
+        return open_picture(source, name)
+    except UsageError as error:
+        raise UsageError(f"{error}{_HINT}") from error
+
+
+def _readable(images: Images, what: str, where: str) -> Images:
+    """Those that can be read; the others are named and counted."""
+
+    def fault(i: int) -> str | None:
+        try:
+            images.read(i)
+        except UsageError as error:
+            return str(error).removesuffix(_HINT)
+        return None
+
+    left_out = LeftOut(lambda message: log.warning("%s: %s", where, message), what, limit=100)
+    n = len(images.labels)
+    with ThreadPoolExecutor() as pool:
+        faults = list(tqdm(pool.map(fault, range(n)), total=n, desc="checking images", disable=None, delay=2))
+    for message in filter(None, faults):
+        left_out(message)
+    left_out.summary(n - left_out.n)
+    return images.take(np.flatnonzero([message is None for message in faults])) if left_out.n else images
 
 
 def _hold_out(images: Images, fraction: float, where: str) -> tuple[Images, Images]:

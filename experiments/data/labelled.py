@@ -2,32 +2,33 @@
 
     config -> rows of train, validation, test -> checked columns -> Labelled
 
-What a label is follows from its column: strings and integers are classes, floats are numbers, lists are tags of words,
-dicts are the answers of SQuAD. What the user can get wrong is one line that names the flag.
+What a label is follows from its column (`labels`): strings and integers are classes, lists of them several classes, or
+tags where texts are lists of words, floats are numbers, dicts are the answers of SQuAD. What the user can get wrong is
+one line that names the flag.
 """
 
-import bz2
-import csv
-import gzip
 import hashlib
 import json
-import lzma
+import logging
 import re
-import sysconfig
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data import data_source
+from experiments.data import conll, data_source, labels, snippets
 from experiments.data.data_source import SPLITS
-from experiments.data.tokenizers import first_line, utf8
+from experiments.data.labels import Columns
+from experiments.data.labels import Examples as Examples
+from experiments.data.labels import Kind as Kind
+from experiments.data.left_out import LeftOut
+from experiments.data.tables import TABLES, Reading, Row, check_delimiter, class_names, names_in, read_rows
+from experiments.data.text_files import BadFile, check_encoding, stem_and_suffix
+from experiments.data.tokenizers import utf8
 
-Kind = Literal["classification", "regression", "tagging", "span-qa"]
-Row = dict[str, Any]
+log = logging.getLogger(__name__)
 
 # Columns by their usual names: text, second text, label. The first line whose columns are all there is taken.
 LAYOUTS: tuple[tuple[str, str | None, str], ...] = (
@@ -36,15 +37,8 @@ LAYOUTS: tuple[tuple[str, str | None, str], ...] = (
     ("words", None, "tags"),
     ("tokens", None, "ner_tags"),
     ("text", None, "score"),
+    ("text", None, "labels"),
 )
-_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-EXPECTED: dict[str, str] = {
-    "classification": "strings or integers",
-    "regression": "numbers",
-    "tagging": "lists of tags, one for each word",
-    "span-qa": "answers as SQuAD has them, {'text': [...], 'answer_start': [...]}",
-}
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,8 @@ class LabelledConfig:
     """Which texts and labels. Without path, hub and fetched: source code, and which package of Python it is from."""
 
     path: str | None = None
-    """A file (.jsonl, .json, .csv, .tsv, .parquet), or a folder with train.*, validation.* and test.*."""
+    """A file, or a folder with train.*, validation.* and test.*: .jsonl, .json (SQuAD's too), .csv, .tsv, .parquet, and
+    for tags .conll, .iob, .bio, .conllu; .gz, .bz2, .xz or .zst may follow."""
     hub: str | None = None
     """A data set of the Hugging Face hub, NAME or NAME:CONFIG (nyu-mll/glue:mnli), or a folder laid out like one."""
     fetched: str | None = None
@@ -62,7 +57,19 @@ class LabelledConfig:
     second_column: str | None = None
     """The second text of a pair, or the context that answers are in. None: single texts, or "context"."""
     label_column: str | None = None
-    """The label. None: "label", or another usual name."""
+    """The label. None: "label", or another usual name. In files of CoNLL, the number of a column, or a name of CoNLL-U
+    (upos, deprel); None: the last, or upos."""
+    label_separator: str | None = None
+    """What is between the labels of a text that has several in one cell, as in "sports|politics". None: a cell is one
+    label."""
+    encoding: str = "utf-8"
+    """Of text files, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...)."""
+    delimiter: str | None = None
+    """What is between the cells of .csv and .tsv: a character, or comma, semicolon, tab. None: the one of these three
+    that fits the first line of a .csv."""
+    skip_bad: bool = False
+    """Leave out rows that cannot be used (no text, no label, not JSON, ...), name the first and count them, instead of
+    ending at the first."""
     train_split: str = "train"
     """The hub's name of the rows to train on."""
     validation_split: str = "validation"
@@ -81,17 +88,10 @@ class LabelledConfig:
 
     def __post_init__(self):
         data_source.check(self, "train_rows")
-
-
-class Examples(NamedTuple):
-    """One split, checked."""
-
-    texts: list[Any]
-    """Strings; for tagging, lists of words."""
-    seconds: list[str] | None
-    """Second texts, or contexts."""
-    labels: list[Any] | None
-    """str for a class, float for a number, list of str for tags, dict of lists for answers. None: kept secret."""
+        check_encoding(self.encoding)
+        check_delimiter(self.delimiter)
+        if self.label_separator == "":
+            raise ValueError("--data.label-separator '', expected at least a character")
 
 
 class Labelled(NamedTuple):
@@ -104,11 +104,14 @@ class Labelled(NamedTuple):
     """Examples by the name of their split, those to train on first, then those to evaluate on, then others."""
     where: str
     """What the user asked for, for messages."""
+    note: str = ""
+    """What labels could have been taken for as well."""
 
 
 class _Table(NamedTuple):
     rows: list[Row]
     names: dict[str, tuple[str, ...]]  # column -> names of its classes, where the file says so
+    bare: bool = False  # whether cells are text alone
 
 
 def load_labelled(config: LabelledConfig, kind: Kind | None = None) -> Labelled:
@@ -120,45 +123,85 @@ def load_labelled(config: LabelledConfig, kind: Kind | None = None) -> Labelled:
     Raises:
       ValueError, FileNotFoundError: one line that names the flag, its value and what was expected.
     """
-    tables, where, names = _read(config)
+    tables, where, names = _read(config, kind)
     train, held_out = config.train_split, config.validation_split
     if train not in tables or not tables[train].rows:
         what = "is empty" if train in tables else f"is not there; there are {', '.join(tables) or 'none'}"
         raise ValueError(f"{where}: the split '{train}' to train on {what}")
     columns = _columns(config, tables[train], where)
-    declared = tables[train].names.get(columns[2], ())
-    kind = kind or _kind(tables[train].rows, columns[2], where, declared)
-    splits = {
-        name: _checked(
-            tables[name], columns, kind, f"{where}: {names.get(name, name)}", secret=name not in (train, held_out)
-        )
-        for name in dict.fromkeys((train, held_out, *config.test_splits))
-        if name in tables
-    }
+    declared = tables[train].names.get(columns.label, ())
+    note = ""
+    if kind is None and config.label_separator is not None:
+        kind = "multi-label"
+    elif kind is None:
+        rows, bare = tables[train].rows, tables[train].bare
+        kind, note = labels.find_kind(rows, columns, where, bare=bare, declared=declared)
+    splits = {}
+    for name in dict.fromkeys((train, held_out, *config.test_splits)):
+        if name in tables:
+            here = f"{where}: {names.get(name, name)}"
+            left_out = LeftOut(_warn(where), f"rows of {names.get(name, name)} were")
+            splits[name] = labels.checked(
+                tables[name].rows,
+                columns,
+                kind,
+                here,
+                secret=name not in (train, held_out),
+                separator=config.label_separator,
+                skip=left_out if config.skip_bad else None,
+            )
+            left_out.summary(len(splits[name].texts))
     if held_out not in splits:
         kept, aside = _hold_out(splits[train], config.validation_fraction, where)
         splits = {train: kept, "validation": aside} | {name: splits[name] for name in splits if name != train}
     if config.train_rows is not None:
         splits[train] = _few(splits[train], config.train_rows)
-    return Labelled(kind, declared or _classes(kind, splits, train, columns[2], where), splits, where)
+    _warn_of_duplicates(splits, where)
+    return Labelled(kind, declared or labels.classes_of(kind, splits, train, columns.label, where), splits, where, note)
 
 
-def _read(config: LabelledConfig) -> tuple[dict[str, _Table], str, dict[str, str]]:
+def _warn(where: str) -> Callable[[str], None]:
+    return lambda message: log.warning("%s: %s", where, message)
+
+
+def _warn_of_duplicates(splits: dict[str, Examples], where: str) -> None:
+    """Says how many texts of other splits are in the first, to train on, too."""
+    (train, trained), *others = ((name, _whole(examples)) for name, examples in splits.items())
+    known = set(trained)
+    for name, texts in others:
+        again = [number for number, text in enumerate(texts, start=1) if text in known]
+        if again:
+            log.warning(
+                "%s: %d of %d rows of %s have the text of a row of %s, row %d the first: scores count what was seen in "
+                "training",
+                *(where, len(again), len(texts), name, train, again[0]),
+            )
+
+
+def _whole(examples: Examples) -> list[str]:
+    """The texts of each example, as one."""
+    seconds = examples.seconds or [""] * len(examples.texts)
+    return [str(texts) for texts in zip(examples.texts, seconds, strict=True)]
+
+
+def _read(config: LabelledConfig, kind: Kind | None) -> tuple[dict[str, _Table], str, dict[str, str]]:
     """Tables by split; what the user asked for; and a name of each split's source."""
     if config.hub is not None:
         return _from_hub(config, config.hub), f"--data.hub {config.hub}", {}
     here = data_source.local(config)
     if here is None:
-        return standard_library(), "Python's standard library", {}
+        tables = {split: _Table(rows, {}) for split, rows in snippets.standard_library().items()}
+        return tables, "Python's standard library", {}
     path, where = here
+    known = (*TABLES, conll.PLAIN) if kind == "tagging" else TABLES
     if path.is_file():
-        return {config.train_split: _read_table(path, where)}, where, {config.train_split: path.name}
+        return {config.train_split: _read_table(path, where, config, known)}, where, {config.train_split: path.name}
     if not path.is_dir():
-        raise FileNotFoundError(f"{where} does not exist; expected a table ({', '.join(_TABLES)}) or a folder of them")
+        raise FileNotFoundError(f"{where} does not exist; expected a table ({', '.join(known)}) or a folder of them")
     files: dict[str, Path] = {}
     for file in sorted(file for file in path.iterdir() if file.is_file()):
-        stem, suffix = _stem(file)
-        if suffix in _TABLES:
+        stem, suffix = stem_and_suffix(file)
+        if suffix in known:
             split = SPLITS.get(re.split(r"[-.]", stem)[0], stem)  # train-00000-of-00001 is train
             if split in files:
                 raise ValueError(f"{where}: both {files[split].name} and {file.name} are {split}, expected one file")
@@ -170,84 +213,24 @@ def _read(config: LabelledConfig) -> tuple[dict[str, _Table], str, dict[str, str
     if config.train_split not in files:
         raise ValueError(f"{where} has no train.jsonl, .csv, .parquet; tables there: {', '.join(files) or 'none'}")
     used = {config.train_split, config.validation_split, *config.test_splits}
-    tables = {split: _read_table(file, where) for split, file in files.items() if split in used}
+    tables = {split: _read_table(file, where, config, known) for split, file in files.items() if split in used}
     return tables, where, {split: file.name for split, file in files.items()}
 
 
-def _stem(path: Path) -> tuple[str, str]:
-    """Name and format of a file that may be compressed: ("train", ".csv") of train.csv.gz."""
-    inner = Path(path.stem) if path.suffix in _OPEN else path
-    return inner.stem, inner.suffix
-
-
-def _read_table(path: Path, where: str) -> _Table:
+def _read_table(path: Path, where: str, config: LabelledConfig, known: tuple[str, ...]) -> _Table:
     """The rows of a file."""
-    suffix = _stem(path)[1]
-    if suffix not in _TABLES:
-        raise ValueError(f"{where}: {path.name} is no table, expected one of {', '.join(_TABLES)}")
+    suffix = stem_and_suffix(path)[1]
+    if suffix not in known:
+        raise ValueError(f"{where}: {path.name} is no table, expected one of {', '.join(known)}")
+    left_out = LeftOut(_warn(where), f"rows of {path.name} were")
+    how = Reading(config.encoding, check_delimiter(config.delimiter), left_out if config.skip_bad else None)
     try:
-        if suffix == ".parquet":
-            return _read_parquet(path)
-        with _OPEN.get(path.suffix, open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            if suffix in (".csv", ".tsv"):
-                csv.field_size_limit(1 << 30)
-                table = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
-                return _Table(_typed(list(table)), {})
-            content = file.read()
-    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
-        raise ValueError(f"{where}: {path.name} cannot be read as {suffix[1:]} ({first_line(error)})") from error
-    rows: list[Row] = []
-    records = [content] if content.lstrip().startswith("[") else content.split("\n")
-    for number, record in enumerate(records, start=1):
-        try:
-            parsed = json.loads(record) if record.strip() else []
-        except ValueError as error:
-            at = f"line {number} of {path.name}" if len(records) > 1 else path.name
-            raise ValueError(f"{where}: {at} is not JSON ({error})") from error
-        rows += parsed if isinstance(parsed, list) else [parsed]
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: row {number} of {path.name} holds {row!r:.40}, expected an object of columns")
-    return _Table(rows, {})
-
-
-def _typed(rows: list[dict[str, str | None]]) -> list[Row]:
-    """The rows of a CSV with columns of integers or floats as such; empty cells are missing."""
-
-    def convert(column: str) -> Callable[[str], Any]:
-        cells = [cell for row in rows if (cell := row[column])]
-        for kind in (int, float):
-            try:
-                for cell in cells:
-                    kind(cell)
-            except ValueError:
-                continue
-            return kind
-        return str
-
-    kinds = {column: convert(column) for column in (rows[0] if rows else ()) if column is not None}
-    return [{name: kind(cell) if (cell := row[name]) else None for name, kind in kinds.items()} for row in rows]
-
-
-def _read_parquet(path: Path) -> _Table:
-    import pyarrow.parquet
-
-    table = pyarrow.parquet.read_table(path)
-    names = {}
-    for key, value in (table.schema.metadata or {}).items():
-        if key == b"huggingface":
-            features = json.loads(value).get("info", {}).get("features", {})
-            names = {column: _class_names(feature) for column, feature in features.items()}
-    return _named(table.to_pylist(), {column: given for column, given in names.items() if given})
-
-
-def _class_names(feature: Any) -> tuple[str, ...]:
-    """Names that the hub's description of a column, or of the lists in it, gives its integers."""
-    while isinstance(feature, dict) and "names" not in feature and "feature" in feature:
-        feature = feature["feature"]
-    if isinstance(feature, list) and feature:
-        return _class_names(feature[0])
-    return tuple(feature.get("names") or ()) if isinstance(feature, dict) else ()
+        rows = list(read_rows(path, path.name, how))
+    except BadFile as error:
+        raise BadFile(f"{where}: {error}") from error
+    left_out.summary(len(rows))
+    names = class_names(path)
+    return _named(rows, names) if names else _Table(rows, {}, bare=suffix in (".csv", ".tsv"))
 
 
 def _named(rows: list[Row], names: dict[str, tuple[str, ...]]) -> _Table:
@@ -268,12 +251,9 @@ def _from_hub(config: LabelledConfig, spec: str) -> dict[str, _Table]:
     for split in (config.train_split, config.validation_split, *config.test_splits):
         if split in splits:
             features = json.loads(json.dumps(splits[split].features.to_dict()))
-            names = {column: given for column, feature in features.items() if (given := _class_names(feature))}
+            names = {column: given for column, feature in features.items() if (given := names_in(feature))}
             tables[split] = _named(splits[split].to_list(), names)
     return tables or {split: _Table([], {}) for split in splits if split != config.train_split}
-
-
-Columns = tuple[str, str | None, str]
 
 
 def _columns(config: LabelledConfig, table: _Table, where: str) -> Columns:
@@ -281,7 +261,7 @@ def _columns(config: LabelledConfig, table: _Table, where: str) -> Columns:
     there = list(dict.fromkeys(column for row in table.rows[:1000] for column in row))
 
     def layout(text: str, second: str | None, label: str) -> Columns:
-        return config.text_column or text, config.second_column or second, config.label_column or label
+        return Columns(config.text_column or text, config.second_column or second, config.label_column or label)
 
     layouts = [layout(*columns) for columns in LAYOUTS]
     chosen = next((c for c in layouts if all(name is None or name in there for name in c)), layouts[0])
@@ -308,180 +288,14 @@ def _few(examples: Examples, n: int) -> Examples:
 
 
 def _places(examples: Examples) -> np.ndarray:
-    seconds = examples.seconds or [""] * len(examples.texts)
-    return np.array([_place(str(texts)) for texts in zip(examples.texts, seconds, strict=True)])
+    return np.array([_place(text) for text in _whole(examples)])
 
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
-    texts, seconds, labels = (None if column is None else [column[row] for row in rows] for column in examples)
-    return Examples(texts or [], seconds, labels)
+    texts, seconds, said = (None if column is None else [column[row] for row in rows] for column in examples)
+    return Examples(texts or [], seconds, said)
 
 
 def _place(text: str) -> float:
     """A number in [0, 1) that is the same on every machine."""
     return int.from_bytes(hashlib.blake2b(utf8(text), digest_size=6).digest(), "big") / (1 << 48)
-
-
-def _kind(rows: Sequence[Row], column: str, where: str, declared: Sequence[str]) -> Kind:
-    labels = [row.get(column) for row in rows if row.get(column) is not None]
-    if all(isinstance(label, list) for label in labels) and labels:
-        return "tagging"
-    if all(isinstance(label, dict) for label in labels) and labels:
-        return "span-qa"
-    if declared or all(isinstance(label, str | int) for label in labels):
-        return "classification"
-    if all(isinstance(label, int | float) for label in labels):
-        return "regression"
-    counts = Counter(type(label).__name__ for label in labels)
-    found = ", ".join(f"{n} {name}" for name, n in counts.most_common())
-    raise ValueError(f"{where}: --data.label-column '{column}' holds {found}; expected labels of one kind")
-
-
-def _checked(table: _Table, columns: Columns, kind: Kind, where: str, *, secret: bool) -> Examples:
-    """The examples of one split; `secret` allows that none has a label."""
-    rows, (text, second, label) = table.rows, columns
-    if not rows:
-        raise ValueError(f"{where} has no rows")
-    texts = [_checked_text(row, text, kind, f"{where}, row {i}", "text") for i, row in enumerate(rows, start=1)]
-    seconds = None
-    if second is not None:
-        seconds = [
-            _checked_text(row, second, "classification", f"{where}, row {i}", "second")
-            for i, row in enumerate(rows, start=1)
-        ]
-    elif kind == "span-qa":
-        raise ValueError(f"{where}: answers need --data.second-column, the text that they are in")
-    missing = [i for i, row in enumerate(rows, start=1) if row.get(label) is None]
-    if secret and len(missing) == len(rows):
-        return Examples(texts, seconds, None)
-    if missing:
-        raise ValueError(
-            f"{where}: {len(missing)} of {len(rows)} rows have no label in --data.label-column '{label}', first row "
-            f"{missing[0]}; expected one in each"
-        )
-    labels = []
-    for i, row in enumerate(rows, start=1):
-        try:
-            labels.append(_LABELS[kind](row[label]))
-        except (TypeError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{where}: --data.label-column '{label}' holds {row[label]!r:.60} in row {i}; --kind {kind} expects "
-                f"{EXPECTED[kind]}"
-            ) from error
-        if kind == "tagging" and len(labels[-1]) != len(texts[i - 1]):
-            raise ValueError(f"{where}: row {i} has {len(texts[i - 1])} words and {len(labels[-1])} tags in '{label}'")
-        if kind == "span-qa" and seconds is not None:
-            _check_answers(labels[-1], seconds[i - 1], f"{where}, row {i}")
-    return Examples(texts, seconds, labels)
-
-
-def _checked_text(row: Row, column: str, kind: Kind, where: str, flag: str) -> Any:
-    value = row.get(column)
-    if kind == "tagging":
-        if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
-            return value
-        raise ValueError(f"{where}: --data.{flag}-column '{column}' holds {value!r:.60}; expected a list of words")
-    if not isinstance(value, str):
-        found = "nothing" if value is None else f"{value!r:.60}"
-        raise ValueError(f"{where}: --data.{flag}-column '{column}' holds {found}; expected strings")
-    return value
-
-
-def _class_label(value: Any) -> str:
-    if not isinstance(value, str | int):
-        raise TypeError
-    return str(value)
-
-
-def _number_label(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise TypeError
-    return float(value)
-
-
-def _tags_label(value: Any) -> list[str]:
-    if not isinstance(value, list):
-        raise TypeError
-    return [_class_label(tag) for tag in value]
-
-
-def _answers_label(value: Any) -> dict[str, list]:
-    texts, starts = list(value["text"]), list(value["answer_start"])
-    if len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
-        raise ValueError
-    return {"text": texts, "answer_start": [int(start) for start in starts]}
-
-
-def _check_answers(answers: dict[str, list], context: str, where: str) -> None:
-    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
-        if context[start : start + len(text)] != text:
-            raise ValueError(
-                f"{where}: the answer {text!r:.40} is not at answer_start {start}, where the context has "
-                f"{context[start : start + len(text)]!r:.40}"
-            )
-
-
-_LABELS: dict[str, Callable[[Any], Any]] = {
-    "classification": _class_label,
-    "regression": _number_label,
-    "tagging": _tags_label,
-    "span-qa": _answers_label,
-}
-
-
-def _classes(kind: Kind, splits: dict[str, Examples], train: str, column: str, where: str) -> tuple[str, ...]:
-    """The classes that training shows, in the order of their names, or of their values."""
-    if kind not in ("classification", "tagging"):
-        return ()
-
-    def names(examples: Examples) -> Iterable[str]:
-        labels = examples.labels or []
-        return (tag for tags in labels for tag in tags) if kind == "tagging" else labels
-
-    known = set(names(splits[train]))
-    numbers = all(re.fullmatch(r"-?\d+", name) for name in known)
-    classes = tuple(sorted(known, key=int if numbers else str))
-    if len(classes) < 2:
-        raise ValueError(f"{where}: --data.label-column '{column}' always holds {classes[0]!r} in {train}")
-    for split, examples in splits.items():
-        for name in names(examples):
-            if name not in known:
-                raise ValueError(
-                    f"{where}: the label {name!r} of {split} is never in {train}, whose --data.label-column "
-                    f"'{column}' has {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
-                )
-    return classes
-
-
-# Ten packages of the standard library that have files enough to hold some out.
-PACKAGES: tuple[str, ...] = ("asyncio", "email", "http", "idlelib", "importlib")
-PACKAGES += ("multiprocessing", "tkinter", "unittest", "urllib", "xml")
-# Lines of a snippet.
-LINES = 30
-
-
-def standard_library() -> dict[str, _Table]:
-    """Snippets of some thirty lines with the package that they are from, each file on one side of the split.
-
-    Lines that import are left out, and the packages' own names, which would give it away.
-    """
-    root = Path(sysconfig.get_path("stdlib"))
-    names = re.compile("|".join(PACKAGES), re.IGNORECASE)
-    tables: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
-    for package in PACKAGES:
-        files = [
-            file
-            for file in sorted((root / package).rglob("*.py"))
-            if not {"test", "tests", "idle_test", "__pycache__"} & set(file.relative_to(root).parts)
-        ]
-        files = [file for file in files if file.stat().st_size > 1000]
-        files.sort(key=lambda file: (-file.stat().st_size, file.relative_to(root).as_posix()))
-        for number, file in enumerate(files):
-            split = ("train", "train", "test", "train", "validation")[number % 5]
-            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-            lines = [line for line in lines if line.strip() and not re.match(r"\s*(import|from)\b", line)]
-            for start in range(0, len(lines), LINES):
-                snippet = lines[start : start + LINES]
-                if len(snippet) >= LINES // 3:
-                    tables[split].append({"text": names.sub("", "\n".join(snippet)), "label": package})
-    return {split: _Table(rows, {}) for split, rows in tables.items()}

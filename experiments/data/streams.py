@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 CHUNK = 1 << 22
 # Part of every cache key: raise it when the same text and tokenizer should give another stream.
 CACHE_VERSION = 1
+# Fields of the configuration that say how files are read, and are not in its `repr`.
+_HOW = ("encoding", "delimiter", "skip_bad")
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +226,10 @@ class Cache:
         base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         self.root = Path(config.cache_dir or Path(base) / "subquadratic-zoo").expanduser()
         text = replace(config, tokenizer="", bpe_vocab_size=0, seq_len=0, allow_short_documents=False, cache_dir=None)
-        self.flag, self.version, self.text = source.flag, source.version, f"{CACHE_VERSION} {text}"
+        # How files are read counts where it is not as by default: what was kept before it could be said is found then.
+        asked = {name: value for name in _HOW if (value := getattr(config, name)) != getattr(DataConfig, name, None)}
+        self.flag, self.version = source.flag, source.version
+        self.text = f"{CACHE_VERSION} {text}" + (f" {asked}" if asked else "")
 
     def folder(self, tokenizer: str) -> Path | None:
         """Where things of this text and tokenizer belong; None when the text's version is unknown and none is kept."""

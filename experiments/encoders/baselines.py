@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.data.labelled import Examples, Labelled
-from experiments.encoders.scores import Scores, classification_scores, regression_scores
+from experiments.encoders.scores import Scores, classification_scores, multi_label_scores, regression_scores
 
 
 def bag_of_words(data: Labelled) -> dict[str, Scores]:
@@ -17,23 +17,29 @@ def bag_of_words(data: Labelled) -> dict[str, Scores]:
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MultiLabelBinarizer
     from sklearn.svm import LinearSVC
 
-    if data.kind not in ("classification", "regression"):
+    models = {"classification": LinearSVC, "multi-label": lambda: OneVsRestClassifier(LinearSVC()), "regression": Ridge}
+    if data.kind not in models:
         raise ValueError(f"--baseline counts words in whole texts, it knows nothing of --kind {data.kind}")
-    model = LinearSVC() if data.kind == "classification" else Ridge()
-    fitted = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), model)
+    several = MultiLabelBinarizer(classes=data.classes) if data.kind == "multi-label" else None
+    fitted = make_pipeline(TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2)), models[data.kind]())
     train, *others = data.splits
-    fitted.fit(_texts(data.splits[train]), data.splits[train].labels)
+    labels = data.splits[train].labels
+    fitted.fit(_texts(data.splits[train]), several.fit_transform(labels) if several else labels)
     scores = {}
     for name in others:
         if (labels := data.splits[name].labels) is not None:
-            guessed = fitted.predict(_texts(data.splits[name])).tolist()
-            if data.kind == "classification":
-                scores[name] = classification_scores(guessed, labels, data.classes)
+            guessed = fitted.predict(_texts(data.splits[name]))
+            if several:
+                scores[name] = multi_label_scores(several.inverse_transform(guessed), labels, data.classes)
+            elif data.kind == "classification":
+                scores[name] = classification_scores(guessed.tolist(), labels, data.classes)
             else:
-                scores[name] = regression_scores(guessed, labels)
+                scores[name] = regression_scores(guessed.tolist(), labels)
     return scores
 
 

@@ -1,11 +1,15 @@
 """Fine-tuning: an encoder learns classes, numbers, tags of words or answers in a text, from labelled examples.
 
+What labels are follows from their column: text and integers are classes, lists of them several classes at once, lists
+beside lists of words tags, floats numbers, SQuAD's answers spans. Files are tables, SQuAD's JSON or CoNLL's sentences.
+
     python -m experiments.bert finetune tiny                                  # from which package of Python is this?
     python -m experiments.bert finetune tiny --init runs/bert/tiny            # the same, pre-trained on text
     python -m experiments.bert finetune tiny --init runs/bert/tiny --scratch  # its shape and tokenizer, not its weights
     python -m experiments.bert finetune tiny --init runs/bert/tiny --head mlm # the head of pre-training as classifier
     python -m experiments.bert finetune 20newsgroups --init runs/bert/small --seeds 0 1 2 --baseline
     python -m experiments.bert finetune tiny --data.path reviews.csv --data.text-column review --data.label-column stars
+    python -m experiments.bert finetune tiny --data.path topics.csv --data.label-separator "|" --class-weights balanced
     python -m experiments.bert finetune mnli --init FOLDER                    # GLUE, see `glue`; for accelerators
 
 The first names the right package, of ten, for 75 % of the snippets of files that it has not seen (72 ± 3 % over three

@@ -6,6 +6,7 @@ from typing import Any
 import zoo
 from experiments.data.labelled import Kind, LabelledConfig
 from experiments.encoders import glue
+from experiments.encoders.class_weights import ClassWeights
 from experiments.encoders.objectives import Head
 from experiments.encoders.shapes import small_encoder
 from experiments.loop.duration import check_duration
@@ -27,7 +28,10 @@ class Config:
     data: LabelledConfig = LabelledConfig()
     """Texts and labels."""
     kind: Kind | None = None
-    """What labels are. None: as their column looks, strings and integers classes, floats numbers, lists tags."""
+    """What labels are. None: as their column looks, strings and integers classes, lists of them several classes (or,
+    beside lists of words, tags), floats numbers."""
+    class_weights: ClassWeights = "none"
+    """balanced: in training, rare classes count as much as frequent ones; of tags and of several classes too."""
     head: Head = "pooled"
     """pooled: a new head on a row's vector, or on each token's. mlm: classes are words that the masked-language-model
     head puts in place of [MASK]; nothing is new."""

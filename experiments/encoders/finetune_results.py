@@ -11,14 +11,15 @@ from experiments.loop.model_size import describe_size
 
 
 def describe(prepared: Prepared, folder: Path) -> str:
-    """What is about to happen, in two lines."""
+    """What is about to happen, in two lines, and what labels could be taken for as well."""
     sizes = ", ".join(f"{len(examples.texts):,} {name}" for name, examples in prepared.data.splits.items())
     target, rows = prepared.objective.target, next(iter(prepared.rows.values()))
     classes = f" of {len(target.classes)} classes" if target.classes else ""
     words = f"; {' '.join(target.words)} in {target.template!r}" if target.words else ""
+    note = f"\n{prepared.data.note}" if prepared.data.note else ""
     return (
         f"{describe_size(prepared.encoder, folder)}\n"
-        f"{target.kind}{classes}: {sizes}; rows {rows.texts.fill:.1%} text{words}"
+        f"{target.kind}{classes}: {sizes}; rows {rows.texts.fill:.1%} text{words}{note}"
     )
 
 

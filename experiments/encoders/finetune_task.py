@@ -12,6 +12,7 @@ from experiments.data.labelled import Examples, Labelled, load_labelled
 from experiments.data.packing import Batch, Epochs, make_batches
 from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from experiments.encoders.class_weights import balance
 from experiments.encoders.finetune_presets import Config
 from experiments.encoders.lengths import check_lengths
 from experiments.encoders.load import load_encoder
@@ -72,6 +73,8 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     objective = make_objective(target, tokenizer, pad_to_max=not encoder.mask_padding)
     wanted = objective.config(encoder, pool=config.pool, dropout=config.classifier_dropout)
     rows = {name: objective.rows(examples) for name, examples in data.splits.items()}
+    if config.class_weights == "balanced":
+        balance(next(iter(rows.values())), data.kind, len(data.classes))
     train_config, optim = in_steps(config, _plan(next(iter(rows.values())), config.train).n_batches)
     return Prepared(data, objective, wanted, rows, train_config, optim, start)
 

@@ -1,6 +1,7 @@
 """What a label is to a model: its head, its rows, its loss, and how logits become predictions and scores.
 
 classes    pooled vector -> logits, cross-entropy; or [MASK] -> logits of one word for each class (`verbaliser`)
+several    pooled vector -> logits, binary cross-entropy of each class; those above one half are predicted
 numbers    pooled vector -> one number, squared error; labels have mean 0 and variance 1 while training
 tags       first token of each word -> logits, cross-entropy
 spans      every token -> logits of being start and end, cross-entropy over the row (`spans`)
@@ -24,7 +25,14 @@ from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders import spans, verbaliser
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode, join
-from experiments.encoders.scores import Scores, classification_scores, regression_scores, squad_scores, tagging_scores
+from experiments.encoders.scores import (
+    Scores,
+    classification_scores,
+    multi_label_scores,
+    regression_scores,
+    squad_scores,
+    tagging_scores,
+)
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import flags
 from experiments.loop.train import Loss, with_auxiliary
@@ -79,16 +87,17 @@ class Predictions(NamedTuple):
     """What a model says, one of each for every example."""
 
     labels: list[Any]
-    """A class's name, a number, a list of tags, or an answer."""
+    """A class's name, a list of them, a number, a list of tags, or an answer."""
     scores: list[Any]
-    """A probability for each class; the number; a probability for each word's tag; how much likelier than no answer."""
+    """A probability for each class (where a row has several, each for itself); the number; a probability for each
+    word's tag; how much likelier than no answer."""
 
 
 class LabelledRows:
     """Rows with what else a batch needs, by name: an array of values for each row, or a list of arrays for its tokens.
 
-    A batch is a dict of tokens, token_types and mask, all (b, l); weights, (b,) or (b, l), 0 for what does not count;
-    and those others.
+    A batch is a dict of tokens, token_types and mask, all (b, l); weights, (b,), (b, l) or (b, c), 0 for what does not
+    count; and those others.
     """
 
     def __init__(self, texts: Texts, arrays: Mapping[str, Sequence[np.ndarray]]):
@@ -198,6 +207,30 @@ class Classes(Objective):
 
     def scores(self, predicted, labels):
         return classification_scores(predicted, labels, self.target.classes)
+
+
+class SeveralClasses(Classes):
+    """Any number of classes for a row, each of which is there or not. The batch's weights are (b, c)."""
+
+    def _labels(self, examples):
+        if examples.labels is None:
+            return {}
+        number = {name: i for i, name in enumerate(self.target.classes)}
+        there = np.zeros((len(examples.labels), len(number)), np.float32)
+        for row, names in enumerate(examples.labels):
+            there[row, [number[name] for name in names]] = 1
+        return {"labels": there, "weights": np.ones_like(there)}
+
+    def nats(self, logits, labels):
+        return optax.sigmoid_binary_cross_entropy(logits, labels)
+
+    def predictions(self, examples, logits):
+        probabilities = 1 / (1 + np.exp(-np.stack(logits).astype(np.float64)))
+        labels = [[self.target.classes[i] for i in np.flatnonzero(row > 0.5)] for row in probabilities]
+        return Predictions(labels, probabilities.tolist())
+
+    def scores(self, predicted, labels):
+        return multi_label_scores(predicted, labels, self.target.classes)
 
 
 class MaskedWords(Classes):
@@ -334,7 +367,13 @@ class Spans(Objective):
 
 def make_objective(target: Target, tokenizer: Tokenizer, *, pad_to_max: bool = False) -> Objective:
     """The objective of a target."""
-    kinds = {"classification": Classes, "regression": Numbers, "tagging": Tags, "span-qa": Spans}
+    kinds = {
+        "classification": Classes,
+        "multi-label": SeveralClasses,
+        "regression": Numbers,
+        "tagging": Tags,
+        "span-qa": Spans,
+    }
     kind = MaskedWords if target.head == "mlm" else kinds[target.kind]
     return kind(target, tokenizer, pad_to_max=pad_to_max)
 

@@ -32,6 +32,28 @@ def classification_scores(predicted: Sequence[str], labels: Sequence[str], class
     return scores | {"macro_f1": float(metrics.f1_score(labels, predicted, average="macro", zero_division=0))}
 
 
+def multi_label_scores(
+    predicted: Sequence[Sequence[str]], labels: Sequence[Sequence[str]], classes: Sequence[str]
+) -> Scores:
+    """accuracy, of whole sets; micro_f1, over all decisions together; macro_f1, the mean over classes that occur.
+
+    Args:
+      predicted, labels: names of classes, any number for each example.
+      classes: all of them, in their order.
+    """
+    from sklearn import metrics
+
+    guessed, true = (np.array([[name in names for name in classes] for names in rows]) for rows in (predicted, labels))
+    occur = np.flatnonzero(true.any(axis=0) | guessed.any(axis=0))
+    if not len(occur):
+        return {"accuracy": 1.0, "micro_f1": 0.0, "macro_f1": 0.0}
+    f1 = {
+        f"{average}_f1": float(metrics.f1_score(true, guessed, labels=occur, average=average, zero_division=0))
+        for average in ("micro", "macro")
+    }
+    return {"accuracy": float((guessed == true).all(axis=1).mean())} | f1
+
+
 def confusion(predicted: Sequence[str], labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """(c, c) counts: a row for each true class, a column for each predicted one."""
     from sklearn import metrics

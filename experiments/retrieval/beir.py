@@ -12,6 +12,7 @@ import ast
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.data.documents import DataConfig, open_source
+from experiments.data.tables import delimiter_of
+from experiments.data.text_files import OPENERS, check_encoding, open_text, read_text, stem_and_suffix
 
 SPLITS = ("train", "dev", "test")
 LOCO = ("hazyresearch/LoCoV1-Documents", "hazyresearch/LoCoV1-Queries")
@@ -42,8 +45,11 @@ class RetrievalData:
     test_share: float = 0.2
     """Share of the pairs for the last evaluation, where the data has no splits. 1 evaluates on all of LoCoV1, as its
     published numbers do, and leaves nothing to train on."""
+    encoding: str = "utf-8"
+    """Of text files, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...)."""
 
     def __post_init__(self):
+        check_encoding(self.encoding)
         for name in ("dev_share", "test_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected 0 to 1")
@@ -76,11 +82,16 @@ def load_collections(config: RetrievalData) -> list[Collection]:
     """
     if config.loco_documents is not None and config.loco_queries is not None:
         return read_loco(
-            config.loco_documents, config.loco_queries, config.tasks, dev=config.dev_share, test=config.test_share
+            config.loco_documents,
+            config.loco_queries,
+            config.tasks,
+            dev=config.dev_share,
+            test=config.test_share,
+            encoding=config.encoding,
         )
     if config.path is None:
         return [standard_library(dev=config.dev_share, test=config.test_share)]
-    return [read_beir(find(config.path), dev=config.dev_share)]
+    return [read_beir(find(config.path), dev=config.dev_share, encoding=config.encoding)]
 
 
 def find(path: str) -> Path:
@@ -96,15 +107,22 @@ def find(path: str) -> Path:
         raise FileNotFoundError(f"--data.path {path} is no folder, and {error}") from error
 
 
-def read_beir(folder: Path, *, dev: float = 0.1) -> Collection:
-    """A folder in BEIR's layout. Where it has no qrels/dev.tsv, a hash takes the share `dev` of the training pairs."""
+def read_beir(folder: Path, *, dev: float = 0.1, encoding: str = "utf-8") -> Collection:
+    """A folder in BEIR's layout, its files perhaps compressed.
+
+    Args:
+      dev: share of the training pairs that a hash takes where there is no qrels/dev.tsv.
+      encoding: of the files.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; expected corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
-    documents = _texts(folder / "corpus.jsonl", lambda row: " ".join(filter(None, (row.get("title"), row["text"]))))
-    queries = _texts(folder / "queries.jsonl", lambda row: row["text"])
+    documents = _texts(
+        folder / "corpus.jsonl", lambda row: " ".join(filter(None, (row.get("title"), row["text"]))), encoding
+    )
+    queries = _texts(folder / "queries.jsonl", lambda row: row["text"], encoding)
     qrels = {}
     for split in SPLITS:
-        if (path := folder / "qrels" / f"{split}.tsv").is_file():
+        if (path := _perhaps_compressed(folder / "qrels" / f"{split}.tsv")).is_file():
             qrels[split] = _read_qrels(path, queries, documents)
     if not qrels:
         raise FileNotFoundError(f"no {', '.join(f'{split}.tsv' for split in SPLITS)} in {folder / 'qrels'}")
@@ -114,8 +132,13 @@ def read_beir(folder: Path, *, dev: float = 0.1) -> Collection:
     return Collection(folder.resolve().name, documents, queries, qrels)
 
 
-def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a .jsonl, .csv or .parquet file with their numbers, counted from 1.
+def records(
+    path: Path, encoding: str = "utf-8", *, flag: str = "--data.encoding"
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a .jsonl, .csv or .parquet file, perhaps compressed, with their numbers, counted from 1.
+
+    Args:
+      encoding: of text; `flag` names it at the command line.
 
     Raises:
       ValueError: another kind of file, or what is in it is not of its kind.
@@ -123,9 +146,10 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    if path.suffix not in SUFFIXES:
+    suffix = stem_and_suffix(path)[1]
+    if suffix not in SUFFIXES:
         raise ValueError(f"{path}, expected a file that ends in {', '.join(SUFFIXES)}")
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         import pyarrow
         import pyarrow.parquet
 
@@ -135,29 +159,40 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except pyarrow.ArrowException as error:
             raise ValueError(f"{path} is no Parquet file: {str(error).splitlines()[0]}") from error
         return
-    with path.open(encoding="utf-8-sig", newline="" if path.suffix == ".csv" else None) as file:
-        try:
-            if path.suffix == ".csv":
-                yield from enumerate(csv.DictReader(file), start=1)
-                return
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path} line {number}: expected an object, not {line.strip()[:40]}")
-                yield number, row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+    with open_text(path, str(path), encoding, newline="" if suffix == ".csv" else "\n", flag=flag) as file:
+        if suffix == ".csv":
+            csv.field_size_limit(1 << 30)
+            head = file.readline()
+            try:
+                yield from enumerate(
+                    csv.DictReader(itertools.chain([head], file), delimiter=delimiter_of(head)), start=1
+                )
+            except csv.Error as error:
+                raise ValueError(f"{path} cannot be read: {error}") from error
+            return
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path} line {number}: expected an object, not {line.strip()[:40]}")
+            yield number, row
 
 
-def _texts(path: Path, text_of: Callable[[dict], str]) -> dict[str, str]:
+def _perhaps_compressed(path: Path) -> Path:
+    """The file of this name, or of this name with a suffix of compression."""
+    there = (path.with_name(path.name + suffix) for suffix in OPENERS)
+    return path if path.is_file() else next((file for file in there if file.is_file()), path)
+
+
+def _texts(path: Path, text_of: Callable[[dict], str], encoding: str) -> dict[str, str]:
     """Texts by "_id"."""
+    path = _perhaps_compressed(path)
     texts: dict[str, str] = {}
-    for number, row in records(path):
+    for number, row in records(path, encoding):
         where = f"{path} line {number}"
         for name in ("_id", "text"):
             if name not in row:
@@ -180,7 +215,7 @@ def _add(texts: dict[str, str], name: str, text: str, where: str) -> None:
 def _read_qrels(path: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """A table of query, document and grade; its queries that have a relevant document."""
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path, str(path)).splitlines(), start=1):
         if not line.strip() or (number == 1 and line.split("\t")[0] == "query-id"):
             continue
         where, fields = f"{path} line {number}", line.split("\t")
@@ -199,7 +234,13 @@ def _read_qrels(path: Path, queries: Mapping[str, str], documents: Mapping[str, 
 
 
 def read_loco(
-    documents: str, queries: str, tasks: Iterable[str] = (), *, dev: float = 0.1, test: float = 0.2
+    documents: str,
+    queries: str,
+    tasks: Iterable[str] = (),
+    *,
+    dev: float = 0.1,
+    test: float = 0.2,
+    encoding: str = "utf-8",
 ) -> list[Collection]:
     """LoCoV1 or what has its columns: a collection for each task, split by a hash of the documents.
 
@@ -210,11 +251,11 @@ def read_loco(
     """
     tasks = set(tasks)
     texts: dict[str, dict[str, str]] = {}
-    for where, row in _loco_rows(documents, ("pid", "passage", "dataset")):
+    for where, row in _loco_rows(documents, ("pid", "passage", "dataset"), encoding):
         _add(texts.setdefault(row["dataset"], {}), str(row["pid"]), _string(row, "passage", where), where)
     asked: dict[str, dict[str, str]] = {}
     answers: dict[str, dict[str, dict[str, int]]] = {}
-    for where, row in _loco_rows(queries, ("qid", "query", "answer_pids", "dataset")):
+    for where, row in _loco_rows(queries, ("qid", "query", "answer_pids", "dataset"), encoding):
         task, name = row["dataset"], str(row["qid"])
         _add(asked.setdefault(task, {}), name, _string(row, "query", where), where)
         pids = [row["answer_pids"]] if isinstance(row["answer_pids"], str) else list(row["answer_pids"] or ())
@@ -235,15 +276,15 @@ def read_loco(
     return collections
 
 
-def _loco_rows(source: str, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _loco_rows(source: str, columns: tuple[str, ...], encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows of a file, of the files of a folder, or of a hub data set's split "test", each with where it is from."""
     path = Path(source).expanduser()
     rows: Iterable[tuple[str, dict[str, Any]]]
     if path.exists():
-        files = sorted(f for f in path.rglob("*") if f.suffix in SUFFIXES) if path.is_dir() else [path]
+        files = sorted(f for f in path.rglob("*") if stem_and_suffix(f)[1] in SUFFIXES) if path.is_dir() else [path]
         if not files:
             raise FileNotFoundError(f"{path} has no {', '.join(SUFFIXES)}")
-        rows = ((f"{file} line {number}", row) for file in files for number, row in records(file))
+        rows = ((f"{file} line {number}", row) for file in files for number, row in records(file, encoding))
     else:
         rows = _hub_rows(source)
     for where, row in rows:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import zoo
 from experiments.data.special_tokens import SpecialTokens, special_tokens
+from experiments.data.text_files import check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode
 from experiments.encoders.load import load_encoder
@@ -46,11 +47,14 @@ class Config:
     model: Annotated[str, flags.Positional]
     """A run's folder, a published folder, or a name on the hub."""
     file: Annotated[str, flags.Positional]
-    """Texts: .txt has one a line; .jsonl, .csv and .parquet have a column of them."""
+    """Texts: .txt has one a line; .jsonl, .csv and .parquet have a column of them; .gz, .bz2, .xz or .zst may
+    follow."""
     out: Annotated[str, flags.Positional]
     """.npy for the vectors alone, .parquet for ids, texts and vectors."""
     text_column: str = "text"
     """The column that holds the texts."""
+    encoding: str = "utf-8"
+    """Of the file, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...)."""
     pool: Pool | None = None
     """What of a row becomes its vector. None: what the model was trained with, or the mean."""
     normalize: bool = False
@@ -63,6 +67,7 @@ class Config:
     """Whether OUT may exist already."""
 
     def __post_init__(self):
+        check_encoding(self.encoding, "--encoding")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}, expected at least 1")
 
@@ -203,22 +208,27 @@ def normalized(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def read_texts(path: Path, column: str) -> tuple[list[str], list[str]]:
+def read_texts(path: Path, column: str, encoding: str = "utf-8") -> tuple[list[str], list[str]]:
     """The ids (of a column "_id" or "id", else numbers from 0) and texts of a file.
 
     Raises:
       FileNotFoundError, ValueError: one line that names the file and the line.
     """
-    if path.suffix == ".txt":
+    if stem_and_suffix(path)[1] == ".txt":
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
         # Lines end in "\n" alone: a form feed or U+2028 inside one is text.
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+        lines = (
+            read_text(path, str(path), encoding, flag="--encoding")
+            .replace("\r\n", "\n")
+            .replace("\r", "\n")
+            .split("\n")
+        )
         texts = lines[:-1] if lines and not lines[-1] else lines
         ids = [str(i) for i in range(len(texts))]
     else:
         ids, texts = [], []
-        for number, row in records(path):
+        for number, row in records(path, encoding, flag="--encoding"):
             if column not in row:
                 raise ValueError(
                     f"{path} line {number} has no {column!r}; --text-column may be {', '.join(map(str, row))}"
@@ -262,7 +272,7 @@ def main() -> int:
             raise ValueError(f"{out} is there already; --overwrite replaces it")
         if not out.absolute().parent.is_dir():
             raise FileNotFoundError(f"{out.parent} is no folder")
-        ids, texts = read_texts(Path(config.file), config.text_column)
+        ids, texts = read_texts(Path(config.file), config.text_column, config.encoding)
         model, tokenizer, _ = load_encoder(config.model)
         vectors = embed_texts(
             model,

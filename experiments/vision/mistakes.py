@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments.data.images import Images
+from experiments.data.pictures import flatten
 
 
 def plot_mistakes(
@@ -32,7 +33,8 @@ def plot_mistakes(
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, i in zip(panels.flat, worst, strict=False):
-        panel.imshow(images.read(int(i)), cmap="gray")
+        image = images.read(int(i))
+        panel.imshow(image if image.mode == "L" else flatten(image, "RGB", (255,)), cmap="gray")
         said, color = classes[predicted[i]], "tab:red" if predicted[i] != images.labels[i] else "tab:green"
         title = f"{classes[images.labels[i]]}: {right[i]:.0%}"
         if predicted[i] != images.labels[i]:

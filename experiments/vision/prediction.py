@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image
+from PIL import Image, ImageOps
 
 from experiments.data.augment import Preprocess
 from experiments.data.images import Images
 from experiments.data.packing import Batch, make_batches
+from experiments.data.pictures import from_array, open_picture
 from experiments.loop.train import make_mesh, spread
 from experiments.vision.load import load_model
 from experiments.vision.meaning import load_meaning
@@ -61,7 +62,7 @@ def predict(
 
     Args:
       folder: of a run of one seed.
-      images: Pillow's, arrays (x, y) or (x, y, 3) of 0 to 255, or files.
+      images: Pillow's, arrays (x, y) or (x, y, 3) of 0 to 255 (uint16: to 65,535), or files.
       step: which checkpoint: a step, "latest" or "best".
 
     Raises:
@@ -75,8 +76,12 @@ def predict(
 
     def opened(image) -> Image.Image:
         if isinstance(image, Image.Image):
-            return image
-        return Image.open(image) if isinstance(image, str | Path) else Image.fromarray(np.asarray(image, np.uint8))
+            return ImageOps.exif_transpose(image)
+        if not isinstance(image, str | Path):
+            return from_array(image)
+        if not Path(image).is_file():
+            raise FileNotFoundError(f"{image} does not exist")
+        return open_picture(image, str(image))
 
     if not len(images):
         return []

@@ -7,6 +7,7 @@ import ssm
 import zoo
 from experiments.data.augment import AugmentConfig, PreprocessConfig
 from experiments.data.images import ImagesConfig
+from experiments.encoders.class_weights import ClassWeights
 from experiments.loop.duration import check_duration
 from experiments.loop.optim import OptimConfig
 from experiments.loop.seeds import check_different
@@ -29,6 +30,8 @@ class Config:
     """From an image to an array."""
     augment: AugmentConfig = AugmentConfig()
     """What training does to images."""
+    class_weights: ClassWeights = "none"
+    """balanced: in training, rare classes count as much as frequent ones."""
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape replaces --model, and the preprocessing that its
     folder states replaces --preprocess. Its classifier stays where it has as many classes."""
@@ -94,7 +97,7 @@ _IMAGENET = PreprocessConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.22
 
 def _deit(name: str, *, decay: float = 0.05, drop_path: float = 0.1) -> Config:
     # Source: facebookresearch/deit, main.py: batches of 1,024, 5e-4 for each 512 of them, 5 of 300 epochs of warm-up,
-    # betas 0.9 and 0.999, cosine to 1e-5, no clipping, EMA 0.99996. Its repeated augmentation is not done here.
+    # betas 0.9 and 0.999, cosine to 1e-5, no clipping, EMA 0.99996, each image three times in a batch.
     # Vim's: hustvl/Vim, vim/scripts: the same but for weight decay and stochastic depth.
     model = zoo.presets[name]
     assert isinstance(model, zoo.ImageClassifierConfig)
@@ -103,7 +106,7 @@ def _deit(name: str, *, decay: float = 0.05, drop_path: float = 0.1) -> Config:
         data=ImagesConfig(hub="ILSVRC/imagenet-1k"),
         preprocess=_IMAGENET,
         augment=AugmentConfig(
-            crop="resized", flip=0.5, rand_augment=2, erase=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1
+            crop="resized", flip=0.5, rand_augment=2, erase=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1, repeats=3
         ),
         epochs=300,
         warmup_fraction=5 / 300,

@@ -16,6 +16,8 @@ import zoo
 from experiments.data.augment import Preprocess, mix
 from experiments.data.images import Images, LabelledImages, load_images
 from experiments.data.packing import Batch, Epochs, make_batches
+from experiments.data.repeats import RepeatedEpochs
+from experiments.encoders.class_weights import weights_of
 from experiments.loop.duration import in_steps
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import load_start
@@ -90,8 +92,19 @@ def training_batch(images: Images, rows: np.ndarray, preprocess: Preprocess, see
     return {"labels": labels} | mix(arrays, labels, preprocess.augment, random)._asdict()
 
 
-def image_loss(model: Any, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, smoothing: float) -> Loss:
-    """Cross-entropy of the classes of both images that each image is made of, by their shares."""
+def image_loss(
+    model: Any,
+    batch: Mapping[str, Any],
+    rngs: nnx.Rngs | None,
+    *,
+    smoothing: float,
+    class_weights: np.ndarray | None = None,
+) -> Loss:
+    """Cross-entropy of the classes of both images that each image is made of, by their shares.
+
+    Args:
+      class_weights: (k,) what an image of each class counts. None: 1.
+    """
     hidden, auxiliary = model.run(batch["images"], rngs=rngs)
     logits = model.read(hidden)
 
@@ -100,6 +113,11 @@ def image_loss(model: Any, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, s
         return optax.softmax_cross_entropy(logits, targets)
 
     share = batch["share"]
+    if class_weights is not None:
+        first, other = (jnp.asarray(class_weights)[batch[name]] for name in ("labels", "partners"))
+        first, other = share * first, (1 - share) * other
+        total = jnp.sum(first * nats(batch["labels"]) + other * nats(batch["partners"]))
+        return with_auxiliary(Loss(total, jnp.sum(first + other)), model, auxiliary)
     each = share * nats(batch["labels"]) + (1 - share) * nats(batch["partners"])
     return with_auxiliary(Loss(jnp.sum(each), jnp.float32(len(each))), model, auxiliary)
 
@@ -108,7 +126,14 @@ def make_task(config: Config, prepared: Prepared) -> Task:
     """The task of one seed."""
     train_images, held_out = list(prepared.data.splits.values())[:2]
     seed, batch_size = config.train.seed, config.train.batch_size
-    plan = Epochs(np.zeros(len(train_images.labels), int), [batch_size], seed=seed)
+    n, repeats = len(train_images.labels), config.augment.repeats
+    plan = (
+        Epochs(np.zeros(n, int), [batch_size], seed=seed)
+        if repeats == 1
+        else RepeatedEpochs(n, batch_size, repeats, seed=seed)
+    )
+    counts = np.bincount(train_images.labels, minlength=len(prepared.data.classes))
+    weights = weights_of(counts) if config.class_weights == "balanced" else None
 
     def init(rngs: nnx.Rngs) -> nnx.Module:
         if prepared.start is None:
@@ -120,7 +145,7 @@ def make_task(config: Config, prepared: Prepared) -> Task:
 
     return Task(
         init=init,
-        loss=functools.partial(image_loss, smoothing=config.augment.smoothing),
+        loss=functools.partial(image_loss, smoothing=config.augment.smoothing, class_weights=weights),
         batches=iter(make_batches(make, threads=config.threads, prefetch=2 * config.threads)),
         evaluate=lambda model: score(logits_of(model, held_out, prepared.preprocess, config), held_out.labels),
         tokens_per_batch=batch_size,

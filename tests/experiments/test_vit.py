@@ -76,6 +76,23 @@ def test_learns_and_predicts_from_its_folder(squares, tmp_path, command):
     assert load_model(tmp_path / "more")[0].config.n_classes == 10
 
 
+def test_a_truncated_jpeg_ends_a_run_by_its_name_and_not_on_request(tmp_path, command):
+    random = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / f"photos/{'ab'[i % 2]}/in/{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    rest = ("--data.path", "photos", *SMALL, "--model.channels", 3, "--epochs", 1, "--class-weights", "balanced")
+    status, _, err = command("tiny", *rest, "--run-dir", "run")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "the image 'b/in/23.jpg' cannot be read (" in err
+    assert "--data.skip-bad leaves such images out" in err
+    status, out, err = command("tiny", *rest, "--run-dir", "other", "--data.skip-bad")
+    assert status == 0, err
+    assert "2 classes: 19 train, 4 validation images" in out
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(squares, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change = ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--augment.erase", 0.5, "--model.drop-path", 0.3)

@@ -1,15 +1,15 @@
 """Labelled tables of every format, and every mistake in them as one line."""
 
 import csv
-import gzip
 import json
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from experiments.data import labelled
+from experiments.data import snippets
 from experiments.data.labelled import LabelledConfig, load_labelled
+from tests.experiments.data.texts import compress
 
 ROWS = [{"text": f"number {i}", "label": "even" if i % 2 == 0 else "odd"} for i in range(40)]
 
@@ -30,10 +30,7 @@ def write(path, rows, **options):
         path.write_text(json.dumps(rows))
     else:
         content = "".join(json.dumps(row) + "\n" for row in rows)
-        if path.suffix == ".gz":
-            path.write_bytes(gzip.compress(content.encode()))
-        else:
-            path.write_text(content)
+        path.write_bytes(compress(content.encode(), "" if path.suffix == ".jsonl" else path.suffix))
     return path
 
 
@@ -49,7 +46,7 @@ def fails(path, kind=None, **options):
     return message
 
 
-@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.tsv", "d.parquet", "d.jsonl.gz"])
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.csv", "d.tsv", "d.parquet", "d.jsonl.gz", "d.jsonl.zst"])
 def test_every_format_holds_the_same(name, tmp_path):
     data = load(write(tmp_path / name, ROWS))
     assert (data.kind, data.classes) == ("classification", ("even", "odd"))
@@ -208,7 +205,7 @@ def test_tags_and_answers_that_do_not_fit_their_texts(tmp_path):
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "line 2 of d.jsonl is not JSON"),
         ("d.jsonl", "[1, 2]\n", "row 1 of d.jsonl holds 1, expected an object of columns"),
         ("d.parquet", "no parquet", "d.parquet cannot be read as parquet"),
-        ("d.jsonl.gz", "no gzip", "d.jsonl.gz cannot be read as jsonl"),
+        ("d.jsonl.gz", "no gzip", "d.jsonl.gz cannot be read (Not a gzipped file"),
         ("d.txt", "text", "d.txt is no table"),
         ("e/d.txt", "text", "has no train.jsonl, .csv, .parquet; tables there: none"),
     ],
@@ -233,10 +230,137 @@ def test_other_mistakes(tmp_path, monkeypatch):
 def test_the_standard_library_gives_nothing_away():
     data = load_labelled(LabelledConfig())
     library = Path(sysconfig.get_path("stdlib"))  # some systems keep a package of it apart
-    assert data.classes == tuple(sorted(name for name in labelled.PACKAGES if (library / name).is_dir()))
+    assert data.classes == tuple(sorted(name for name in snippets.PACKAGES if (library / name).is_dir()))
     train, validation, test = (data.splits[name] for name in ("train", "validation", "test"))
     assert set(train.labels) == set(validation.labels) == set(test.labels) == set(data.classes)
     for text in [*train.texts, *test.texts]:
         assert not any(name in text.lower() for name in data.classes)
         assert not any(line.lstrip().startswith(("import ", "from ")) for line in text.splitlines())
     assert len(train.texts) > len(test.texts) > 100
+
+
+def examples(data):
+    """What every text is labelled, over all splits."""
+    return {t: label for split in data.splits.values() for t, label in zip(split.texts, split.labels, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["d.csv", "d.tsv", "d.jsonl", "d.parquet"])
+def test_labels_are_kept_as_they_are_written(name, tmp_path):
+    spelled = ("1", "01", "007", "1.0", "1e3")
+    rows = [{"text": f"t{i}", "label": spelled[i % 5]} for i in range(40)]
+    data = load(write(tmp_path / name, rows), "classification")
+    assert data.classes == tuple(sorted(spelled))
+    assert examples(data) == {row["text"]: row["label"] for row in rows}
+    whole = load(
+        write(tmp_path / f"e{name}", [row for row in rows if "." not in row["label"] and "e" not in row["label"]])
+    )
+    assert whole.classes == ("01", "1", "007")  # by value, then by their text
+
+
+def test_integers_say_how_they_were_taken_and_how_to_say_otherwise(tmp_path):
+    rows = [{"text": f"t{i}", "score": i % 11, "other": i / 4} for i in range(40)]
+    for name in ("d.csv", "d.jsonl"):
+        path = write(tmp_path / name, rows)
+        note = load(path).note
+        assert note == "the integers of 'score' are taken as 11 classes; --kind regression takes them as numbers"
+        assert load(path, "regression").note == load(path, label_column="other").note == ""
+    assert load(write(tmp_path / "w.csv", ROWS)).note == ""
+
+
+def test_texts_may_be_numbers(tmp_path):
+    for name in ("d.csv", "d.jsonl", "d.parquet"):
+        data = load(write(tmp_path / name, [{"text": 100 + i, "label": "xy"[i % 2]} for i in range(40)]))
+        assert set(examples(data)) == {str(100 + i) for i in range(40)}
+
+
+def test_a_csv_of_semicolons_in_another_encoding(tmp_path):
+    lines = "".join(f'"déjà, vu {i}";{"xy"[i % 2]}\n' for i in range(40))
+    (tmp_path / "d.csv").write_bytes(f"text;label\n{lines}".encode("cp1252"))
+    data = load(tmp_path / "d.csv", encoding="cp1252")
+    assert data.classes == ("x", "y")
+    assert "déjà, vu 7" in examples(data)
+    assert "d.csv is not utf-8 text; --data.encoding cp1252 may be its encoding" in fails(tmp_path / "d.csv")
+    (tmp_path / "p.csv").write_text("".join(f"{a}|{b}\n" for a, b in [("text", "label"), *examples(data).items()]))
+    assert load(tmp_path / "p.csv", delimiter="|").classes == ("x", "y")
+
+
+def test_several_labels_of_a_text(tmp_path):
+    rows = [{"text": f"t{i}", "labels": [name for bit, name in enumerate("abc") if i >> bit & 1]} for i in range(40)]
+    data = load(write(tmp_path / "d.jsonl", rows))
+    assert (data.kind, data.classes) == ("multi-label", ("a", "b", "c"))
+    assert examples(data) == {row["text"]: row["labels"] for row in rows}
+    cells = [row | {"labels": "|".join(row["labels"]) or "c"} for row in rows]
+    data = load(write(tmp_path / "d.csv", cells), label_separator="|")
+    assert (data.kind, data.classes) == ("multi-label", ("a", "b", "c"))
+    assert examples(data)["t6"] == ["b", "c"]
+    assert "expects lists of strings or integers" in fails(write(tmp_path / "e.jsonl", ROWS), "multi-label")
+
+
+def test_files_of_conll_are_tags(tmp_path):
+    (tmp_path / "d").mkdir()
+    sentence = "EU NNP B-ORG\nrejects VBZ O\n\nPeter{} NNP B-PER\n\n"
+    for split, n in (("train", 9), ("dev", 1), ("test", 2)):
+        (tmp_path / f"d/{split}.conll").write_text("".join(sentence.format(f"{split}{i}") for i in range(n)))
+    data = load(tmp_path / "d")
+    assert (data.kind, data.classes) == ("tagging", ("B-ORG", "B-PER", "O"))
+    assert data.splits["test"].texts[1] == ["Petertest0"]
+    assert load(tmp_path / "d", label_column="2").classes == ("NNP", "VBZ")
+    for file in list((tmp_path / "d").iterdir()):
+        file.rename(file.with_suffix(".txt"))
+    assert load(tmp_path / "d", "tagging").splits["train"] == data.splits["train"]
+
+
+def test_squad_as_it_is_published(tmp_path):
+    def article(i):
+        asked = {"id": str(i), "question": f"who {i}?", "answers": [{"text": "Ann", "answer_start": 7}]}
+        return {"title": str(i), "paragraphs": [{"context": "It was Ann.", "qas": [asked]}]}
+
+    (tmp_path / "d").mkdir()
+    for name, part in (("train-v2.0.json", range(9)), ("dev-v2.0.json", range(9, 12))):
+        (tmp_path / "d" / name).write_text(json.dumps({"version": "v2.0", "data": [article(i) for i in part]}))
+    data = load(tmp_path / "d")
+    assert (data.kind, [len(split.texts) for split in data.splits.values()]) == ("span-qa", [9, 3])
+    assert data.splits["train"].labels[0] == {"text": ["Ann"], "answer_start": [7]}
+    flat = [
+        {"question": f"{i}", "context": "It was Ann.", "answers": [{"text": "Ann", "answer_start": 7}]}
+        for i in range(9)
+    ]
+    assert load(write(tmp_path / "f.jsonl", flat)).splits["train"].labels[0] == data.splits["train"].labels[0]
+
+
+def test_rows_of_training_that_come_again_are_counted(tmp_path, caplog):
+    write(tmp_path / "d/train.jsonl", ROWS[:30])
+    write(tmp_path / "d/validation.jsonl", ROWS[30:35])
+    write(tmp_path / "d/test.jsonl", [*ROWS[35:], *ROWS[3:6]])
+    load(tmp_path / "d")
+    (said,) = [record.message for record in caplog.records]
+    assert "3 of 8 rows of test have the text of a row of train, row 6 the first" in said
+
+
+def test_rows_that_cannot_be_used_are_left_out_on_request_and_counted(tmp_path, caplog):
+    broken = [*without(ROWS, "label", 3, 8)]
+    broken[12] = {"text": None, "label": "odd"}
+    broken[14] = {"text": "x", "label": 0.5}
+    path = write(tmp_path / "d.jsonl", broken)
+    path.write_text(path.read_text() + '{"text": \n')
+    fails(path)
+    data = load(path, "classification", skip_bad=True)
+    assert len(examples(data)) == 36
+    said = [record.message for record in caplog.records]
+    assert sum("left out" in message for message in said) == 7
+    assert any("line 41 of d.jsonl is not JSON" in message for message in said)
+    assert any("row 13: --data.text-column 'text' holds nothing" in message for message in said)
+    assert "4 of 40 rows of d.jsonl were left out, as --data.skip-bad asks" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoding": "utf-9"}, "--data.encoding utf-9, expected one that Python knows"),
+        ({"delimiter": "ab"}, "--data.delimiter 'ab', expected a character"),
+        ({"label_separator": ""}, "--data.label-separator '', expected at least a character"),
+    ],
+)
+def test_wrong_ways_to_read(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabelledConfig(**options)

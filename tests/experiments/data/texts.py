@@ -1,5 +1,8 @@
 """Texts and streams for the tests of data, and how to read them back."""
 
+import bz2
+import gzip
+import lzma
 import random
 from pathlib import Path
 
@@ -45,3 +48,12 @@ def fails(config: DataConfig) -> str:
     message = str(failure.value)
     assert "\n" not in message
     return message
+
+
+def compress(content: bytes, suffix: str) -> bytes:
+    """What a file with this suffix holds."""
+    import pyarrow
+
+    kinds = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, "": bytes}
+    kinds[".zst"] = lambda raw: pyarrow.Codec("zstd").compress(raw, asbytes=True)
+    return kinds[suffix](content)

@@ -213,6 +213,31 @@ def test_numbers(words, tmp_path, command):
     assert "--metrics f1, expected some of pearson, spearman, rmse" in err
 
 
+def test_several_classes_of_a_text_and_rare_ones(tmp_path, command):
+    sets = (["left"], ["right", "rare"], ["left"], ["right"], [])
+    rows = [{"text": f"{'xyxyz'[i % 5]} {'!' if i % 5 == 1 else ''} {i}", "labels": sets[i % 5]} for i in range(60)]
+    path = write(tmp_path / "several.jsonl", rows)
+    rest = ("--optim.learning-rate", 0.02, "--epochs", 25, "--class-weights", "balanced", "--baseline")
+    status, out, err = command("tiny", "--data.path", path, "--run-dir", "run", *SMALL, *rest)
+    assert status == 0, err
+    assert "multi-label of 3 classes: 54 train, 6 validation" in out
+    table = out.split("after the last step:")[1].splitlines()
+    assert table[1].split() == ["accuracy", "micro_f1", "macro_f1"]
+    assert float(table[2].split()[2]) > 0.9
+    said = finetune.predict("run", ["x  3", "y ! 4", "z  5"])
+    assert said.labels == [["left"], ["rare", "right"], []]
+    assert np.shape(said.scores) == (3, 3)
+
+
+def test_integers_are_said_to_be_classes(tmp_path, command):
+    path = write(tmp_path / "stars.jsonl", [{"text": f"t{i}", "label": i % 3} for i in range(30)])
+    status, out, err = command(
+        "tiny", "--data.path", path, "--run-dir", "run", *SMALL, "--steps", 1, "--epochs", "None"
+    )
+    assert status == 0, err
+    assert "the integers of 'label' are taken as 3 classes; --kind regression takes them as numbers" in out
+
+
 def test_tags(tmp_path, command):
     rows = [{"words": ["x" * (i % 3 + 1), "is", f"y{i}"], "tags": ["B-X", "O", "B-Y"]} for i in range(40)]
     path = write(tmp_path / "tags.jsonl", rows)
@@ -269,6 +294,10 @@ def test_a_monarch_mixer_from_a_published_folder(words, tmp_path, command):
         (["--head", "mlm", "--verbaliser", "l"], "--verbaliser has 1 words, expected 2"),
         (["--head", "mlm", "--data.label-column", "score"], "it cannot say --kind regression"),
         (["--verbaliser", "l r"], "--verbaliser 'l r' belongs to --head mlm"),
+        (
+            ["--kind", "regression", "--data.label-column", "score", "--class-weights", "balanced"],
+            "--kind regression has",
+        ),
         (["--scratch"], "--scratch is for the shape of an --init"),
         (["--init", "nowhere"], "nowhere is neither a folder nor a name on the hub"),
         (["--epochs", "0"], "--epochs 0.0, expected more than 0"),

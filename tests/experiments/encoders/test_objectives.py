@@ -30,6 +30,7 @@ CASES = {
         None,
         ["b", "a"],
     ),
+    "several": (Target("multi-label", classes=("a", "b"), max_len=64), ["x", "yes"], None, [["a", "b"], []]),
     "numbers": (Target("regression", mean=2.0, std=3.0, max_len=64), ["x", "yes"], None, [1.5, -2.0]),
     "tags": (Target("tagging", classes=("N", "V"), max_len=64), [["x", "is"], ["no"]], None, [["N", "V"], ["V"]]),
     "spans": (Target("span-qa", max_len=64), ["what?", "is?"], ["This is it.", "That is"], [ANSWER, ANSWER]),
@@ -101,6 +102,8 @@ def test_logits_that_are_certain_give_the_labels_back(case):
     batch = rows(np.arange(len(rows)))
     if case == "numbers":
         logits = batch["labels"][:, None]
+    elif case == "several":
+        logits = 20 * batch["labels"] - 10
     elif case == "spans":
         logits = np.swapaxes(10 * np.eye(batch["tokens"].shape[1])[batch["labels"]], 1, 2)
     else:

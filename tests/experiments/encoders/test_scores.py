@@ -9,6 +9,7 @@ from experiments.encoders.scores import (
     classification_scores,
     confusion,
     is_bio,
+    multi_label_scores,
     normalise,
     regression_scores,
     squad_scores,
@@ -75,3 +76,11 @@ def test_squad_by_hand():
     scores = squad_scores(["The cat", "big red dog", "", "x"], [["cat", "dog"], ["red dog", "a fox"], [], []])
     assert scores["exact_match"] == pytest.approx((1 + 0 + 1 + 0) / 4)
     assert scores["f1"] == pytest.approx((1 + 2 * 2 / 5 + 1 + 0) / 4)
+
+
+def test_several_classes_are_scored_together_and_each_for_itself():
+    labels, said = [["a", "b"], ["a"], [], ["b"]], [["a"], ["a"], ["b"], ["b"]]
+    scores = multi_label_scores(said, labels, ("a", "b", "never"))
+    # a: 2 right, none wrong. b: 1 right, 1 missed, 1 too many. Together: 3 right, 1 missed, 1 too many.
+    assert scores == pytest.approx({"accuracy": 2 / 4, "micro_f1": 6 / 8, "macro_f1": (1 + 2 / 4) / 2})
+    assert multi_label_scores([[]], [[]], ("a",))["accuracy"] == 1

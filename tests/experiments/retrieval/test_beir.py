@@ -9,7 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from experiments.retrieval import beir
-from experiments.retrieval.beir import RetrievalData, load_collections, read_beir, read_loco, split_pairs
+from experiments.retrieval.beir import RetrievalData, load_collections, read_beir, read_loco, records, split_pairs
+from tests.experiments.data.texts import compress
 
 SHARES = {"train": 0.6, "dev": 0.2, "test": 0.2}
 
@@ -71,6 +72,25 @@ def test_reads_beirs_layout(tmp_path):
     assert collection.documents == {"a": "A title and text", "7": "no title", "c": ""}
     assert collection.queries == {"q": "what", "r": "which"}
     assert collection.qrels == {"test": {"q": {"a": 2, "7": 0}}}  # r has no relevant document
+
+
+def test_files_may_be_compressed_and_of_another_encoding(tmp_path):
+    plain = read_beir(write_beir(tmp_path / "a/set"))
+    write_beir(tmp_path / "b/set")
+    for path, suffix in (("corpus.jsonl", ".gz"), ("queries.jsonl", ".zst"), ("qrels/train.tsv", ".xz")):
+        file = tmp_path / "b/set" / path
+        file.with_name(file.name + suffix).write_bytes(compress(file.read_bytes(), suffix))
+        file.unlink()
+    assert read_beir(tmp_path / "b/set") == plain
+    row = '{"_id": "q0", "text": "déjà vu"}\n'
+    (tmp_path / "a/set/queries.jsonl").write_bytes(row.encode("cp1252"))
+    with pytest.raises(
+        ValueError, match=r"queries.jsonl is not utf-8 text; --data.encoding cp1252 may be its encoding"
+    ):
+        read_beir(tmp_path / "a/set")
+    assert list(records(tmp_path / "a/set/queries.jsonl", "cp1252")) == [(1, {"_id": "q0", "text": "déjà vu"})]
+    (tmp_path / "rows.csv").write_text('_id;text\nq0;"a, b; c"\n')
+    assert list(records(tmp_path / "rows.csv")) == [(1, {"_id": "q0", "text": "a, b; c"})]
 
 
 def test_dev_is_taken_from_train_where_there_is_none(tmp_path):

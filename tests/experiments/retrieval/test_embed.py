@@ -20,6 +20,7 @@ from experiments.loop import runs
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.train import TrainState, split_model
 from experiments.retrieval import embed
+from tests.experiments.data.texts import compress
 from tests.numerics import assert_close, jitted, with_random_parameters
 
 TOKENIZER = ByteTokenizer()
@@ -158,6 +159,17 @@ def test_every_format_gives_the_same_vectors_in_both(run, model, command):
     assert not [path for path in run.parent.iterdir() if path.name.startswith(".")]
 
 
+def test_texts_may_be_compressed_and_of_another_encoding(tmp_path):
+    text = "déjà vu\r\nein\x0cTag\n" + "plain\n" * 30
+    for suffix in (".gz", ".zst"):
+        (tmp_path / f"t.txt{suffix}").write_bytes(compress(text.encode("cp1252"), suffix))
+        texts = embed.read_texts(tmp_path / f"t.txt{suffix}", "text", "cp1252")[1]
+        assert texts == ["déjà vu", "ein\x0cTag", *["plain"] * 30]
+    (tmp_path / "t.txt").write_bytes(text[:8].encode("cp1252"))
+    with pytest.raises(ValueError, match=r"t.txt is not utf-8 text .*; --encoding cp1252 may be its encoding"):
+        embed.read_texts(tmp_path / "t.txt", "text")
+
+
 def test_nothing_is_overwritten_unasked_and_a_failure_leaves_what_was_there(run, monkeypatch, command):
     write_texts(run.parent)
     (run.parent / "out.npy").write_text("precious")
@@ -193,6 +205,7 @@ def test_nothing_is_overwritten_unasked_and_a_failure_leaves_what_was_there(run,
         (["nowhere", "t.txt", "o.npy"], "nowhere"),
         (["run", "t.txt", "o.npy", "--max-len", "1000"], "max_len=1000, expected at most 100"),
         (["run", "t.txt", "o.npy", "--batch-tokens", "0"], "batch_tokens=0, expected at least 1"),
+        (["run", "t.txt", "o.npy", "--encoding", "utf-9"], "--encoding utf-9, expected one that Python knows"),
         (["run", "t.txt", "o.npy", "--pool", "max"], "invalid choice 'max'"),
     ],
 )

@@ -15,7 +15,7 @@ from experiments.data.augment import AugmentConfig
 from experiments.loop import train
 from experiments.loop.train import split_model
 from experiments.vision.presets import PRESETS
-from experiments.vision.task import image_loss, prepare, score, training_batch
+from experiments.vision.task import image_loss, make_task, prepare, score, training_batch
 from tests.numerics import assert_close
 
 
@@ -35,6 +35,12 @@ def test_loss_is_that_of_both_images_by_their_shares(monkeypatch):
     expected = sum(share[i] * nats(i, labels[i]) + (1 - share[i]) * nats(i, partners[i]) for i in range(3))
     assert float(loss.total) == pytest.approx(expected, rel=1e-5)
     assert float(loss.weight) == 3
+    weights = np.array([2.0, 1.0, 0.5, 1.0, 3.0], np.float32)
+    loss = image_loss(model, batch, None, smoothing=0.1, class_weights=weights)
+    counts = [(share[i] * weights[labels[i]], (1 - share[i]) * weights[partners[i]]) for i in range(3)]
+    weighed = sum(a * nats(i, labels[i]) + b * nats(i, partners[i]) for i, (a, b) in enumerate(counts))
+    assert float(loss.total) == pytest.approx(weighed, rel=1e-5)
+    assert float(loss.weight) == pytest.approx(np.sum(counts), rel=1e-6)
 
 
 def test_a_mixture_of_experts_is_trained_with_its_balance():
@@ -75,6 +81,35 @@ def test_a_batch_depends_on_seed_and_step_alone(squares):
     assert all(np.array_equal(one[name], again[name]) for name in one)
     assert not np.array_equal(one["images"], other["images"])
     assert set(one["labels"][2:3]) <= set(images.labels[[3, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("augment", "total", "moment"),
+    [
+        (PRESETS["tiny"][1].augment, -85.5058805346489, -10246.344847559929),
+        (AugmentConfig(), -84.88627260923386, -10269.40367257595),
+    ],
+)
+def test_batches_are_those_of_earlier_versions(augment, total, moment):
+    """Numbers by the commit before RandAugment was this project's own: what does not use it draws as it did."""
+    prepared = prepare(dataclasses.replace(PRESETS["tiny"][1], augment=augment))
+    batch = training_batch(prepared.data.splits["train"], np.array([5, 1, -1, 7]), prepared.preprocess, 0, 3)
+    images = batch["images"].astype(np.float64)
+    assert batch["labels"].tolist() == [5, 1, 8, 8]
+    assert images.sum() == pytest.approx(total, rel=1e-9)
+    assert (images * np.arange(images.size).reshape(images.shape)).sum() == pytest.approx(moment, rel=1e-9)
+
+
+def test_repeated_images_are_changed_each_in_its_own_way(squares):
+    config = dataclasses.replace(PRESETS["tiny"][1], augment=AugmentConfig(crop="shift", repeats=3))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(squares)))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=6))
+    prepared = prepare(config)
+    task = make_task(config, prepared)
+    batch = next(task.batches)
+    assert batch["labels"].tolist() == np.repeat(batch["labels"][::3], 3).tolist()
+    assert not np.array_equal(batch["images"][0], batch["images"][1])
+    assert prepared.train.steps == 30 * 6  # an epoch of 32 images is six batches, repeated or not
 
 
 def test_the_average_is_what_is_evaluated():
