@@ -19,10 +19,14 @@ from flax import nnx
 import zoo
 from experiments.causal_lm import load_run
 from experiments.data.tokenizers import save_tokenizer
+from experiments.encoders.objectives import FILE_NAME as LABELS_FILE
+from experiments.encoders.objectives import load_target
+from experiments.encoders.publish import config_fields, in_own_unit, publish_target
 from experiments.loop import flags, runs
 from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
 from zoo.published.pretrained import find_folder, read_config_file
+from zoo.published.transformers_fields import class_fields, named_classes
 
 # What a published model has beside its weights.
 _COMPANIONS = (
@@ -87,8 +91,12 @@ def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
         model = runs.restore_model(folder, runs.load_model_config(folder), step=config.checkpoint)
         if config.dtype:
             raise ValueError(_DTYPE_OF_RUN.format(config.dtype))
-        names = load_meaning(folder).classes if (folder / IMAGES_FILE).is_file() else ()
-        return model, folder, {"id2label": dict(enumerate(names))} if names else {}
+        if (folder / IMAGES_FILE).is_file():
+            return model, folder, dict(named_classes(load_meaning(folder).classes))
+        if (folder / LABELS_FILE).is_file():
+            target = load_target(folder)
+            return in_own_unit(model, target), folder, config_fields(target, getattr(model.config, "n_labels", 0))
+        return model, folder, {}
     if is_run(config.source):
         model, tokenizer, _ = load_run(config.source, step=config.checkpoint)
         if config.dtype:
@@ -98,7 +106,12 @@ def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
     published = zoo.from_pretrained(folder, dtype=config.dtype)
     raw, _ = read_config_file(folder)
     keep = _TOKEN_IDS if config.layout == "transformers" else ()
-    return published, folder, {name: raw[name] for name in keep if name in raw}
+    return (
+        published,
+        folder,
+        {name: raw[name] for name in keep if name in raw}
+        | class_fields(raw, getattr(published.config, "n_classes", getattr(published.config, "n_labels", 0))),
+    )
 
 
 def _copy_companions(config: Config, folder: Path | None) -> None:
@@ -108,6 +121,7 @@ def _copy_companions(config: Config, folder: Path | None) -> None:
     for pattern in _COMPANIONS:
         for path in folder.glob(pattern):
             shutil.copyfile(path, config.target / path.name)
+    publish_target(folder, config.target)
     if (folder / IMAGES_FILE).is_file():
         write_preprocess(load_meaning(folder), config.target)
 

@@ -27,6 +27,7 @@ from zoo.published import bert_layout, hybrid_layout, llama_layout, m2_layout, s
 from zoo.published.layout_options import Layout, require_layout
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
+from zoo.published.transformers_fields import with_both_ways
 from zoo.published.weight_files import LazyTensor, open_weights, save_weights
 
 ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
@@ -159,7 +160,8 @@ def save_pretrained(
         model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
         the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
         sentence-transformers too, with how its rows are pooled.
-      extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
+      extra: more fields of config.json that do not change the model, such as eos_token_id for transformers, or
+        id2label, {0: "no", 1: "yes"}, what the classes are called.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
 
     Raises:
@@ -176,7 +178,7 @@ def save_pretrained(
     shapes = {name: entry.shape([params[path].shape for path in entry.paths]) for name, entry in table.entries.items()}
     said = (shapes, classes, beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
-    raw |= dict(extra or {})
+    raw |= with_both_ways(dict(extra or {}), classes)
     if _read_config(raw, *said) != described:
         raise ValueError(f"extra={extra!r} describes another model")
     text = json.dumps(raw, indent=2) + "\n"
