@@ -16,11 +16,10 @@ from typing import Annotated, Literal, cast
 import jax
 
 import zoo
+from experiments.causal.load import load_published
 from experiments.causal_lm import load_run
-from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from experiments.data.tokenizers import Tokenizer
 from experiments.loop import flags
-from zoo.published.pretrained import find_folder, read_config_file
-from zoo.published.ssm_layout import read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,32 +95,8 @@ def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
         model, tokenizer, _ = load_run(cast(Path, config.run_dir), step=config.checkpoint)
         return model, tokenizer, [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
-    folder = find_folder(config.model)
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer else _published_tokenizer(config.model, folder)
-    published = zoo.from_pretrained(folder, dtype=config.dtype)
-    if not isinstance(published, zoo.CausalLM):
-        what = type(published).__name__
-        raise ValueError(f"{config.model} is a {what}; only a causal language model goes on with a text")
-    if tokenizer.vocab_size > published.config.vocab_size:
-        raise ValueError(
-            f"--tokenizer has {tokenizer.vocab_size} ids, {config.model} has only {published.config.vocab_size} tokens"
-        )
-    return published, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
-
-
-def _published_tokenizer(name: str, folder: Path) -> Tokenizer:
-    """The tokenizer beside the weights, or the one that state-spaces' models were trained with and do not carry."""
-    if (folder / FILE_NAME).exists():
-        return restore_tokenizer(folder)
-    vocab_size = read_config(read_config_file(folder)[0]).vocab_size
-    known = {50_277: "EleutherAI/gpt-neox-20b", 50_280: "EleutherAI/gpt-neox-20b", 50_288: "EleutherAI/gpt-neox-20b"}
-    known[128_256] = "meta-llama/Llama-3.1-8B"
-    if vocab_size not in known:
-        raise ValueError(f"{name} has no {FILE_NAME}; name one with --tokenizer")
-    try:
-        return load_tokenizer(known[vocab_size])
-    except ValueError as error:
-        raise ValueError(f"{name} has no {FILE_NAME}, and {error}; name one with --tokenizer") from error
+    model, tokenizer, _ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
+    return model, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
