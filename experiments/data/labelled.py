@@ -39,6 +39,8 @@ LAYOUTS: tuple[tuple[str, str | None, str], ...] = (
 )
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+# What data sets call their rows by.
+ID_COLUMNS = ("id", "_id", "idx")
 EXPECTED: dict[str, str] = {
     "classification": "strings or integers",
     "regression": "numbers",
@@ -92,6 +94,8 @@ class Examples(NamedTuple):
     """Second texts, or contexts."""
     labels: list[Any] | None
     """str for a class, float for a number, list of str for tags, dict of lists for answers. None: kept secret."""
+    ids: list[Any] | None = None
+    """What the data calls each example, in a column "id", "_id" or "idx"; None where it has none."""
 
 
 class Labelled(NamedTuple):
@@ -180,8 +184,22 @@ def _stem(path: Path) -> tuple[str, str]:
     return inner.stem, inner.suffix
 
 
-def _read_table(path: Path, where: str) -> _Table:
-    """The rows of a file."""
+def read_rows(path: Path, where: str) -> list[Row]:
+    """The rows of a table as they are, without labels: the cells of a CSV stay strings.
+
+    Args:
+      path: a file (.jsonl, .json, .csv, .tsv, .parquet), perhaps compressed.
+      where: what errors call it.
+
+    Raises:
+      ValueError: one line that names the file and the line.
+    """
+    rows = _read_table(path, where, typed=False).rows
+    return [{name: cell for name, cell in row.items() if name is not None} for row in rows]
+
+
+def _read_table(path: Path, where: str, *, typed: bool = True) -> _Table:
+    """The rows of a file; typed, columns of numbers in a CSV are such."""
     suffix = _stem(path)[1]
     if suffix not in _TABLES:
         raise ValueError(f"{where}: {path.name} is no table, expected one of {', '.join(_TABLES)}")
@@ -192,7 +210,7 @@ def _read_table(path: Path, where: str) -> _Table:
             if suffix in (".csv", ".tsv"):
                 csv.field_size_limit(1 << 30)
                 table = csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t")
-                return _Table(_typed(list(table)), {})
+                return _Table(_typed(list(table)) if typed else list(table), {})
             content = file.read()
     except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError) as error:
         raise ValueError(f"{where}: {path.name} cannot be read as {suffix[1:]} ({first_line(error)})") from error
@@ -313,8 +331,8 @@ def _places(examples: Examples) -> np.ndarray:
 
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
-    texts, seconds, labels = (None if column is None else [column[row] for row in rows] for column in examples)
-    return Examples(texts or [], seconds, labels)
+    texts, *others = (None if column is None else [column[row] for row in rows] for column in examples)
+    return Examples(texts or [], *others)
 
 
 def _place(text: str) -> float:
@@ -351,9 +369,11 @@ def _checked(table: _Table, columns: Columns, kind: Kind, where: str, *, secret:
         ]
     elif kind == "span-qa":
         raise ValueError(f"{where}: answers need --data.second-column, the text that they are in")
+    name = next((name for name in ID_COLUMNS if name in rows[0] and name not in columns), None)
+    ids = None if name is None else [row.get(name) for row in rows]
     missing = [i for i, row in enumerate(rows, start=1) if row.get(label) is None]
     if secret and len(missing) == len(rows):
-        return Examples(texts, seconds, None)
+        return Examples(texts, seconds, None, ids)
     if missing:
         raise ValueError(
             f"{where}: {len(missing)} of {len(rows)} rows have no label in --data.label-column '{label}', first row "
@@ -372,7 +392,7 @@ def _checked(table: _Table, columns: Columns, kind: Kind, where: str, *, secret:
             raise ValueError(f"{where}: row {i} has {len(texts[i - 1])} words and {len(labels[-1])} tags in '{label}'")
         if kind == "span-qa" and seconds is not None:
             _check_answers(labels[-1], seconds[i - 1], f"{where}, row {i}")
-    return Examples(texts, seconds, labels)
+    return Examples(texts, seconds, labels, ids)
 
 
 def _checked_text(row: Row, column: str, kind: Kind, where: str, flag: str) -> Any:
