@@ -57,10 +57,13 @@ class Images(NamedTuple):
     """Image number i, decoded. Any thread may ask."""
     labels: np.ndarray
     """(n,) int32."""
+    path: Callable[[int], str | None] | None = None
+    """Where image number i lies, or what its data set calls it. None: nothing says so."""
 
     def take(self, rows: np.ndarray) -> "Images":
         """Some of them, in this order."""
-        return Images(lambda i: self.read(int(rows[i])), self.labels[rows])
+        path = self.path and (lambda i: self.path(int(rows[i])))  # type: ignore[misc]
+        return Images(lambda i: self.read(int(rows[i])), self.labels[rows], path)
 
 
 class LabelledImages(NamedTuple):
@@ -179,7 +182,12 @@ def _tables(config: ImagesConfig, found: Mapping[str, Any], where: str) -> _Foun
     label = _column(features, datasets.ClassLabel, config.label_column, "label", where)
 
     def images(table: Any) -> Images:
-        return Images(lambda i: table[int(i)][image], np.asarray(table.with_format("numpy")[label][:], np.int32))
+        files = table.cast_column(image, datasets.Image(decode=False))
+        return Images(
+            lambda i: table[int(i)][image],
+            np.asarray(table.with_format("numpy")[label][:], np.int32),
+            lambda i: files[int(i)][image].get("path"),
+        )
 
     return _Found(tuple(features[label].names), {name: images(table) for name, table in found.items()})
 
