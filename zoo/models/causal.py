@@ -9,6 +9,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.layers.linear import linear
+from zoo.layers.rngs import Seed, as_rngs
+from zoo.layers.token_ids import check_ids
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig
 
@@ -84,14 +86,14 @@ class CausalLM(nnx.Module):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
 
     Source: `MambaLMHeadModel` in mamba_ssm/models/mixer_seq_simple.py (no positional embedding; normal(0.02)
       embedding; head tied to it).
     """
 
-    def __init__(self, config: CausalLMConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: CausalLMConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         self.embedding = token_embedding(config, rngs)
         self.backbone = Backbone(config, rngs=rngs)
@@ -113,10 +115,13 @@ class CausalLM(nnx.Module):
         """Logits of the next token at every position, in at least float32.
 
         Args:
-          ids: token ids.
+          ids: token ids, of the vocabulary and what pads it. Under `jax.jit` others give NaN, or are rows from the end.
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           rngs: stream "dropout" switches dropout on; None leaves it off.
+
+        Raises:
+          ValueError: ids that are no integers (b, l), or outside of the vocabulary where their values are known.
         """
         return self.head(self.hidden(ids, mask, segment_ids, rngs=rngs))
 
@@ -140,6 +145,7 @@ class CausalLM(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        check_ids(ids, self.embedding)
         return self.backbone.run(self.embed(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
 
     def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
@@ -185,5 +191,6 @@ class CausalLM(nnx.Module):
         Returns:
           (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
         """
+        check_ids(ids, self.embedding)
         hidden, state = self.backbone.extend(self.embed(ids), state, mask=mask, segment_ids=segment_ids, rngs=rngs)
         return self.head(hidden[:, -1:] if last_only else hidden), state

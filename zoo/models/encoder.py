@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_starts
+from zoo.layers.rngs import Seed, as_rngs
+from zoo.layers.token_ids import check_ids
 from zoo.models.called_like import called_like
 from zoo.models.causal import TokenConfig, make_embedding, token_embedding
 from zoo.stack.backbone import Backbone
@@ -54,8 +56,8 @@ class EncoderConfig(TokenConfig):
 class Encoder(nnx.Module):
     """Tokens to vectors that know their context: embed, normalise, backbone."""
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: EncoderConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.word_embeddings = token_embedding(config, rngs)
         self.position_embeddings = make_embedding(config, config.max_len, rngs) if config.max_len else None
         kinds = config.type_vocab_size
@@ -76,7 +78,7 @@ class Encoder(nnx.Module):
         """The vector of every position, and what training adds to its loss: that of mixtures of experts, 0 without any.
 
         Args:
-          ids: token ids.
+          ids: token ids, of the vocabulary and what pads it. Under `jax.jit` others give NaN, or are rows from the end.
           mask: False where a position is not there (padding, at the end). With mask_padding=False nothing heeds it.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other, and each has its
             own learned positions from 0. A row may then be longer than max_len, but no document: one that is longer
@@ -86,8 +88,12 @@ class Encoder(nnx.Module):
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Raises:
-          ValueError: more positions than max_len without segment_ids, or kinds of tokens where there is one only.
+          ValueError: more positions than max_len without segment_ids, or kinds of tokens where there is one only. Or
+            ids or kinds that are no integers (b, l), or that there is no vector for where their values are known.
         """
+        check_ids(ids, self.word_embeddings)
+        if token_type_ids is not None and self.token_type_embeddings is not None:
+            check_ids(token_type_ids, self.token_type_embeddings, "token_type_ids")
         x = self.word_embeddings(ids)
         if self.token_type_embeddings is not None:
             kinds = jnp.zeros_like(ids) if token_type_ids is None else token_type_ids

@@ -14,6 +14,7 @@ from m2.mlp import ACTIVATIONS
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
 from zoo.layers.pooling import AttentionPool, Pool, pool
+from zoo.layers.rngs import Seed, as_rngs
 from zoo.models.called_like import called_like
 from zoo.models.causal import project_to_vocabulary
 from zoo.models.encoder import Encoder, EncoderConfig
@@ -83,11 +84,11 @@ class MaskedLM(EncoderModel):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
     """
 
-    def __init__(self, config: MaskedLMConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: MaskedLMConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.dense = _dense(config, config.d_model, rngs, bias=config.head_bias)
         self.norm = make_norm(config, rngs)
@@ -138,11 +139,11 @@ class SequenceClassifier(EncoderModel):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
     """
 
-    def __init__(self, config: SequenceClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: SequenceClassifierConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.encoder = Encoder(config, rngs=rngs)
         dtype = jnp.dtype(config.param_dtype)
         attention = config.pool == "attention"
@@ -219,11 +220,11 @@ class TokenClassifier(EncoderModel):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
     """
 
-    def __init__(self, config: TokenClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: TokenClassifierConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.head = HiddenLayer(config, rngs=rngs) if config.head_activation else None
         self.dropout = nnx.Dropout(config.classifier_dropout)

@@ -18,6 +18,7 @@ from zoo.layers.attention import AttentionConfig
 from zoo.layers.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.layers.linear import linear
 from zoo.layers.mlp import MLPConfig
+from zoo.layers.rngs import Seed, as_rngs
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
@@ -143,14 +144,14 @@ class ImageClassifier(nnx.Module):
 
     Args:
       config: shape and options.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
 
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929; distillation: Touvron et al. 2020, arXiv:2012.12877; class token
       in the middle: Zhu et al. 2024, arXiv:2401.09417.
     """
 
-    def __init__(self, config: ImageClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ImageClassifierConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         self.patch_embedding = PatchEmbedding(
             config.d_model,
@@ -227,6 +228,9 @@ class ImageClassifier(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
         config = self.config
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            found = f"{images.dtype}{images.shape}"
+            raise ValueError(f"images are {found}, expected floats (b, x, y, c), normalised as the model was trained")
         if images.shape[-1] != config.channels:
             raise ValueError(f"images have {images.shape[-1]} channels, expected {config.channels} in the last axis")
         grid = grid_of(images.shape[1], images.shape[2], config.patch_size, config.stride)

@@ -25,6 +25,8 @@ from zoo.models.encoder import EncoderConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published import bert_layout, hybrid_layout, llama_layout, m2_layout, ssm_layout, vim_layout, vit_layout
 from zoo.published.layout_options import Layout, require_layout
+from zoo.published.model_types import require_model_type
+from zoo.published.presets import presets
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.transformers_fields import with_both_ways
@@ -288,7 +290,8 @@ def find_folder(
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)):
-        raise FileNotFoundError(f"{path_or_repo} is neither a folder nor a name on the hub (owner/name)")
+        hint = f"; the preset of that name is zoo.create({path_or_repo!r}, rngs=0)" if path_or_repo in presets else ""
+        raise FileNotFoundError(f"{path_or_repo} is neither a folder nor a name on the hub (owner/name){hint}")
     try:
         import huggingface_hub
     except ImportError as error:
@@ -365,7 +368,10 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
         return vit_layout.read_config(raw, tensors, n_labels)
     if m2_layout.is_m2_bert(raw):
         return m2_layout.read_config(raw, tensors, n_labels)
-    return bert_layout.read_config(raw, tensors, n_labels, pooling) if _is_bert(raw) else ssm_layout.read_config(raw)
+    if _is_bert(raw):
+        return bert_layout.read_config(raw, tensors, n_labels, pooling)
+    require_model_type(raw)
+    return ssm_layout.read_config(raw)
 
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.pattern import Folded, fold, parse_pattern
@@ -16,8 +17,8 @@ from zoo.stack.scan_layers import looped_blocks, run_blocks
 class Backbone(nnx.Module):
     """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
 
-    def __init__(self, config: BackboneConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: BackboneConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.words = parse_pattern(config.pattern, config.n_layers)
         # Which layer is at each depth: one of its own, or for words that share one that of the first of them.
         built: dict[Any, int] = {}
@@ -149,6 +150,7 @@ class Backbone(nnx.Module):
 
     def _noise(self, rngs):
         """(key, share of rows that skip it) of every block, or None."""
+        require_rngs(rngs)
         channels = {word.channel for word in self.words if word.channel}
         inside = any(getattr(word_config(self.config, channel), "dropout", 0) for channel in channels)
         if rngs is None or not (self.config.dropout or self.config.drop_path or inside):
