@@ -1,4 +1,4 @@
-"""Token ids that a model has no vector for are refused, where their values can be seen.
+"""What enters a model of text, checked: token ids that it has a vector for, or vectors in their place.
 
 An embedding takes -1 for its last row, and gives NaN for a row beyond it. Under `jax.jit` values cannot raise errors:
 there ids outside the vocabulary are what they were, and whoever makes the batches checks them.
@@ -40,3 +40,24 @@ def check_ids(ids: Any, table: nnx.Embed, name: str = "ids") -> None:
         raise ValueError(
             f"{name} holds {values.min()} to {values.max()}, expected 0 to {n - 1}, the vocabulary as stored"
         )
+
+
+def check_one(ids: Any, vectors: Any, d_model: int) -> None:
+    """Whether one of token ids and vectors is given, and the vectors are such.
+
+    Args:
+      vectors: (b, l, d) floats.
+      d_model: their width.
+
+    Raises:
+      ValueError: both or none, or vectors of another shape.
+    """
+    if (ids is None) == (vectors is None):
+        raise ValueError(
+            f"ids and inputs_embeds are {'both' if ids is not None else 'not'} given, expected one of them"
+        )
+    if vectors is not None:
+        shape: tuple = getattr(vectors, "shape", ())
+        dtype = getattr(vectors, "dtype", jnp.int32)
+        if len(shape) != 3 or shape[-1] != d_model or not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"inputs_embeds is {dtype}{shape}, expected floats (b, l, {d_model})")

@@ -42,9 +42,9 @@ class EncoderModel(nnx.Module):
     encoder: Encoder
 
     @called_like(Encoder.run)
-    def __call__(self, ids, mask=None, segment_ids=None, *, rngs=None, **kinds) -> Float[Array, "b *c"]:
+    def __call__(self, ids=None, mask=None, segment_ids=None, *, rngs=None, **options) -> Float[Array, "b *c"]:
         """What the head answers, in at least float32. Arguments are those of `Encoder.run`."""
-        return self.read(self.hidden(ids, mask, segment_ids, rngs=rngs, **kinds), mask, rngs=rngs)
+        return self.read(self.hidden(ids, mask, segment_ids, rngs=rngs, **options), mask, rngs=rngs)
 
     @called_like(Encoder.run)
     def hidden(self, *inputs, **options) -> Float[Array, "b l d"]:
@@ -55,6 +55,11 @@ class EncoderModel(nnx.Module):
     def run(self, *inputs, **options) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
         return self.encoder.run(*inputs, **options)
+
+    @called_like(Encoder.run)
+    def hidden_states(self, *inputs, **options) -> tuple[Float[Array, "b l d"], ...]:
+        """The encoder's vectors of every layer, the embedding first and `hidden` last."""
+        return self.encoder.hidden_states(*inputs, **options)
 
     def read(
         self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None, *, rngs: nnx.Rngs | None = None
@@ -154,7 +159,7 @@ class SequenceClassifier(EncoderModel):
         self.classifier = _dense(config, config.n_labels, rngs) if config.n_labels else None
 
     @called_like(Encoder.run)
-    def __call__(self, ids, mask=None, segment_ids=None, **options) -> Float[Array, "b c"]:
+    def __call__(self, ids=None, mask=None, segment_ids=None, **options) -> Float[Array, "b c"]:
         """Logits of every row's c classes, in at least float32. Arguments are those of `Encoder.run`, without segments.
 
         Raises:
@@ -176,7 +181,7 @@ class SequenceClassifier(EncoderModel):
         return _classified(self.vectors(hidden, mask), self.head, self.dropout, self.classifier, rngs)
 
     @called_like(Encoder.run)
-    def embed(self, ids, mask=None, segment_ids=None, **options) -> Float[Array, "b d"]:
+    def embed(self, ids=None, mask=None, segment_ids=None, **options) -> Float[Array, "b d"]:
         """One vector a row, as `Encoder` takes rows. Pooling leaves padding out, whatever mask_padding says.
 
         Raises:

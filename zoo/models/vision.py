@@ -227,6 +227,21 @@ class ImageClassifier(nnx.Module):
         self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        x, grid = self._embed(images, rngs)
+        return self.backbone.run(x, rngs=rngs, grid=grid)
+
+    def hidden_states(
+        self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b l d"], ...]:
+        """The tokens' vectors of every layer: n_layers + 1 arrays, the embedding first and `hidden` last.
+
+        See `Backbone.hidden_states` for the convention.
+        """
+        x, grid = self._embed(images, rngs)
+        return self.backbone.hidden_states(x, rngs=rngs, grid=grid)
+
+    def _embed(self, images, rngs):
+        """What enters the backbone, and the rows and columns that its positions are the places of, or None."""
         config = self.config
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             found = f"{images.dtype}{images.shape}"
@@ -251,7 +266,7 @@ class ImageClassifier(nnx.Module):
             x = x + positions.astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return self.backbone.run(x, rngs=rngs, grid=None if config.n_tokens else grid)
+        return x, None if config.n_tokens else grid
 
     def _place_of_token(self, n_patches):
         """Where the class token is."""
