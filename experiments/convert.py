@@ -21,12 +21,16 @@ from flax import nnx
 
 import zoo
 from experiments.data.tokenizers import FILE_NAME, restore_tokenizer
+from experiments.encoders.objectives import FILE_NAME as LABELS_FILE
+from experiments.encoders.objectives import load_target
+from experiments.encoders.publish import config_fields, in_own_unit, publish_target
 from experiments.loop import flags
 from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
 from zoo.published.layout_options import Layout
 from zoo.published.pretrained import find_folder, read_config_file, what_lacks
 from zoo.published.run_folder import is_run
+from zoo.published.transformers_fields import class_fields, named_classes
 
 # What a published model has beside its weights.
 _COMPANIONS = (
@@ -86,23 +90,28 @@ def _load(config: Config) -> tuple[Model, Path, dict[str, Any]]:
     """The model, the folder of what lies beside it, and more fields of its config."""
     if is_run(folder := Path(config.source)):
         model = zoo.from_pretrained(folder, dtype=config.dtype, revision=config.checkpoint)
-        extra: dict[str, Any] = {}
-        if (folder / IMAGES_FILE).is_file() and (names := load_meaning(folder).classes):
-            extra = {"id2label": dict(enumerate(names))}
+        if (folder / IMAGES_FILE).is_file():
+            return model, folder, dict(named_classes(load_meaning(folder).classes))
+        if (folder / LABELS_FILE).is_file():
+            target = load_target(folder)
+            return in_own_unit(model, target), folder, config_fields(target, getattr(model.config, "n_labels", 0))
         if config.layout != "official" and isinstance(model, zoo.CausalLM) and (folder / FILE_NAME).is_file():
-            extra = {"eos_token_id": restore_tokenizer(folder).eot}
-        return model, folder, extra
+            return model, folder, {"eos_token_id": restore_tokenizer(folder).eot}
+        return model, folder, {}
     folder = find_folder(config.source)
     published = zoo.from_pretrained(folder, dtype=config.dtype)
     raw, _ = read_config_file(folder)
     keep = _TOKEN_IDS if config.layout != "official" else ()
-    return published, folder, {name: raw[name] for name in keep if name in raw}
+    n_classes = getattr(published.config, "n_classes", getattr(published.config, "n_labels", 0))
+    extra = {name: raw[name] for name in keep if name in raw}
+    return published, folder, extra | class_fields(raw, n_classes)
 
 
 def _copy_companions(config: Config, folder: Path) -> None:
     for pattern in _COMPANIONS:
         for path in folder.glob(pattern):
             shutil.copyfile(path, config.target / path.name)
+    publish_target(folder, config.target)
     if (folder / IMAGES_FILE).is_file():
         write_preprocess(load_meaning(folder), config.target)
 

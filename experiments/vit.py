@@ -10,10 +10,12 @@
     python -m experiments.vit deit-small --init FOLDER --evaluate-only   # how good published weights are on it
 
 `python -m experiments.data fetch mnist-5k` brings the digits of MNIST. The same command again resumes the run where it
-was. In a notebook: `vit.predict(RUN_DIR, [image, ...])`.
+was. `python -m experiments.vit predict RUN_DIR images/` asks what it has learned; in a notebook:
+`Predictor.from_pretrained(RUN_DIR)([image, ...])`, see `experiments.vision.predictor`.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +25,7 @@ from experiments.loop.summary import Scores, report, summarise, table
 from experiments.vision.load import load_model
 from experiments.vision.meaning import save_meaning
 from experiments.vision.prediction import logits_of
-from experiments.vision.prediction import predict as predict
+from experiments.vision.predictor import predict as predict
 from experiments.vision.presets import FREE, PRESETS, Config
 from experiments.vision.results import describe, speed_and_memory, write_results
 from experiments.vision.task import Prepared, make_task, prepare, score
@@ -89,7 +91,9 @@ def evaluate_only(config: Config) -> dict[str, Scores]:
 
 
 def main() -> int:
-    """Trains, evaluates and shows a table."""
+    """Trains, evaluates and shows a table; or hands on to `predict`."""
+    if sys.argv[1:2] == ["predict"]:
+        return flags.hand_on({"predict": "experiments.vision.predict"})
     config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__, make_way=make_way)
     if config.evaluate_only:
         print("\n".join(table(summarise([evaluate_only(config)]))))

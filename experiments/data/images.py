@@ -71,10 +71,13 @@ class Images(NamedTuple):
     """Image number i, decoded. Any thread may ask."""
     labels: np.ndarray
     """(n,) int32."""
+    path: Callable[[int], str | None] | None = None
+    """Where image number i lies, or what its data set calls it. None: nothing says so."""
 
     def take(self, rows: np.ndarray) -> "Images":
         """Some of them, in this order."""
-        return Images(lambda i: self.read(int(rows[i])), self.labels[rows])
+        path = self.path and (lambda i: self.path(int(rows[i])))  # type: ignore[misc]
+        return Images(lambda i: self.read(int(rows[i])), self.labels[rows], path)
 
 
 class LabelledImages(NamedTuple):
@@ -189,7 +192,8 @@ def _from_folder(path: Path, where: str) -> _Found:
         def read(i: int) -> Image.Image:
             return _opened(files.paths[i], files.paths[i].relative_to(path).as_posix())
 
-        return Images(read, np.array([number[name] for name in files.classes], np.int32))
+        labels = np.array([number[name] for name in files.classes], np.int32)
+        return Images(read, labels, lambda i: str(files.paths[i]))
 
     return _Found(classes, {split: images(files) for split, files in found.items()})
 
@@ -215,7 +219,8 @@ def _tables(config: ImagesConfig, found: Mapping[str, Any], where: str) -> _Foun
             picture = _opened(source, cell["path"] or f"{i} of {split}")
             return picture.convert(mode) if mode else picture
 
-        return Images(read, np.asarray(table.with_format("numpy")[label][:], np.int32))
+        labels = np.asarray(table.with_format("numpy")[label][:], np.int32)
+        return Images(read, labels, lambda i: encoded[int(i)][image].get("path"))
 
     return _Found(tuple(features[label].names), {name: images(name, table) for name, table in found.items()})
 

@@ -292,8 +292,8 @@ def _places(examples: Examples) -> np.ndarray:
 
 
 def _take(examples: Examples, rows: np.ndarray) -> Examples:
-    texts, seconds, said = (None if column is None else [column[row] for row in rows] for column in examples)
-    return Examples(texts or [], seconds, said)
+    texts, *others = (None if column is None else [column[row] for row in rows] for column in examples)
+    return Examples(texts or [], *others)
 
 
 def _place(text: str) -> float:

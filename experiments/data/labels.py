@@ -14,6 +14,8 @@ from experiments.data import squad
 
 Kind = Literal["classification", "multi-label", "regression", "tagging", "span-qa"]
 Row = dict[str, Any]
+# What data sets call their rows by.
+ID_COLUMNS = ("id", "_id", "idx")
 EXPECTED: dict[str, str] = {
     "classification": "strings or integers",
     "multi-label": "lists of strings or integers",
@@ -43,6 +45,8 @@ class Examples(NamedTuple):
     labels: list[Any] | None
     """str for a class, list of str for several or for tags, float for a number, dict of lists for answers. None: kept
     secret."""
+    ids: list[Any] | None = None
+    """What the data calls each example, in a column "id", "_id" or "idx"; None where it has none."""
 
 
 class Found(NamedTuple):
@@ -123,7 +127,8 @@ def checked(
             f"{where}: {len(missing)} of {len(rows)} rows have no label in --data.label-column '{columns.label}', "
             f"first row {missing[0]}; expected one in each"
         )
-    examples = Examples([], [] if columns.second else None, None if hidden else [])
+    named = next((name for name in ID_COLUMNS if name in rows[0] and name not in columns), None)
+    examples = Examples([], [] if columns.second else None, None if hidden else [], None if named is None else [])
     for number, row in enumerate(rows, start=1):
         try:
             text, second, label = _checked_row(row, columns, kind, hidden, separator)
@@ -138,6 +143,8 @@ def checked(
             examples.seconds.append(second)
         if examples.labels is not None:
             examples.labels.append(label)
+        if examples.ids is not None:
+            examples.ids.append(row.get(str(named)))
     if not examples.texts:
         raise ValueError(f"{where}: none of {len(rows)} rows is left")
     return examples

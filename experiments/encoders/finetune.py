@@ -14,7 +14,8 @@ beside lists of words tags, floats numbers, SQuAD's answers spans. Files are tab
 
 The first names the right package, of ten, for 75 % of the snippets of files that it has not seen (72 ± 3 % over three
 seeds); counting words, which --baseline does on the same rows, for 84 %. The same command again resumes the run where
-it was. In a notebook: `finetune.predict(RUN_DIR, ["some text"])`.
+it was. `python -m experiments.bert predict RUN_DIR texts.csv out.csv` asks what it has learned; in a notebook:
+`Predictor.from_pretrained(RUN_DIR)(["some text"])`, see `experiments.encoders.predictor`.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from experiments.encoders.finetune_presets import FREE, PRESETS, Config
 from experiments.encoders.finetune_results import describe, write_results
 from experiments.encoders.finetune_task import Prepared, evaluate, make_task, prepare
 from experiments.encoders.objectives import Predictions, save_target
-from experiments.encoders.prediction import predict as predict
+from experiments.encoders.predictor import predict as predict
 from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
 from experiments.loop.summary import Scores, Summary, report, summarise

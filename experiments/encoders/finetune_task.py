@@ -59,7 +59,8 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
         encoder = dataclasses.replace(encoder, dropout=config.dropout)
     check_lengths(encoder, config.max_len, "--max-len")
 
-    target = Target(data.kind, config.head, data.classes, max_len=config.max_len, stride=config.stride)
+    pairs = first.seconds is not None
+    target = Target(data.kind, config.head, data.classes, max_len=config.max_len, stride=config.stride, pairs=pairs)
     if data.kind == "regression":
         numbers = np.array(first.labels)
         target = dataclasses.replace(target, mean=float(numbers.mean()), std=float(numbers.std()) or 1.0)
@@ -67,7 +68,6 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
         target = dataclasses.replace(target, may_be_none=any(not answers["text"] for answers in first.labels or []))
     if config.head == "mlm":
         words = None if config.verbaliser is None else config.verbaliser.split()
-        pairs = first.seconds is not None
         chosen = choose(tokenizer, data.classes, words=words, template=config.template, pairs=pairs)
         target = dataclasses.replace(target, words=chosen.words, word_ids=chosen.ids, template=chosen.template)
     objective = make_objective(target, tokenizer, pad_to_max=not encoder.mask_padding)

@@ -64,6 +64,8 @@ class Target:
     words: tuple[str, ...] = ()
     word_ids: tuple[int, ...] = ()
     """The verbaliser, with head "mlm"."""
+    pairs: bool | None = None
+    """Whether rows are pairs of texts. None: not known, of older runs and published models."""
 
 
 def save_target(target: Target, folder: Path) -> None:

@@ -1,24 +1,38 @@
-"""What a tuned encoder says of texts: of labelled rows, or of any that it is given."""
+"""What a model's head answers for rows, batch by batch."""
 
 import functools
-from collections.abc import Sequence
-from pathlib import Path
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from tqdm import tqdm
 
-from experiments.data.labelled import Examples
-from experiments.encoders.load import load_encoder
-from experiments.encoders.objectives import LabelledRows, Objective, Predictions, load_target, make_objective
+from experiments.encoders.objectives import LabelledRows, Objective
+
+# Batches that the device is given ahead of those whose answers have come back.
+AHEAD = 8
 
 
-def run_over(model: Any, objective: Objective, rows: LabelledRows, batch_size: int) -> tuple[float, list[np.ndarray]]:
-    """The mean loss over rows (nan without labels), and the logits of each, in their order."""
+def run_over(
+    model: Any, objective: Objective, rows: LabelledRows, batch_size: int, *, progress: bool = False
+) -> tuple[float, list[np.ndarray]]:
+    """The mean loss over rows (nan without labels), and the logits of each, in their order.
+
+    Args:
+      progress: whether to show a bar on stderr, where that is a terminal.
+    """
     graphdef, variables = nnx.split(model)
     order = list(rows.texts.in_order_of_length(batch_size))
-    outputs = jax.device_get([_outputs(graphdef, variables, rows(batch), objective.outputs) for batch in order])
+    outputs: list[Any] = []
+    with tqdm(total=len(rows), unit="text", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty())) as bar:
+        for batch in order:
+            outputs.append(_outputs(graphdef, variables, rows(batch), objective.outputs))
+            if len(outputs) > AHEAD:
+                outputs[-1 - AHEAD] = jax.device_get(outputs[-1 - AHEAD])
+            bar.update(int((batch >= 0).sum()))
+    outputs = jax.device_get(outputs)
     total, weight = (sum(float(loss[i]) for loss, _ in outputs) for i in (0, 1))
     logits = {
         int(row): values
@@ -32,40 +46,3 @@ def run_over(model: Any, objective: Objective, rows: LabelledRows, batch_size: i
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _outputs(graphdef, variables, batch, function):
     return function(nnx.merge(graphdef, variables), batch, None)
-
-
-def predict(
-    folder: str | Path,
-    texts: Sequence[Any],
-    seconds: Sequence[str] | None = None,
-    *,
-    batch_size: int = 32,
-    step: Any = "latest",
-) -> Predictions:
-    """What a tuned model says of some texts.
-
-    Args:
-      folder: of a run of one seed.
-      texts: strings; for tags, lists of words; for answers, questions.
-      seconds: the second texts of pairs; the contexts of questions.
-      step: which checkpoint: a step, "latest" or "best".
-
-    Raises:
-      FileNotFoundError: no tuned model in the folder.
-      ValueError: a string where texts are expected, or seconds that are not as many.
-    """
-    folder = Path(folder)
-    target = load_target(folder)
-    if isinstance(texts, str):
-        raise ValueError(f"texts is the string {texts!r:.40}, expected a list of texts")
-    if target.kind == "span-qa" and seconds is None:
-        raise ValueError("seconds=None, expected the contexts that the answers are in")
-    if seconds is not None and len(seconds) != len(texts):
-        raise ValueError(f"{len(texts)} texts and {len(seconds)} seconds, expected as many")
-    if not len(texts):
-        return Predictions([], [])
-    model, tokenizer, _ = load_encoder(folder, step=step)
-    objective = make_objective(target, tokenizer, pad_to_max=not model.config.mask_padding)
-    examples = Examples(list(texts), None if seconds is None else list(seconds), None)
-    _, logits = run_over(model, objective, objective.rows(examples), batch_size)
-    return objective.predictions(examples, logits)

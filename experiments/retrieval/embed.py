@@ -28,12 +28,12 @@ from experiments.data.special_tokens import SpecialTokens, special_tokens
 from experiments.data.text_files import check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode
+from experiments.encoders.lengths import longest
 from experiments.encoders.load import load_encoder
 from experiments.loop import flags
 from experiments.loop.train import make_mesh
 from experiments.retrieval.beir import records
 from zoo.layers.pooling import Pool
-from zoo.stack.pattern import mixer_name, pattern_mixers
 
 # Longest text, in tokens, for models that read any length.
 DEFAULT_LENGTH = 512
@@ -177,14 +177,6 @@ def make_rows(encoded: Sequence[Encoded], special: SpecialTokens, config: zoo.En
     if config.mask_padding:
         return Texts(encoded, special, max_len=max_len)
     return Texts(encoded, special, max_len=longest(config) or max_len, pad_to_max=True)
-
-
-def longest(config: zoo.EncoderConfig) -> int | None:
-    """The most tokens that a model reads in a row, None where there is no bound."""
-    lengths = [] if config.max_len is None else [config.max_len]
-    if "m2" in map(mixer_name, pattern_mixers(config.pattern, config.n_layers)):
-        lengths.append(config.m2.l_max)
-    return min(lengths, default=None)
 
 
 def as_embedder(model: Any, pool: Pool | None = None, *, pooler: bool = False, seed: int = 0) -> zoo.SequenceClassifier:

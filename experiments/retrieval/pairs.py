@@ -15,10 +15,11 @@ from experiments.data.special_tokens import SpecialTokens
 from experiments.data.text_files import read_text
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, encode
+from experiments.encoders.lengths import longest
 from experiments.encoders.load import load_encoder
 from experiments.retrieval.beir import Collection
 from experiments.retrieval.bi_encoder import Objective
-from experiments.retrieval.embed import as_embedder, embed_texts, longest, make_rows
+from experiments.retrieval.embed import as_embedder, embed_texts, make_rows
 from experiments.retrieval.ranking import bm25
 
 # Of how many best documents by BM25 the mined negatives of a query are drawn.

@@ -1,21 +1,16 @@
-"""What an image classifier says of images: of a split, or of any that it is shown."""
+"""What an image classifier says of all images of a split, batch by batch."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image, ImageOps
 
 from experiments.data.augment import Preprocess
 from experiments.data.images import Images
 from experiments.data.packing import Batch, make_batches
-from experiments.data.pictures import from_array, open_picture
 from experiments.loop.train import make_mesh, spread
-from experiments.vision.load import load_model
-from experiments.vision.meaning import load_meaning
 from experiments.vision.presets import Config
 
 
@@ -44,47 +39,3 @@ _logits = jax.jit(
     lambda graphdef, variables, images: nnx.merge(graphdef, variables)(images),
     static_argnums=0,
 )
-
-
-class Prediction(NamedTuple):
-    """What a model says of an image."""
-
-    label: str
-    """The likeliest class."""
-    probabilities: dict[str, float]
-    """Of every class."""
-
-
-def predict(
-    folder: str | Path, images: Sequence[Image.Image | np.ndarray | str | Path], *, step: Any = "latest"
-) -> list[Prediction]:
-    """What the model of a run says of some images.
-
-    Args:
-      folder: of a run of one seed.
-      images: Pillow's, arrays (x, y) or (x, y, 3) of 0 to 255 (uint16: to 65,535), or files.
-      step: which checkpoint: a step, "latest" or "best".
-
-    Raises:
-      FileNotFoundError: no run in the folder, or no such file.
-      ValueError: the folder holds another model, or a file is no image.
-    """
-    folder = Path(folder)
-    model, _ = load_model(folder, step=step)
-    said = load_meaning(folder)
-    classes, preprocess = said.classes, Preprocess(said.preprocess, said.image_size, model.config.channels)
-
-    def opened(image) -> Image.Image:
-        if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image)
-        if not isinstance(image, str | Path):
-            return from_array(image)
-        if not Path(image).is_file():
-            raise FileNotFoundError(f"{image} does not exist")
-        return open_picture(image, str(image))
-
-    if not len(images):
-        return []
-    logits = _logits(*nnx.split(model), np.stack([preprocess(opened(image)) for image in images]))
-    probabilities = np.asarray(jax.nn.softmax(logits, axis=-1), float)
-    return [Prediction(classes[int(np.argmax(p))], dict(zip(classes, p.tolist(), strict=True))) for p in probabilities]

@@ -92,7 +92,7 @@ def small_classifier(d_model: int, n_layers: int, image_size: int, patch_size: i
     )
 
 
-_IMAGENET = PreprocessConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_fraction=0.875)
+IMAGENET = PreprocessConfig(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), crop_fraction=0.875)
 
 
 def _deit(name: str, *, decay: float = 0.05, drop_path: float = 0.1) -> Config:
@@ -104,7 +104,7 @@ def _deit(name: str, *, decay: float = 0.05, drop_path: float = 0.1) -> Config:
     return Config(
         model=dataclasses.replace(model, n_classes=0, drop_path=drop_path),
         data=ImagesConfig(hub="ILSVRC/imagenet-1k"),
-        preprocess=_IMAGENET,
+        preprocess=IMAGENET,
         augment=AugmentConfig(
             crop="resized", flip=0.5, rand_augment=2, erase=0.25, mixup=0.8, cutmix=1.0, smoothing=0.1, repeats=3
         ),

@@ -1,18 +1,19 @@
 """What is said and written of a run: its scores, predictions and pictures, its speed and its memory."""
 
-import json
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.data.images import Images
 from experiments.encoders.confusion import plot_confusion
 from experiments.loop.metrics import read_metrics
 from experiments.loop.model_size import describe_size
+from experiments.loop.row_files import write_rows
 from experiments.loop.summary import Scores
 from experiments.vision.mistakes import plot_mistakes
 from experiments.vision.prediction import logits_of
@@ -38,13 +39,10 @@ def write_results(model: Any, folder: Path, config: Config, prepared: Prepared) 
     classes, folder = prepared.data.classes, Path(folder)
     splits = list(prepared.data.splits.items())[1:]
     logits = {name: logits_of(model, images, prepared.preprocess, config) for name, images in splits}
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
-        for name, images in splits:
-            probabilities = np.asarray(jax.nn.softmax(logits[name], axis=-1))
-            for row, (label, p) in enumerate(zip(images.labels, probabilities, strict=True)):
-                best = int(np.argmax(p))
-                record = {"split": name, "row": row, "label": classes[label], "predicted": classes[best]}
-                file.write(json.dumps(record | {"probability": float(p[best])}, ensure_ascii=False) + "\n")
+    write_rows(
+        (row for name, images in splits for row in prediction_rows(name, images, logits[name], classes)),
+        folder / "predictions.jsonl",
+    )
     name, images = splits[-1]
     predicted = np.argmax(logits[name], axis=1)
     if len(classes) <= 60:
@@ -52,6 +50,14 @@ def write_results(model: Any, folder: Path, config: Config, prepared: Prepared) 
         plot_confusion(said, true, classes, folder, name)
     plot_mistakes(images, logits[name], classes, folder, name, n=config.mistakes)
     return {name: score(logits[name], images.labels) for name, images in splits}
+
+
+def prediction_rows(split: str, images: Images, logits: np.ndarray, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What is said of each image of a split, with its path where it has one."""
+    for row, (label, p) in enumerate(zip(images.labels, np.asarray(jax.nn.softmax(logits, axis=-1)), strict=True)):
+        path, best = images.path(row) if images.path else None, int(np.argmax(p))
+        about = {"split": split, "row": row} | ({"path": path} if path else {})
+        yield about | {"label": classes[label], "predicted": classes[best], "probability": float(p[best])}
 
 
 def speed_and_memory(folders: Sequence[Path]) -> dict[str, float]:

@@ -2,8 +2,7 @@
 
 from typing import TypeVar
 
-from flax import nnx
-
+from zoo.layers.rngs import Seed
 from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.models.encoder_heads import (
     MaskedLM,
@@ -42,6 +41,6 @@ def require_kind(kind: type | None, config: ModelConfig, named: str) -> None:
         raise ValueError(f"{named} is a {found.__name__}, expected kind={kind.__name__}")
 
 
-def build(config: ModelConfig, *, rngs: nnx.Rngs) -> Model:
-    """The model of a config, with fresh parameters from rngs' stream "params"."""
+def build(config: ModelConfig, *, rngs: Seed) -> Model:
+    """The model of a config, with fresh parameters from rngs' stream "params", or of a seed."""
     return MODELS[type(config)](config, rngs=rngs)

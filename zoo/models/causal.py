@@ -9,6 +9,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.layers.linear import linear
+from zoo.layers.rngs import Seed, as_rngs
+from zoo.layers.token_ids import check_ids, check_one
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig
 
@@ -84,14 +86,14 @@ class CausalLM(nnx.Module):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
 
     Source: `MambaLMHeadModel` in mamba_ssm/models/mixer_seq_simple.py (no positional embedding; normal(0.02)
       embedding; head tied to it).
     """
 
-    def __init__(self, config: CausalLMConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: CausalLMConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         self.embedding = token_embedding(config, rngs)
         self.backbone = Backbone(config, rngs=rngs)
@@ -104,43 +106,76 @@ class CausalLM(nnx.Module):
 
     def __call__(
         self,
-        ids: Int[Array, "b l"],
+        ids: Int[Array, "b l"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         *,
+        inputs_embeds: Float[Array, "b l d"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l v"]:
         """Logits of the next token at every position, in at least float32.
 
         Args:
-          ids: token ids.
+          ids: token ids, of the vocabulary and what pads it. Under `jax.jit` others give NaN, or are rows from the end.
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          inputs_embeds: vectors in place of ids, as `embed` gives them: model(inputs_embeds=model.embed(ids)).
           rngs: stream "dropout" switches dropout on; None leaves it off.
+
+        Raises:
+          ValueError: ids that are no integers (b, l), or outside of the vocabulary where their values are known; both
+            ids and vectors, or neither.
         """
-        return self.head(self.hidden(ids, mask, segment_ids, rngs=rngs))
+        return self.head(self.hidden(ids, mask, segment_ids, inputs_embeds=inputs_embeds, rngs=rngs))
 
     def hidden(
         self,
-        ids: Int[Array, "b l"],
+        ids: Int[Array, "b l"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         *,
+        inputs_embeds: Float[Array, "b l d"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l d"]:
         """The backbone's output, after its final normalisation."""
-        return self.run(ids, mask, segment_ids, rngs=rngs)[0]
+        return self.run(ids, mask, segment_ids, inputs_embeds=inputs_embeds, rngs=rngs)[0]
 
     def run(
         self,
-        ids: Int[Array, "b l"],
+        ids: Int[Array, "b l"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         *,
+        inputs_embeds: Float[Array, "b l d"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
-        return self.backbone.run(self.embed(ids), mask=mask, segment_ids=segment_ids, rngs=rngs)
+        x = self._vectors(ids, inputs_embeds)
+        return self.backbone.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs)
+
+    def hidden_states(
+        self,
+        ids: Int[Array, "b l"] | None = None,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        inputs_embeds: Float[Array, "b l d"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[Float[Array, "b l d"], ...]:
+        """The vectors of every layer: n_layers + 1 arrays, the embedding first and `hidden` last.
+
+        See `Backbone.hidden_states` for the convention. Arguments are those of `__call__`.
+        """
+        x = self._vectors(ids, inputs_embeds)
+        return self.backbone.hidden_states(x, mask=mask, segment_ids=segment_ids, rngs=rngs)
+
+    def _vectors(self, ids, inputs_embeds):
+        """What enters the backbone: the vectors of ids, or those that are given."""
+        check_one(ids, inputs_embeds, self.config.d_model)
+        if ids is None:
+            return inputs_embeds
+        check_ids(ids, self.embedding)
+        return self.embed(ids)
 
     def embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """The vectors of tokens, as they enter the backbone."""
@@ -164,11 +199,12 @@ class CausalLM(nnx.Module):
 
     def extend(
         self,
-        ids: Int[Array, "b l"],
+        ids: Int[Array, "b l"] | None,
         state: tuple,
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
+        inputs_embeds: Float[Array, "b l d"] | None = None,
         last_only: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b _ v"], tuple]:
@@ -179,11 +215,13 @@ class CausalLM(nnx.Module):
           state: from `init_state` or the last `extend`.
           mask: False where a position is not there.
           segment_ids: as in `__call__`; the first token belongs to the segment that the state ended in.
+          inputs_embeds: vectors in place of ids, which are None then.
           last_only: compute the logits of the last position alone, as a prompt needs.
           rngs: as in `__call__`.
 
         Returns:
           (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
         """
-        hidden, state = self.backbone.extend(self.embed(ids), state, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        x = self._vectors(ids, inputs_embeds)
+        hidden, state = self.backbone.extend(x, state, mask=mask, segment_ids=segment_ids, rngs=rngs)
         return self.head(hidden[:, -1:] if last_only else hidden), state

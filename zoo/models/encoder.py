@@ -14,6 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_starts
+from zoo.layers.rngs import Seed, as_rngs
+from zoo.layers.token_ids import check_ids, check_one
 from zoo.models.called_like import called_like
 from zoo.models.causal import TokenConfig, make_embedding, token_embedding
 from zoo.stack.backbone import Backbone
@@ -54,8 +56,8 @@ class EncoderConfig(TokenConfig):
 class Encoder(nnx.Module):
     """Tokens to vectors that know their context: embed, normalise, backbone."""
 
-    def __init__(self, config: EncoderConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: EncoderConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.word_embeddings = token_embedding(config, rngs)
         self.position_embeddings = make_embedding(config, config.max_len, rngs) if config.max_len else None
         kinds = config.type_vocab_size
@@ -66,41 +68,65 @@ class Encoder(nnx.Module):
 
     def run(
         self,
-        ids: Int[Array, "b l"],
+        ids: Int[Array, "b l"] | None = None,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         *,
         token_type_ids: Int[Array, "b l"] | None = None,
+        inputs_embeds: Float[Array, "b l d"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """The vector of every position, and what training adds to its loss: that of mixtures of experts, 0 without any.
 
         Args:
-          ids: token ids.
+          ids: token ids, of the vocabulary and what pads it. Under `jax.jit` others give NaN, or are rows from the end.
           mask: False where a position is not there (padding, at the end). With mask_padding=False nothing heeds it.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other, and each has its
             own learned positions from 0. A row may then be longer than max_len, but no document: one that is longer
             turns its whole row into NaN, since values cannot raise errors under `jax.jit`. Padding counts as a document
             unless the mask says that it is not there.
           token_type_ids: the kind of each token, 0 to type_vocab_size - 1. None: all 0.
+          inputs_embeds: vectors in place of the ids' own (`word_embeddings`); positions, kinds and the norm come still.
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Raises:
-          ValueError: more positions than max_len without segment_ids, or kinds of tokens where there is one only.
+          ValueError: more positions than max_len without segment_ids, or kinds of tokens where there is one only. Or
+            ids or kinds that are no integers (b, l), or that there is no vector for where their values are known; ids
+            and vectors, or neither.
         """
-        x = self.word_embeddings(ids)
+        x = self._embed(ids, mask, segment_ids, token_type_ids, inputs_embeds, rngs)
+        return self.backbone.run(x, mask=self._heeded(mask), segment_ids=segment_ids, rngs=rngs)
+
+    @called_like(run)
+    def hidden_states(self, ids=None, mask=None, segment_ids=None, **options) -> tuple[Float[Array, "b l d"], ...]:
+        """The vectors of every layer: n_layers + 1 arrays, the embedding first (normalised, as it enters the first
+        block) and what `__call__` gives last; see `Backbone.hidden_states`. Arguments are those of `run`."""
+        kinds, vectors, rngs = (options.get(name) for name in ("token_type_ids", "inputs_embeds", "rngs"))
+        x = self._embed(ids, mask, segment_ids, kinds, vectors, rngs)
+        return self.backbone.hidden_states(x, mask=self._heeded(mask), segment_ids=segment_ids, rngs=rngs)
+
+    def _embed(self, ids, mask, segment_ids, token_type_ids, inputs_embeds, rngs):
+        """What enters the backbone."""
+        check_one(ids, inputs_embeds, self.config.d_model)
+        if ids is not None:
+            check_ids(ids, self.word_embeddings)
+            x = self.word_embeddings(ids)
+        else:
+            x = inputs_embeds.astype(jnp.dtype(self.config.param_dtype))
         if self.token_type_embeddings is not None:
-            kinds = jnp.zeros_like(ids) if token_type_ids is None else token_type_ids
+            if token_type_ids is not None:
+                check_ids(token_type_ids, self.token_type_embeddings, "token_type_ids")
+            kinds = jnp.zeros(x.shape[:2], int) if token_type_ids is None else token_type_ids
             x = x + self.token_type_embeddings(kinds)
         elif token_type_ids is not None:
             raise ValueError("token_type_ids given, but type_vocab_size=0: the model knows one kind of token")
         if self.position_embeddings is not None:
-            x = x + self._positions(self.position_embeddings.embedding[...], ids.shape[1], mask, segment_ids)
+            x = x + self._positions(self.position_embeddings.embedding[...], x.shape[1], mask, segment_ids)
         x = self.norm(x)
-        if rngs is not None:
-            x = self.dropout(x, deterministic=False, rngs=rngs)
-        mask = mask if self.config.mask_padding else None
-        return self.backbone.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+
+    def _heeded(self, mask):
+        return mask if self.config.mask_padding else None
 
     @called_like(run)
     def __call__(self, *inputs, **options) -> Float[Array, "b l d"]:

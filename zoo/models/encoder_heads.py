@@ -14,6 +14,7 @@ from m2.mlp import ACTIVATIONS
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
 from zoo.layers.pooling import AttentionPool, Pool, pool
+from zoo.layers.rngs import Seed, as_rngs
 from zoo.models.called_like import called_like
 from zoo.models.causal import project_to_vocabulary
 from zoo.models.encoder import Encoder, EncoderConfig
@@ -41,9 +42,9 @@ class EncoderModel(nnx.Module):
     encoder: Encoder
 
     @called_like(Encoder.run)
-    def __call__(self, ids, mask=None, segment_ids=None, *, rngs=None, **kinds) -> Float[Array, "b *c"]:
+    def __call__(self, ids=None, mask=None, segment_ids=None, *, rngs=None, **options) -> Float[Array, "b *c"]:
         """What the head answers, in at least float32. Arguments are those of `Encoder.run`."""
-        return self.read(self.hidden(ids, mask, segment_ids, rngs=rngs, **kinds), mask, rngs=rngs)
+        return self.read(self.hidden(ids, mask, segment_ids, rngs=rngs, **options), mask, rngs=rngs)
 
     @called_like(Encoder.run)
     def hidden(self, *inputs, **options) -> Float[Array, "b l d"]:
@@ -54,6 +55,11 @@ class EncoderModel(nnx.Module):
     def run(self, *inputs, **options) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
         return self.encoder.run(*inputs, **options)
+
+    @called_like(Encoder.run)
+    def hidden_states(self, *inputs, **options) -> tuple[Float[Array, "b l d"], ...]:
+        """The encoder's vectors of every layer, the embedding first and `hidden` last."""
+        return self.encoder.hidden_states(*inputs, **options)
 
     def read(
         self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None, *, rngs: nnx.Rngs | None = None
@@ -83,11 +89,11 @@ class MaskedLM(EncoderModel):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
     """
 
-    def __init__(self, config: MaskedLMConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: MaskedLMConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.dense = _dense(config, config.d_model, rngs, bias=config.head_bias)
         self.norm = make_norm(config, rngs)
@@ -138,11 +144,11 @@ class SequenceClassifier(EncoderModel):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
     """
 
-    def __init__(self, config: SequenceClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: SequenceClassifierConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.encoder = Encoder(config, rngs=rngs)
         dtype = jnp.dtype(config.param_dtype)
         attention = config.pool == "attention"
@@ -153,7 +159,7 @@ class SequenceClassifier(EncoderModel):
         self.classifier = _dense(config, config.n_labels, rngs) if config.n_labels else None
 
     @called_like(Encoder.run)
-    def __call__(self, ids, mask=None, segment_ids=None, **options) -> Float[Array, "b c"]:
+    def __call__(self, ids=None, mask=None, segment_ids=None, **options) -> Float[Array, "b c"]:
         """Logits of every row's c classes, in at least float32. Arguments are those of `Encoder.run`, without segments.
 
         Raises:
@@ -175,7 +181,7 @@ class SequenceClassifier(EncoderModel):
         return _classified(self.vectors(hidden, mask), self.head, self.dropout, self.classifier, rngs)
 
     @called_like(Encoder.run)
-    def embed(self, ids, mask=None, segment_ids=None, **options) -> Float[Array, "b d"]:
+    def embed(self, ids=None, mask=None, segment_ids=None, **options) -> Float[Array, "b d"]:
         """One vector a row, as `Encoder` takes rows. Pooling leaves padding out, whatever mask_padding says.
 
         Raises:
@@ -219,11 +225,11 @@ class TokenClassifier(EncoderModel):
 
     Args:
       config: shape and options; its vocab_size must be known.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
     """
 
-    def __init__(self, config: TokenClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: TokenClassifierConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.encoder = Encoder(config, rngs=rngs)
         self.head = HiddenLayer(config, rngs=rngs) if config.head_activation else None
         self.dropout = nnx.Dropout(config.classifier_dropout)

@@ -88,7 +88,8 @@ def generate(
       Prompt and new tokens, (b, l + max_new_tokens), shorter prompts padded on the left.
 
     Raises:
-      ValueError: an empty prompt, a token outside the vocabulary, max_new_tokens below 1, or no key to draw with.
+      ValueError: a model that is no causal language model, a text or other things in place of token ids, an empty
+        prompt, a token outside the vocabulary, max_new_tokens below 1, or no key to draw with.
     """
     prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key)
     new = _decode(*prepared, max_new_tokens=max_new_tokens, greedy=sampling.greedy, filtered=sampling.filtered)
@@ -150,15 +151,14 @@ class _Options(NamedTuple):
 
 def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key):
     """Checks everything, runs the prompt, and returns (prompt, arguments of the loop)."""
+    if not hasattr(model, "extend"):
+        raise ValueError(f"model is a {type(model).__name__}, expected a CausalLM: others do not say what comes next")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1")
     vocab_size = model.config.vocab_size
-    eos = np.atleast_1d(np.asarray([] if eos_id is None else eos_id, np.int32))
-    pad = int(pad_id if pad_id is not None else (eos[0] if len(eos) else 0))
-    prompt, present = _left_pad(prompt_ids, mask, pad)
-    for name, ids in (("prompt_ids", prompt[present]), ("eos_id", eos), ("pad_id", np.array([pad]))):
-        if len(ids) and (ids.min() < 0 or ids.max() >= vocab_size):
-            raise ValueError(f"{name} holds {ids.min()} to {ids.max()}, expected 0 to {vocab_size - 1}, the vocabulary")
+    eos = _token_ids([] if eos_id is None else eos_id, vocab_size, "eos_id").reshape(-1).astype(np.int32)
+    pad = int(_token_ids(eos[0] if pad_id is None and len(eos) else pad_id or 0, vocab_size, "pad_id"))
+    prompt, present = _left_pad(prompt_ids, mask, pad, vocab_size)
     b, length = prompt.shape
 
     keys = None
@@ -193,8 +193,25 @@ def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, 
     return jnp.asarray(prompt), (graphdef, params, decoding, options)
 
 
-def _left_pad(prompt_ids, mask, pad) -> tuple[np.ndarray, np.ndarray]:
+def _token_ids(given, vocab_size: int, name: str) -> np.ndarray:
+    """Ids as an array, as they are given: a cast would make tokens of what is none.
+
+    Raises:
+      ValueError: they are no integers, or outside of the vocabulary.
+    """
+    ids = np.asarray(given)
+    if ids.size and ids.dtype.kind not in "iu":
+        what = "text" if ids.dtype.kind == "U" else "values"
+        raise ValueError(f"{name} holds the {what} {str(given)!r:.60}, expected token ids, as a tokenizer gives them")
+    if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+        raise ValueError(f"{name} holds {ids.min()} to {ids.max()}, expected 0 to {vocab_size - 1}, the vocabulary")
+    return ids
+
+
+def _left_pad(prompt_ids, mask, pad, vocab_size) -> tuple[np.ndarray, np.ndarray]:
     """A rectangle of prompts flush right, and which of its places are there."""
+    if isinstance(prompt_ids, str):
+        _token_ids(prompt_ids, vocab_size, "prompt_ids")
     rows = [np.asarray(row) for row in (np.asarray(prompt_ids) if hasattr(prompt_ids, "shape") else prompt_ids)]
     if rows and rows[0].ndim == 0:
         rows = [np.asarray(rows)]  # a single prompt
@@ -205,6 +222,7 @@ def _left_pad(prompt_ids, mask, pad) -> tuple[np.ndarray, np.ndarray]:
         rows = [row[keep] for row, keep in zip(rows, masks, strict=True)]
     if not rows or min(len(row) for row in rows) == 0:
         raise ValueError("prompt_ids is empty, or a row of it is; start a document with the end-of-text token instead")
+    _token_ids(np.concatenate(rows), vocab_size, "prompt_ids")
     length = max(len(row) for row in rows)
     prompt = np.full((len(rows), length), pad, np.int32)
     present = np.zeros((len(rows), length), bool)

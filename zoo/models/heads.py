@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zoo.layers.names import unknown_name
+from zoo.layers.rngs import Seed
 from zoo.models.build import MODELS, Model, build
 from zoo.models.encoder import EncoderConfig
 from zoo.models.encoder_heads import EncoderModel, MaskedLM, SequenceClassifierConfig
@@ -23,7 +24,7 @@ from zoo.stack.pattern import mixer_name, pattern_mixers, word_options
 HeadConfig = EncoderConfig | ImageClassifierConfig
 
 
-def with_head(model: Model, config: type[HeadConfig] | HeadConfig, *, rngs: nnx.Rngs, **fields: Any) -> Model:
+def with_head(model: Model, config: type[HeadConfig] | HeadConfig, *, rngs: Seed, **fields: Any) -> Model:
     """A model of another kind, or with another head of the same kind, around a trained encoder.
 
     The encoder's parameters are the given model's own arrays, shared and not copied. The head is fresh, except that

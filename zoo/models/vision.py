@@ -18,6 +18,7 @@ from zoo.layers.attention import AttentionConfig
 from zoo.layers.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.layers.linear import linear
 from zoo.layers.mlp import MLPConfig
+from zoo.layers.rngs import Seed, as_rngs
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
@@ -143,14 +144,14 @@ class ImageClassifier(nnx.Module):
 
     Args:
       config: shape and options.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
 
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929; distillation: Touvron et al. 2020, arXiv:2012.12877; class token
       in the middle: Zhu et al. 2024, arXiv:2401.09417.
     """
 
-    def __init__(self, config: ImageClassifierConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ImageClassifierConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         self.patch_embedding = PatchEmbedding(
             config.d_model,
@@ -226,7 +227,25 @@ class ImageClassifier(nnx.Module):
         self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        x, grid = self._embed(images, rngs)
+        return self.backbone.run(x, rngs=rngs, grid=grid)
+
+    def hidden_states(
+        self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b l d"], ...]:
+        """The tokens' vectors of every layer: n_layers + 1 arrays, the embedding first and `hidden` last.
+
+        See `Backbone.hidden_states` for the convention.
+        """
+        x, grid = self._embed(images, rngs)
+        return self.backbone.hidden_states(x, rngs=rngs, grid=grid)
+
+    def _embed(self, images, rngs):
+        """What enters the backbone, and the rows and columns that its positions are the places of, or None."""
         config = self.config
+        if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
+            found = f"{images.dtype}{images.shape}"
+            raise ValueError(f"images are {found}, expected floats (b, x, y, c), normalised as the model was trained")
         if images.shape[-1] != config.channels:
             raise ValueError(f"images have {images.shape[-1]} channels, expected {config.channels} in the last axis")
         grid = grid_of(images.shape[1], images.shape[2], config.patch_size, config.stride)
@@ -247,7 +266,7 @@ class ImageClassifier(nnx.Module):
             x = x + positions.astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return self.backbone.run(x, rngs=rngs, grid=None if config.n_tokens else grid)
+        return x, None if config.n_tokens else grid
 
     def _place_of_token(self, n_patches):
         """Where the class token is."""

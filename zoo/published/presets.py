@@ -4,14 +4,13 @@ import dataclasses
 import math
 from typing import Any, overload
 
-from flax import nnx
-
 import ssm
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
 from zoo.layers.names import unknown_name
+from zoo.layers.rngs import Seed
 from zoo.models.build import Kind, Model, ModelConfig, build, require_kind
 from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.models.encoder import EncoderConfig
@@ -411,27 +410,25 @@ presets: dict[str, ModelConfig] = {
 
 
 @overload
-def create(name: CausalLMName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> CausalLM: ...
+def create(name: CausalLMName, *, rngs: Seed, kind: None = None, **overrides: Any) -> CausalLM: ...
 @overload
-def create(name: MaskedLMName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> MaskedLM: ...
+def create(name: MaskedLMName, *, rngs: Seed, kind: None = None, **overrides: Any) -> MaskedLM: ...
 @overload
-def create(
-    name: SequenceClassifierName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any
-) -> SequenceClassifier: ...
+def create(name: SequenceClassifierName, *, rngs: Seed, kind: None = None, **overrides: Any) -> SequenceClassifier: ...
 @overload
-def create(name: ImageClassifierName, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> ImageClassifier: ...
+def create(name: ImageClassifierName, *, rngs: Seed, kind: None = None, **overrides: Any) -> ImageClassifier: ...
 @overload
-def create(name: str, *, rngs: nnx.Rngs, kind: type[Kind], **overrides: Any) -> Kind: ...
+def create(name: str, *, rngs: Seed, kind: type[Kind], **overrides: Any) -> Kind: ...
 @overload
-def create(name: str, *, rngs: nnx.Rngs, kind: None = None, **overrides: Any) -> Model: ...
-def create(name: str, *, rngs: nnx.Rngs, kind: type | None = None, **overrides: Any) -> Model:
+def create(name: str, *, rngs: Seed, kind: None = None, **overrides: Any) -> Model: ...
+def create(name: str, *, rngs: Seed, kind: type | None = None, **overrides: Any) -> Model:
     """Builds a preset's model with fresh parameters.
 
         create("mamba-130m", rngs=nnx.Rngs(0), n_layers=2, dtype="bfloat16")
 
     Args:
       name: a key of `presets`.
-      rngs: source of keys, stream "params".
+      rngs: source of keys, stream "params", or a seed.
       kind: the class that the model must be of. By it, or by a name that is written out, type checkers know what they
         get. None: any.
       **overrides: fields of the preset's config to replace; a dict replaces some of an options object, as in

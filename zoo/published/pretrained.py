@@ -39,9 +39,12 @@ from zoo.published import (
 )
 from zoo.published.checkpoint_files import read_params
 from zoo.published.layout_options import Layout, require_layout
+from zoo.published.model_types import require_model_type
+from zoo.published.presets import presets
 from zoo.published.sharding_rules import ShardingRule
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
+from zoo.published.transformers_fields import with_both_ways
 from zoo.published.weight_files import LazyTensor, open_weights, save_weights
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
@@ -218,7 +221,8 @@ def save_pretrained(
         model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
         the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
         sentence-transformers too, with how its rows are pooled.
-      extra: more fields of config.json that do not change the model, such as eos_token_id for transformers.
+      extra: more fields of config.json that do not change the model, such as eos_token_id for transformers, or
+        id2label, {0: "no", 1: "yes"}, what the classes are called.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
 
     Raises:
@@ -279,7 +283,7 @@ def _describe_published(model: Model, extra: Json, *, layout: Layout) -> _Writte
     shapes = {name: entry.shape([params[path].shape for path in entry.paths]) for name, entry in table.entries.items()}
     said = (shapes, classes, beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
-    raw |= extra
+    raw |= with_both_ways(extra, classes)
     if _read_config(raw, *said) != described:
         raise ValueError(f"extra={extra!r} describes another model")
     tensors = {
@@ -331,7 +335,8 @@ def find_folder(
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)):
-        raise FileNotFoundError(f"{path_or_repo} is neither a folder nor a name on the hub (owner/name)")
+        hint = f"; the preset of that name is zoo.create({path_or_repo!r}, rngs=0)" if path_or_repo in presets else ""
+        raise FileNotFoundError(f"{path_or_repo} is neither a folder nor a name on the hub (owner/name){hint}")
     try:
         import huggingface_hub
     except ImportError as error:
@@ -408,7 +413,10 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
         return vit_layout.read_config(raw, tensors, n_labels)
     if m2_layout.is_m2_bert(raw):
         return m2_layout.read_config(raw, tensors, n_labels)
-    return bert_layout.read_config(raw, tensors, n_labels, pooling) if _is_bert(raw) else ssm_layout.read_config(raw)
+    if _is_bert(raw):
+        return bert_layout.read_config(raw, tensors, n_labels, pooling)
+    require_model_type(raw)
+    return ssm_layout.read_config(raw)
 
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:

@@ -79,7 +79,7 @@ _OFFICIAL_RUNTIME = _names(
 )
 # Options that one family alone has and that are spelled out where they are read. The second is ours.
 _OFFICIAL_OTHER = {"Mamba1": _names(""), "Mamba2": _names("A_init_range"), "Mamba3": _names("A_activation")}
-_CODESTRAL_FIELDS = _names(
+CODESTRAL_FIELDS = _names(
     "dim n_layers vocab_size n_groups rms_norm residual_in_fp32 fused_add_norm pad_vocab_size_multiple tie_embeddings "
     "model_type"
 )
@@ -104,6 +104,7 @@ _TRANSFORMERS = {
         _TRANSFORMERS_MAMBA | {"head_dim": "head_dim", "n_groups": "n_groups", "time_step_limit": "dt_limit"},
     ),
 }
+MODEL_TYPES = tuple(_TRANSFORMERS)
 _ARCHITECTURES = {"mamba": "MambaForCausalLM", "falcon_mamba": "FalconMambaForCausalLM", "mamba2": "Mamba2ForCausalLM"}
 # What transformers takes where a config leaves a field out, other than what we take.
 _TRANSFORMERS_DEFAULTS: dict[str, Json] = {
@@ -184,8 +185,8 @@ def _read_official(raw: Json) -> CausalLMConfig:
 def _read_codestral(raw: Json) -> CausalLMConfig:
     if raw.get("model_type", "mamba") != "mamba":
         raise ValueError(f"model_type={raw['model_type']!r} in a params.json, expected 'mamba'")
-    if unknown := raw.keys() - _CODESTRAL_FIELDS:
-        raise ValueError(unknown_name("field of a params.json", sorted(unknown)[0], _CODESTRAL_FIELDS))
+    if unknown := raw.keys() - CODESTRAL_FIELDS:
+        raise ValueError(unknown_name("field of a params.json", sorted(unknown)[0], CODESTRAL_FIELDS))
     return _read_official(
         {
             "d_model": raw["dim"],

@@ -4,7 +4,7 @@ Source: transformers' configuration_*.py and modeling_rope_utils.py.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zoo.published.tensors import Json
@@ -107,5 +107,38 @@ def require_plain_weights(raw: Json) -> None:
 
 def class_names(n_classes: int) -> Json:
     """Names for so many classes: transformers counts the classes by them."""
-    names = {str(i): f"LABEL_{i}" for i in range(n_classes)}
-    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+    return named_classes([f"LABEL_{i}" for i in range(n_classes)])
+
+
+def named_classes(names: Sequence[str]) -> Json:
+    """The fields that say what classes are called, in their order."""
+    return {
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def read_class_names(raw: Json, n_classes: int) -> tuple[str, ...]:
+    """What a config calls so many classes; LABEL_0 and so on where it does not say, as transformers calls them."""
+    names = {int(number): str(name) for number, name in (raw.get("id2label") or {}).items()}
+    return tuple(names.get(i, f"LABEL_{i}") for i in range(n_classes))
+
+
+def class_fields(raw: Json, n_classes: int) -> Json:
+    """What a config says of so many classes, to be said in another layout too: nothing where it is silent."""
+    said = {name: raw[name] for name in ("problem_type",) if n_classes and raw.get(name)}
+    return said | (named_classes(read_class_names(raw, n_classes)) if n_classes and raw.get("id2label") else {})
+
+
+def with_both_ways(extra: Json, n_classes: int) -> Json:
+    """Fields of a config, with the label2id that follows from their id2label where they leave it out.
+
+    Raises:
+      ValueError: id2label names another number of classes than the model has.
+    """
+    if "id2label" not in extra:
+        return extra
+    names = {int(number): str(name) for number, name in extra["id2label"].items()}
+    if n_classes and sorted(names) != list(range(n_classes)):
+        raise ValueError(f"id2label names {len(names)} classes, expected the model's {n_classes}, from 0 on")
+    return named_classes([names[i] for i in sorted(names)]) | extra

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.pattern import Folded, fold, parse_pattern
@@ -16,8 +17,8 @@ from zoo.stack.scan_layers import looped_blocks, run_blocks
 class Backbone(nnx.Module):
     """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
 
-    def __init__(self, config: BackboneConfig, *, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: BackboneConfig, *, rngs: Seed):
+        self.config, rngs = config, as_rngs(rngs)
         self.words = parse_pattern(config.pattern, config.n_layers)
         # Which layer is at each depth: one of its own, or for words that share one that of the first of them.
         built: dict[Any, int] = {}
@@ -71,9 +72,42 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
+        run, carry, noise = self._begin(x, mask, segment_ids, rngs, grid)
+        blocks = [nnx.split(block) for block in self.blocks]
+        done, items = self._items
+        if done:
+            carry = run(*blocks[0], carry, _of_block(noise, 0))
+        rest = jax.tree.map(lambda a: a[done:], noise)
+        x, loss = run_blocks(run, items, blocks[done:], rest, carry)
+        return self._leave(x), loss
+
+    def hidden_states(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> tuple[Float[Array, "b l d"], ...]:
+        """The residual stream before the first block and behind each: n_layers + 1 arrays.
+
+        The convention of transformers' output_hidden_states for BERT, Llama and hybrids: the first is the input, and
+        the last is what `__call__` gives, behind the final normalisation where there is one; those between are not
+        normalised. (There Mamba leaves out the first, and ViT the last normalisation.) Blocks run one by one, also with
+        scan_layers.
+        """
+        run, carry, noise = self._begin(x, mask, segment_ids, rngs, grid)
+        states = [carry[0]]
+        for i, block in enumerate(self.blocks):
+            carry = run(*nnx.split(block), carry, _of_block(noise, i))
+            states.append(carry[0])
+        return (*states[:-1], self._leave(states[-1]))
+
+    def _begin(self, x, mask, segment_ids, rngs, grid):
+        """What runs one block, what enters the first (the stream, no losses yet), and the noise of all."""
         x, noise = self._enter(x), self._noise(rngs)
         given = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "embeddings": x, "shared": self._shared}
-        carry = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))  # the stream, the losses so far
 
         def run(graphdef, params, carry, noise):
             (x, total), (key, skip) = carry, noise or (None, None)
@@ -83,14 +117,7 @@ class Backbone(nnx.Module):
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
-
-        blocks = [nnx.split(block) for block in self.blocks]
-        done, items = self._items
-        if done:
-            carry = run(*blocks[0], carry, _of_block(noise, 0))
-        rest = jax.tree.map(lambda a: a[done:], noise)
-        x, loss = run_blocks(run, items, blocks[done:], rest, carry)
-        return self._leave(x), loss
+        return run, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise
 
     @property
     def _items(self) -> tuple[int, Folded]:
@@ -149,6 +176,7 @@ class Backbone(nnx.Module):
 
     def _noise(self, rngs):
         """(key, share of rows that skip it) of every block, or None."""
+        require_rngs(rngs)
         channels = {word.channel for word in self.words if word.channel}
         inside = any(getattr(word_config(self.config, channel), "dropout", 0) for channel in channels)
         if rngs is None or not (self.config.dropout or self.config.drop_path or inside):

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Literal
 
+import jax.numpy as jnp
+
 import ssm
 from m2 import M2Config, MonarchMLPConfig
 from zoo.layers.attention import AttentionConfig
@@ -49,7 +51,8 @@ class BackboneConfig:
     first_norm: bool = True
     """Whether the first block has a norm before its sequence mixer. ModernBERT's has the embedding's alone."""
     dtype: str = "float32"
-    """Dtype of the heavy computation: float32, bfloat16, float16 or float64. Parameters stay in param_dtype."""
+    """Dtype of the heavy computation: float32, bfloat16, float16 or float64, or jnp's of that name. Parameters stay in
+    param_dtype."""
     param_dtype: str = "float32"
     """Dtype that parameters are kept in."""
     residual_in_fp32: bool = True
@@ -95,6 +98,7 @@ class BackboneConfig:
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path}, expected 0 <= drop_path < 1")
         for name in ("dtype", "param_dtype"):
+            object.__setattr__(self, name, _dtype_name(getattr(self, name)))
             if getattr(self, name) not in (known := ("bfloat16", "float16", "float32", "float64")):
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.drop_path and not self.mixer_residual:
@@ -124,6 +128,14 @@ class BackboneConfig:
             raise ValueError(
                 f"pattern={self.pattern!r}: {name} needs {', '.join(needs)} and reads one way, expected causal=True"
             )
+
+
+def _dtype_name(dtype: Any) -> Any:
+    """The name of a dtype that is given as an object, jnp.bfloat16; what is none stays."""
+    try:
+        return dtype if dtype is None or isinstance(dtype, str) else jnp.dtype(dtype).name
+    except TypeError:
+        return dtype
 
 
 def word_config(config: BackboneConfig, mixer: str) -> Any:

@@ -46,7 +46,8 @@ def write(path, rows):
 def words(tmp_path):
     """A folder with texts that their first letter tells apart, and nothing else does."""
     rows = [
-        {"text": f"{'xy'[i % 2]} {i // 2}", "label": ("left", "right")[i % 2], "score": float(i % 2)} for i in range(48)
+        {"text": f"{'xy'[i % 2]} {i // 2}", "label": ("left", "right")[i % 2], "score": float(i % 2), "id": i}
+        for i in range(48)
     ]
     write(tmp_path / "words/train.jsonl", rows[:32])
     write(tmp_path / "words/validation.jsonl", rows[32:40])
@@ -85,6 +86,8 @@ def test_learns_and_predicts_from_its_folder(words, tmp_path, command):
     assert results["summary"]["test"]["accuracy"] == {"mean": 1.0, "std": None}
     written = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
     assert [(row["split"], row["predicted"]) for row in written] == [("test", row["label"]) for row in written]
+    assert [(row["id"], row["text"]) for row in written] == [(i, f"{'xy'[i % 2]} {i // 2}") for i in range(40, 48)]
+    assert all(row["scores"].keys() == {"left", "right"} for row in written)
 
     said = finetune.predict(tmp_path / "run", ["x 7", "y 900", "x" * 99])
     assert said.labels[:2] == ["left", "right"]

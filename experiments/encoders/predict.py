@@ -1,0 +1,151 @@
+"""What a tuned encoder says of texts: a file of them in, the same rows with predictions out.
+
+    python -m experiments.bert predict runs/finetune/tiny texts.csv out.csv       # every column, and what is predicted
+    python -m experiments.bert predict FOLDER texts.jsonl out.jsonl --text-column body
+    python -m experiments.bert predict FOLDER pairs.csv out.csv --text-column question --second-column answer
+    cut -f 2 texts.tsv | python -m experiments.bert predict FOLDER -              # a text a line -> JSON lines
+
+MODEL is a run of `finetune`, a published folder, or a name on the hub. A row of the output has what it had, so that it
+can be joined with the data, and `predicted`: a class, a number, a list of tags, or an answer; `score`: its probability,
+one for each word's tag, or how much likelier than no answer; and the `probabilities` of all classes by their names, in
+a CSV a column p(NAME) each. Taggers take lists of words, or split strings at white space.
+"""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from experiments.data.labelled import LAYOUTS
+from experiments.data.tables import read_rows
+from experiments.encoders.objectives import Target
+from experiments.encoders.predictor import Predictor
+from experiments.loop import flags
+from experiments.loop.row_files import STANDARD, check_out, write_rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which model, which texts, and where predictions go."""
+
+    model: Annotated[str, flags.Positional]
+    """A run of finetune, a published folder, or a name on the hub."""
+    file: Annotated[str, flags.Positional]
+    """Texts: .txt has one a line; .csv, .tsv, .jsonl, .json and .parquet have columns. -: standard input."""
+    out: Annotated[str, flags.Positional] = STANDARD
+    """.csv, .tsv or .jsonl. -: JSON lines to standard output."""
+    text_column: str | None = None
+    """The column that holds the texts. None: that of the run's training, or a usual name."""
+    second_column: str | None = None
+    """The column of second texts, or of the contexts that answers are in. None: that of the run's training."""
+    format: Literal["txt", "csv", "tsv", "jsonl"] = "txt"
+    """What standard input holds."""
+    probabilities: bool = True
+    """Whether the probability of every class is written, or that of the predicted one alone."""
+    batch_size: int = 32
+    """Rows in a batch."""
+    max_len: int | None = None
+    """Tokens of a row. None: what the model was tuned with; of a published one, what it reads, at most 512."""
+    checkpoint: Literal["latest", "best"] | int = "latest"
+    """Which checkpoint of a run: latest, best, or a step."""
+    overwrite: bool = False
+    """Whether OUT may exist already."""
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
+
+
+def read_file(file: str, format: str) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a file or of standard input, and what errors call it; a line of plain text is a row with "text".
+
+    Raises:
+      FileNotFoundError, ValueError: one line that names the file, and the row.
+    """
+    if file == STANDARD:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"input.{format}"
+            path.write_text(sys.stdin.read(), encoding="utf-8")
+            return _rows(path, "standard input"), "standard input"
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} does not exist; expected a file of texts")
+    return _rows(Path(file), file), file
+
+
+def _rows(path: Path, where: str) -> list[dict[str, Any]]:
+    if path.suffix != ".txt":
+        return list(read_rows(path, where))
+    # Lines end in "\n" alone: a form feed or U+2028 inside one is text.
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    return [{"text": line} for line in (lines if lines[-1] else lines[:-1])]
+
+
+def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: str) -> tuple[str, str | None]:
+    """The columns of texts and of second texts.
+
+    Raises:
+      ValueError: they are not there.
+    """
+    there = list(dict.fromkeys(name for row in rows[:1000] for name in row))
+    text, second = _trained_columns(Path(config.model))
+    text, second = config.text_column or text, config.second_column or second
+    paired = target.kind == "span-qa" or target.pairs
+    usual = [(first, other) for first, other, _ in LAYOUTS if not paired or other]
+    if text is None:
+        found = [first for first, _ in usual if first in there] or (there if len(there) == 1 else ["text"])
+        text = found[0]
+    if second is None and paired:
+        second = next((other for first, other in usual if first == text), "second")
+    if target.pairs is False and target.kind != "span-qa" and config.second_column is None:
+        second = None
+    for flag, name in (("text", text), ("second", second)):
+        if name is not None and name not in there:
+            raise ValueError(f"{where} has no column '{name}'; --{flag}-column must be one of {', '.join(there)}")
+    return text, second
+
+
+def _trained_columns(folder: Path) -> tuple[str | None, str | None]:
+    """The columns that a run was tuned on, where its command named them."""
+    try:
+        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"]
+        return data.get("text_column"), data.get("second_column")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, None
+
+
+def predicted_rows(
+    ask: Predictor, rows: list[dict[str, Any]], text: str, second: str | None, config: Config
+) -> Iterable[dict[str, Any]]:
+    """The rows with what is predicted of them."""
+    texts = [row.get(text) for row in rows]
+    seconds = None if second is None else [row.get(second) for row in rows]
+    said = ask(texts, seconds, batch_size=config.batch_size, progress=True)  # type: ignore[arg-type]
+    for row, one in zip(rows, said, strict=True):
+        record = row | {"predicted": one.label}
+        if one.score is not None:
+            record["score"] = one.score
+        if one.probabilities is not None and config.probabilities:
+            record["probabilities"] = one.probabilities
+        yield record
+
+
+def main() -> int:
+    """Reads texts, writes predictions."""
+    with flags.usage_errors():
+        config = flags.parse_one(Config, prog="python -m experiments.bert predict", description=__doc__)
+        check_out(config.out, overwrite=config.overwrite)
+        rows, where = read_file(config.file, config.format)
+        ask = Predictor.from_pretrained(config.model, step=config.checkpoint, max_len=config.max_len)
+        if rows:
+            rows = list(predicted_rows(ask, rows, *columns(rows, config, ask.target, where), config))
+        write_rows(rows, config.out)
+    if config.out != STANDARD:
+        print(f"{len(rows):,} predictions in {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

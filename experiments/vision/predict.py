@@ -1,0 +1,88 @@
+"""What an image classifier says of images: files or folders of them in, a row of each out.
+
+    python -m experiments.vit predict runs/vit/tiny digit.png another.png          # JSON lines to standard output
+    python -m experiments.vit predict FOLDER photos/ --out out.csv                 # all images in a folder and below
+    find . -name "*.jpg" | python -m experiments.vit predict FOLDER -              # a file a line
+
+MODEL is a run, a published folder, or a name on the hub. A row has the image's `path`, the `predicted` class, its
+probability as `score`, and the `probabilities` of all classes by their names, in a CSV a column p(NAME) each.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from PIL import Image
+
+from experiments.loop import flags
+from experiments.loop.row_files import STANDARD, check_out, write_rows
+from experiments.vision.predictor import Predictor
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which model, which images, and where predictions go."""
+
+    model: Annotated[str, flags.Positional]
+    """A run's folder, a published folder, or a name on the hub."""
+    images: Annotated[tuple[str, ...], flags.Positional]
+    """Files, or folders of them. -: a file a line of standard input."""
+    out: str = STANDARD
+    """.csv, .tsv or .jsonl. -: JSON lines to standard output."""
+    probabilities: bool = True
+    """Whether the probability of every class is written, or that of the predicted one alone."""
+    batch_size: int = 32
+    """Images in a batch."""
+    checkpoint: Literal["latest", "best"] | int = "latest"
+    """Which checkpoint of a run: latest, best, or a step."""
+    overwrite: bool = False
+    """Whether OUT may exist already."""
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
+
+
+def find_images(given: tuple[str, ...]) -> list[Path]:
+    """The files that are meant: those given, those in folders and below by name, those on standard input.
+
+    Raises:
+      FileNotFoundError: one that is not there, or a folder without any.
+    """
+    known, files = Image.registered_extensions(), []
+    for name in given:
+        if name == STANDARD:
+            files += find_images(tuple(line for line in sys.stdin.read().splitlines() if line))
+        elif Path(name).is_dir():
+            there = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in known and path.is_file())
+            if not there:
+                raise FileNotFoundError(f"{name} holds no images")
+            files += there
+        elif Path(name).is_file():
+            files.append(Path(name))
+        else:
+            raise FileNotFoundError(f"{name} does not exist; expected an image or a folder of them")
+    return files
+
+
+def main() -> int:
+    """Reads images, writes predictions."""
+    with flags.usage_errors():
+        config = flags.parse_one(Config, prog="python -m experiments.vit predict", description=__doc__)
+        check_out(config.out, overwrite=config.overwrite)
+        files = find_images(config.images)
+        ask = Predictor.from_pretrained(config.model, step=config.checkpoint)
+        said = ask(files, batch_size=config.batch_size, progress=True)
+        rows = []
+        for path, (label, probabilities) in zip(files, said, strict=True):
+            row = {"path": str(path), "predicted": label, "score": probabilities[label]}
+            rows.append(row | ({"probabilities": probabilities} if config.probabilities else {}))
+        write_rows(rows, config.out)
+    if config.out != STANDARD:
+        print(f"{len(rows):,} predictions in {config.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
