@@ -17,7 +17,8 @@ import jax
 
 import zoo
 from experiments.causal_lm import load_run
-from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from experiments.data.tokenizer_files import FILE_NAME, VOCABULARY
+from experiments.data.tokenizers import Tokenizer, load_tokenizer, published_tokenizer
 from experiments.loop import flags
 from zoo.published.pretrained import find_folder, read_config_file
 from zoo.published.ssm_layout import read_config
@@ -111,8 +112,8 @@ def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
 
 def _published_tokenizer(name: str, folder: Path) -> Tokenizer:
     """The tokenizer beside the weights, or the one that state-spaces' models were trained with and do not carry."""
-    if (folder / FILE_NAME).exists():
-        return restore_tokenizer(folder)
+    if any((folder / file).is_file() for file in (FILE_NAME, VOCABULARY)):
+        return published_tokenizer(folder)
     vocab_size = read_config(read_config_file(folder)[0]).vocab_size
     known = {50_277: "EleutherAI/gpt-neox-20b", 50_280: "EleutherAI/gpt-neox-20b", 50_288: "EleutherAI/gpt-neox-20b"}
     known[128_256] = "meta-llama/Llama-3.1-8B"

@@ -24,7 +24,7 @@ import zoo
 from experiments.data.corpus import Corpus, DataConfig, load_corpus
 from experiments.data.packing import Batch, Epochs, Layout, Rows, make_batches
 from experiments.data.special_tokens import special_tokens
-from experiments.data.tokenizers import FILE_NAME, save_tokenizer
+from experiments.data.tokenizers import save_tokenizer
 from experiments.encoders.guesses import guesses
 from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
@@ -203,8 +203,6 @@ def start_from(config: Config) -> tuple[Config, zoo.MaskedLM | None]:
     if not isinstance(model, zoo.MaskedLM):
         model = zoo.with_head(model, zoo.MaskedLMConfig, rngs=nnx.Rngs(params=jax.random.key(config.train.seed)))
     model = reach(model, config.data.seq_len)
-    if not (folder / FILE_NAME).is_file():
-        raise ValueError(f"--init {config.init}: there is no {FILE_NAME} in {folder}")
     data = dataclasses.replace(config.data, tokenizer=str(folder))
     return dataclasses.replace(config, model=model.config, data=data), model
 
