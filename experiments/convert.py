@@ -4,11 +4,13 @@
     python -m experiments.convert runs/causal_lm/tiny out --layout official        # what state-spaces/mamba loads
     python -m experiments.convert out back --layout official --dtype bfloat16
 
-What is written is read back and compared before the command says so.
+What is written is read back and compared before the command says so. Beside the weights go the tokenizer, in files from
+which AutoTokenizer gives the same ids, what a causal model begins and ends texts with, and a model card, README.md.
 """
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +20,12 @@ from flax import nnx
 
 import zoo
 from experiments.causal_lm import load_run
-from experiments.data.tokenizers import save_tokenizer
+from experiments.data.export_tokenizer import export_generation, export_tokenizer
+from experiments.data.tokenizer_files import FILE_NAME, VOCABULARY
+from experiments.data.tokenizers import Tokenizer, published_tokenizer, restore_tokenizer
 from experiments.loop import flags, runs
+from experiments.model_card import write_card
+from experiments.retrieval.embed import longest
 from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
 from zoo.published.pretrained import find_folder, read_config_file
@@ -27,6 +33,7 @@ from zoo.published.pretrained import find_folder, read_config_file
 # What a published model has beside its weights.
 _COMPANIONS = (
     "preprocessor_config.json",
+    "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "vocab.*",
@@ -65,7 +72,7 @@ def main() -> int:
         model, folder, extra = _load(config)
         limit = int(config.max_shard_gb * 1e9)
         zoo.save_pretrained(model, config.target, config.layout, extra=extra, max_shard_bytes=limit)
-        _copy_companions(config, folder)
+        _write_companions(config, folder, model)
         written = _params(zoo.from_pretrained(config.target))
         for path, expected in _params(model).items():
             if not np.array_equal(np.asarray(written[path]), np.asarray(expected)):
@@ -101,15 +108,37 @@ def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
     return published, folder, {name: raw[name] for name in keep if name in raw}
 
 
-def _copy_companions(config: Config, folder: Path | None) -> None:
-    if folder is None:
-        save_tokenizer(load_run(config.source, step=config.checkpoint)[1], config.target)
-        return
-    for pattern in _COMPANIONS:
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, config.target / path.name)
-    if (folder / IMAGES_FILE).is_file():
+def _write_companions(config: Config, folder: Path | None, model: Model) -> None:
+    """The tokenizer, what images go through, and the model card; a published folder's own files stay as they are."""
+    if folder is not None and not is_run(folder):
+        for pattern in _COMPANIONS:
+            for path in folder.glob(pattern):
+                shutil.copyfile(path, config.target / path.name)
+    if folder is not None and (folder / IMAGES_FILE).is_file():
         write_preprocess(load_meaning(folder), config.target)
+    if (tokenizer := _tokenizer(Path(config.source) if folder is None else folder)) is not None:
+        said = model.config
+        if isinstance(said, zoo.EncoderConfig):
+            types = said.type_vocab_size > 1
+            export_tokenizer(tokenizer, config.target, rows="encoder", max_length=longest(said), token_types=types)
+        else:
+            export_tokenizer(tokenizer, config.target, rows="documents" if is_run(config.source) else "plain")
+            if config.layout != "official":
+                export_generation(tokenizer, config.target)
+    write_card(config.target, model, source=config.source, layout=config.layout, step=config.checkpoint)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a run or a published folder, None where there is none."""
+    if is_run(folder):
+        return restore_tokenizer(folder) if (folder / FILE_NAME).is_file() else None
+    if not any((folder / name).is_file() for name in (FILE_NAME, VOCABULARY)):
+        return None
+    try:
+        return published_tokenizer(folder)
+    except ValueError as error:
+        print(f"note: the tokenizer's files are copied as they are: {error}", file=sys.stderr)
+        return None
 
 
 def _params(model) -> dict[str, jax.Array]:

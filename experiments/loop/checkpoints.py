@@ -194,13 +194,25 @@ def restore_params(
       FileNotFoundError: no such checkpoint, or it is damaged.
       ValueError: the checkpoint is sound, but of another model.
     """
+    path = _root(folder) / str(sound_step(folder, step, best_metric=best_metric))
+    record = _record(path)
+    part = "average" if any(name.startswith("average.") for name in record["arrays"]) else "params"
+    return _restore(path, record, {part: like}, part=part)[part]
+
+
+def sound_step(folder: Path, step: int | str = "latest", *, best_metric: str = "loss") -> int:
+    """The step of the checkpoint that `restore_params` reads.
+
+    Raises:
+      FileNotFoundError: no such checkpoint, or it is damaged.
+    """
     root = _root(folder)
     if step == "latest":
         candidates = _steps(root)[::-1]
     elif step == "best":
         candidates = _rank(root, best_metric)[0]
     else:
-        candidates = [step]
+        candidates = [int(step)]
     for candidate in candidates:
         path = root / str(candidate)
         try:
@@ -208,10 +220,13 @@ def restore_params(
         except Damaged as damage:
             logger.warning("checkpoint %s is damaged (%s); skipped", path, damage)
             continue
-        record = _record(path)
-        part = "average" if any(name.startswith("average.") for name in record["arrays"]) else "params"
-        return _restore(path, record, {part: like}, part=part)[part]
+        return candidate
     raise FileNotFoundError(f"no sound checkpoint for step={step!r} in {root}; there are {_steps(root) or 'none'}")
+
+
+def checkpoint_metrics(folder: Path, step: int) -> dict[str, float]:
+    """What was measured at the step of a checkpoint; empty where nothing was."""
+    return _record(_root(folder) / str(step))["metrics"]
 
 
 def _root(folder: Path) -> Path:
