@@ -23,9 +23,11 @@ from experiments.causal_lm import load_run
 from experiments.data.export_tokenizer import export_generation, export_tokenizer
 from experiments.data.tokenizer_files import FILE_NAME, VOCABULARY
 from experiments.data.tokenizers import Tokenizer, published_tokenizer, restore_tokenizer
+from experiments.encoders.lengths import longest
 from experiments.loop import flags, runs
 from experiments.model_card import write_card
-from experiments.retrieval.embed import longest
+from experiments.retrieval.sentence_modules import CONFIG_FILE as SENTENCE_FILE
+from experiments.retrieval.sentence_modules import MODULES_FILE, TRANSFORMER_FILE
 from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
 from zoo.published.pretrained import find_folder, read_config_file
@@ -40,6 +42,8 @@ _COMPANIONS = (
     "merges.txt",
     "added_tokens.json",
 )
+# What sentence-transformers reads besides, from a folder of its own: pooling, normalisation, prompts, lengths.
+_SENTENCE_FILES = (MODULES_FILE, TRANSFORMER_FILE, SENTENCE_FILE, "*/config.json")
 _DTYPE_OF_RUN = "--dtype {} with a run: a run is written in the dtype it was trained in"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -111,9 +115,12 @@ def _load(config: Config) -> tuple[Model, Path | None, dict[str, Any]]:
 def _write_companions(config: Config, folder: Path | None, model: Model) -> None:
     """The tokenizer, what images go through, and the model card; a published folder's own files stay as they are."""
     if folder is not None and not is_run(folder):
-        for pattern in _COMPANIONS:
+        sentences = (folder / MODULES_FILE).is_file() and (config.target / MODULES_FILE).is_file()
+        for pattern in (*_COMPANIONS, *(_SENTENCE_FILES if sentences else ())):
             for path in folder.glob(pattern):
-                shutil.copyfile(path, config.target / path.name)
+                place = config.target / path.relative_to(folder)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
     if folder is not None and (folder / IMAGES_FILE).is_file():
         write_preprocess(load_meaning(folder), config.target)
     if (tokenizer := _tokenizer(Path(config.source) if folder is None else folder)) is not None:

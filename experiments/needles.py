@@ -24,6 +24,7 @@ from experiments.data.packing import Batch, Epochs, make_batches
 from experiments.data.special_tokens import SpecialTokens, special_tokens
 from experiments.data.tokenizers import save_tokenizer
 from experiments.encoders.encoder_inputs import collate
+from experiments.encoders.lengths import longest
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
@@ -32,7 +33,7 @@ from experiments.loop.optim import OptimConfig
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import RetrievalData, load_collections
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
-from experiments.retrieval.embed import longest, make_rows
+from experiments.retrieval.embed import make_rows
 from experiments.retrieval.haystacks import Needles, find_needles, hunt, needle_batch
 from experiments.retrieval.needle_curves import RESULTS, plot, read_results, save_results, table
 from experiments.retrieval.ranking import mean_over

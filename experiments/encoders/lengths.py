@@ -4,6 +4,7 @@ from typing import Any
 
 import zoo
 from experiments.loop import runs
+from zoo.stack.pattern import mixer_name, pattern_mixers
 
 
 def check_lengths(model: zoo.EncoderConfig, length: int, flag: str = "--data.seq-len") -> None:
@@ -20,3 +21,11 @@ def reach(model: Any, length: int) -> Any:
     except ValueError:
         return zoo.extend_positions(model, length)
     return model
+
+
+def longest(config: zoo.EncoderConfig) -> int | None:
+    """The most tokens that a model reads in a row, None where there is no bound."""
+    lengths = [] if config.max_len is None else [config.max_len]
+    if "m2" in map(mixer_name, pattern_mixers(config.pattern, config.n_layers)):
+        lengths.append(config.m2.l_max)
+    return min(lengths, default=None)

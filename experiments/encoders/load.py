@@ -22,13 +22,14 @@ class Pretrained(NamedTuple):
     """Where both lie."""
 
 
-def load_encoder(source: str | Path, *, step: Any = "latest") -> Pretrained:
+def load_encoder(source: str | Path, *, step: Any = "latest", leave_dense: bool = False) -> Pretrained:
     """Loads an encoder and its tokenizer. Changes nothing in the folder.
 
     Args:
       source: the folder of a run (of `pretrain`, `finetune` or `retrieve`), a folder in a published layout, or a name
         on the Hugging Face hub.
       step: which checkpoint of a run: a step, "latest" or "best".
+      leave_dense: as in `zoo.from_pretrained`.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -41,7 +42,9 @@ def load_encoder(source: str | Path, *, step: Any = "latest") -> Pretrained:
     if (folder / "checkpoints").is_dir():
         raise ValueError(f"{folder} is a run of another experiment: there is no {runs.MODEL_FILE} in it")
     folder = find_folder(source)
-    return _checked(Pretrained(zoo.from_pretrained(folder), published_tokenizer(folder), folder))
+    return _checked(
+        Pretrained(zoo.from_pretrained(folder, leave_dense=leave_dense), published_tokenizer(folder), folder)
+    )
 
 
 def _checked(loaded: Pretrained) -> Pretrained:

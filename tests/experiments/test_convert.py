@@ -16,7 +16,9 @@ from experiments.encoders import masked_lm
 from experiments.loop import runs
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.train import TrainState, split_model
+from experiments.retrieval.sentence_modules import read_modules
 from tests.experiments.encoders.test_load import save_bert
+from tests.experiments.retrieval.sentence_folders import write_folder
 
 
 def save_run(folder, config, model, tokenizer, *, said=None, steps=((1, 2.5), (2, 2.25))):
@@ -101,3 +103,15 @@ def test_a_cased_bert_keeps_its_case_through_an_export(empty_folder, run_command
     assert hf.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).encode("The Café").ids == [2, 7, 8, 3]
     said = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
     assert said == {"do_lower_case": False, "model_max_length": 12}  # as it was published
+
+
+def test_a_folder_of_sentence_transformers_stays_one(empty_folder, run_command, tmp_path):
+    write_folder(tmp_path / "st", "default-prompt")
+    listed = json.loads((tmp_path / "st/modules.json").read_text())
+    listed.append({"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"})
+    (tmp_path / "st/modules.json").write_text(json.dumps(listed))
+    status, _, err = run_command(convert, "st", "out")
+    assert status == 0, err
+    assert read_modules(tmp_path / "out") == read_modules(tmp_path / "st")
+    assert zoo.from_pretrained(tmp_path / "out").config.pool == "mean"
+    assert 'SentenceTransformer("out")' in (tmp_path / "out/README.md").read_text()

@@ -52,6 +52,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
+    leave_dense: bool = False,
 ) -> Kind: ...
 @overload
 def from_pretrained(
@@ -61,6 +62,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
+    leave_dense: bool = False,
 ) -> Model: ...
 def from_pretrained(
     path_or_repo: str | os.PathLike,
@@ -69,6 +71,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | None = None,
+    leave_dense: bool = False,
 ) -> Model:
     """Loads a published model: a Mamba (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, a BERT, ViT or DeiT.
 
@@ -95,6 +98,8 @@ def from_pretrained(
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
         device gets its part and no more. None: the default device.
       revision: branch, tag or commit on the hub.
+      leave_dense: whether a folder of sentence-transformers may have Dense modules, which the model's `embed` lacks and
+        the caller applies. Otherwise one that has them is an error.
 
     Raises:
       FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
@@ -112,7 +117,10 @@ def from_pretrained(
         pooling = None
         if _is_bert(raw):
             folder = place.parent if place.is_file() else place
-            tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
+            tensors, pooling = (
+                bert_layout.short_names(tensors),
+                bert_layout.read_pooling(folder, leave_dense=leave_dense),
+            )
         if vit_layout.is_vit(raw):
             tensors = vit_layout.short_names(tensors)
         if hybrid_layout.is_hybrid(raw):
@@ -295,7 +303,7 @@ def find_folder(
     def download(patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
 
-    about = ["*.json", "tokenizer*", "*.model", "*.txt"]
+    about = ["*.json", "tokenizer*", "*.model", "*.txt", "*_Dense/*"]  # the last: what follows a pooling
     try:
         for pattern in weights:
             folder = download([*about, pattern])
