@@ -7,11 +7,13 @@
 
 `zoo.from_pretrained`, and every command here that takes a model, read what is written; it is read back and compared
 before the command says so. In our own layout it says, too, which published layouts would hold the model, and what the
-others lack.
+others lack. Beside the weights go the tokenizer, in files from which AutoTokenizer gives the same ids, what a causal
+model begins and ends texts with, and a model card, README.md.
 """
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,11 +22,17 @@ import numpy as np
 from flax import nnx
 
 import zoo
-from experiments.data.tokenizers import FILE_NAME, restore_tokenizer
+from experiments.data.export_tokenizer import export_generation, export_tokenizer
+from experiments.data.tokenizer_files import FILE_NAME, VOCABULARY
+from experiments.data.tokenizers import Tokenizer, published_tokenizer, restore_tokenizer
+from experiments.encoders.lengths import longest
 from experiments.encoders.objectives import FILE_NAME as LABELS_FILE
 from experiments.encoders.objectives import load_target
 from experiments.encoders.publish import config_fields, in_own_unit, publish_target
 from experiments.loop import flags
+from experiments.model_card import write_card
+from experiments.retrieval.sentence_modules import CONFIG_FILE as SENTENCE_FILE
+from experiments.retrieval.sentence_modules import MODULES_FILE, TRANSFORMER_FILE
 from experiments.vision.meaning import IMAGES_FILE, load_meaning, write_preprocess
 from zoo.models.build import Model
 from zoo.published.layout_options import Layout
@@ -35,12 +43,15 @@ from zoo.published.transformers_fields import class_fields, named_classes
 # What a published model has beside its weights.
 _COMPANIONS = (
     "preprocessor_config.json",
+    "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "vocab.*",
     "merges.txt",
     "added_tokens.json",
 )
+# What sentence-transformers reads besides, from a folder of its own: pooling, normalisation, prompts, lengths.
+_SENTENCE_FILES = (MODULES_FILE, TRANSFORMER_FILE, SENTENCE_FILE, "*/config.json")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -72,7 +83,7 @@ def main() -> int:
         model, folder, extra = _load(config)
         limit = int(config.max_shard_gb * 1e9)
         zoo.save_pretrained(model, config.target, config.layout, extra=extra, max_shard_bytes=limit)
-        _copy_companions(config, folder)
+        _write_companions(config, folder, model)
         written = _params(zoo.from_pretrained(config.target))
         for path, expected in _params(model).items():
             if not np.array_equal(np.asarray(written[path]), np.asarray(expected)):
@@ -107,13 +118,42 @@ def _load(config: Config) -> tuple[Model, Path, dict[str, Any]]:
     return published, folder, extra | class_fields(raw, n_classes)
 
 
-def _copy_companions(config: Config, folder: Path) -> None:
-    for pattern in _COMPANIONS:
-        for path in folder.glob(pattern):
-            shutil.copyfile(path, config.target / path.name)
+def _write_companions(config: Config, folder: Path, model: Model) -> None:
+    """The tokenizer, what images go through, and the model card; a published folder's own files stay as they are."""
+    run = is_run(folder)
+    if not run:
+        sentences = (folder / MODULES_FILE).is_file() and (config.target / MODULES_FILE).is_file()
+        for pattern in (*_COMPANIONS, *(_SENTENCE_FILES if sentences else ())):
+            for path in folder.glob(pattern):
+                place = config.target / path.relative_to(folder)
+                place.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, place)
     publish_target(folder, config.target)
     if (folder / IMAGES_FILE).is_file():
         write_preprocess(load_meaning(folder), config.target)
+    if (tokenizer := _tokenizer(folder)) is not None:
+        said = model.config
+        if isinstance(said, zoo.EncoderConfig):
+            types = said.type_vocab_size > 1
+            export_tokenizer(tokenizer, config.target, rows="encoder", max_length=longest(said), token_types=types)
+        else:
+            export_tokenizer(tokenizer, config.target, rows="documents" if run else "plain")
+            if config.layout != "official":
+                export_generation(tokenizer, config.target)
+    write_card(config.target, model, source=config.source, layout=config.layout, step=config.checkpoint)
+
+
+def _tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a run or a published folder, None where there is none."""
+    if is_run(folder):
+        return restore_tokenizer(folder) if (folder / FILE_NAME).is_file() else None
+    if not any((folder / name).is_file() for name in (FILE_NAME, VOCABULARY)):
+        return None
+    try:
+        return published_tokenizer(folder)
+    except ValueError as error:
+        print(f"note: the tokenizer's files are copied as they are: {error}", file=sys.stderr)
+        return None
 
 
 def _params(model) -> dict[str, jax.Array]:

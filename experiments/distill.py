@@ -45,7 +45,7 @@ from experiments.causal.stage_plot import plot_stages
 from experiments.causal.stages import STAGES, Evaluation, make_task
 from experiments.data import fetch
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus
-from experiments.data.tokenizers import FILE_NAME, restore_tokenizer, save_tokenizer
+from experiments.data.tokenizers import FILE_NAME, published_tokenizer, save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.frozen import thaw
@@ -237,7 +237,7 @@ def load_teacher(source: str | Path) -> Teacher:
         raise ValueError(f"{source} holds a {type(model).__name__}, expected a causal language model")
     if not (folder / FILE_NAME).is_file():
         raise ValueError(f"{source} has no {FILE_NAME}, expected the teacher's tokenizer beside its weights")
-    needed, rows = restore_tokenizer(folder).vocab_size, model.config.padded_vocab_size
+    needed, rows = published_tokenizer(folder).vocab_size, model.config.padded_vocab_size
     if needed > rows:
         raise ValueError(f"{source}: the tokenizer has {needed} ids, the model has {rows} rows for them")
     return Teacher(model, folder)

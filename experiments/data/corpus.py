@@ -192,7 +192,7 @@ def _find_tokenizer(config: DataConfig, source: Source, cache: Cache, folder: Pa
         if spec in TRAINERS:
             fits = saved.kind == spec and saved.vocab_size <= config.bpe_vocab_size
         elif spec == "bytes" or Path(spec).exists():
-            fits = saved.to_json() == load_tokenizer(spec).to_json()
+            fits = saved.to_json() in (load_tokenizer(spec).to_json(), *_as_written(Path(spec)))
         else:  # a name on the hub, which may be out of reach by now
             fits = saved.kind != "bytes"
         if not fits:
@@ -229,6 +229,12 @@ def _find_tokenizer(config: DataConfig, source: Source, cache: Cache, folder: Pa
         except OSError as err:
             log.warning("the trained tokenizer cannot be kept in '%s' (%s)", kept, err.strerror)
     return tokenizer
+
+
+def _as_written(spec: Path) -> list[str]:
+    """A folder's tokenizer.json by itself, which runs of earlier versions have taken."""
+    path = spec / FILE_NAME
+    return [load_tokenizer(str(path)).to_json()] if path.is_file() else []
 
 
 def _check_lengths(config: DataConfig, source: Source, train: TokenStream) -> None:

@@ -27,12 +27,12 @@ class Pieces(NamedTuple):
     starts: np.ndarray
     """(n,) int64: where each begins in the stream's tokens."""
     sizes: np.ndarray
-    """(n,) int64: tokens in each, without [CLS] and [SEP]."""
+    """(n,) int64: tokens in each, without special ones."""
 
 
-def cut(stream: TokenStream, seq_len: int) -> Pieces:
-    """Cuts every document into pieces of seq_len - 2 tokens; the last one is what is left."""
-    room = seq_len - 2
+def cut(stream: TokenStream, seq_len: int, around: int = 2) -> Pieces:
+    """Cuts every document into pieces of seq_len - around tokens; the last one is what is left."""
+    room = seq_len - around
     begins = stream.starts + 1
     lengths = np.diff(stream.starts, append=stream.n_tokens) - 1
     counts = -(-lengths // room)
@@ -103,8 +103,8 @@ class Rows:
         if seq_len < 3:
             raise ValueError(f"seq_len={seq_len}, expected at least 3: [CLS], a token, [SEP]")
         self.stream, self.special, self.seq_len, self.layout = stream, special, seq_len, layout
-        self.pieces = cut(stream, seq_len)
-        sizes = self.pieces.sizes + 2
+        self.pieces = cut(stream, seq_len, special.around)
+        sizes = self.pieces.sizes + special.around
         self.members = pack(sizes, seq_len) if layout == "packed" else list(np.arange(len(sizes))[:, None])
         self.lengths = np.array(bucket_lengths(seq_len) if layout == "buckets" else [seq_len])
         filled = np.array([sizes[row].sum() for row in self.members])
@@ -131,11 +131,10 @@ class Rows:
             end = 0
             for number, piece in enumerate(self.members[row] if row >= 0 else ()):
                 start, size = self.pieces.starts[piece], self.pieces.sizes[piece]
-                tokens[i, end] = self.special.cls
-                tokens[i, end + 1 : end + 1 + size] = self.stream.tokens[start : start + size]
-                tokens[i, end + 1 + size] = self.special.sep
-                segment_ids[i, end : end + 2 + size] = number
-                end += 2 + size
+                row_of_piece = self.special.row(self.stream.tokens[start : start + size])
+                part = slice(end, end + len(row_of_piece))
+                tokens[i, part], segment_ids[i, part] = row_of_piece, number
+                end = part.stop
         batch = {"tokens": tokens, "mask": segment_ids >= 0}
         return batch | {"segment_ids": segment_ids} if self.layout == "packed" else batch
 

@@ -17,12 +17,22 @@ from typing import Protocol
 import numpy as np
 import tokenizers as hf
 
+from experiments.data.tokenizer_files import (
+    CONFIG_FILE,
+    FILE_NAME,
+    FILES,
+    VOCABULARY,
+    Declared,
+    Frame,
+    read_files,
+    read_frame,
+)
+
 EOT = "<|endoftext|>"
 # What published tokenizers call the end of a text, the likeliest meaning first.
 EOT_NAMES = (EOT, "</s>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "[SEP]")
 # Special tokens of a WordPiece that is trained here, in the order of their ids.
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-FILE_NAME = "tokenizer.json"
 # Characters in a piece, about: the BPE keeps some 100 bytes per token while it works, and works on pieces in parallel.
 PIECE = 1 << 20
 # Where GPT-2's pre-tokenizer (ByteLevel) cuts whatever else there is: after a lone newline, before the space of a word.
@@ -35,6 +45,8 @@ class Tokenizer(Protocol):
     kind: str  # "bytes", or the model inside a tokenizer.json: "bpe", "unigram", "wordpiece", "wordlevel"
     vocab_size: int  # every id is below it
     eot: int  # id of the one document separator
+    frame: Frame | None  # what goes around texts for an encoder; None: nothing says it
+    declared: Declared | None  # what files say besides; None: there are none
 
     def encode(self, text: str) -> np.ndarray: ...  # int32
 
@@ -48,6 +60,8 @@ class Tokenizer(Protocol):
 
     def vocabulary(self) -> dict[str, int]: ...  # the tokens as the tokenizer writes them; empty where they are bytes
 
+    def special_ids(self) -> set[int]: ...  # of tokens that are never read from text
+
     def to_json(self) -> str: ...
 
     def save(self, folder: Path | str) -> None: ...
@@ -59,6 +73,8 @@ class ByteTokenizer:
     kind = "bytes"
     vocab_size = 257
     eot = 256
+    frame: Frame | None = None
+    declared: Declared | None = None
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)
@@ -83,6 +99,9 @@ class ByteTokenizer:
     def vocabulary(self) -> dict[str, int]:
         return {}
 
+    def special_ids(self) -> set[int]:
+        return {self.eot}
+
     def to_json(self) -> str:
         return json.dumps({"kind": self.kind})
 
@@ -95,18 +114,29 @@ class SubwordTokenizer:
 
     Special tokens are never read from text: a document that spells "<|endoftext|>" keeps those 13 characters.
 
+    Args:
+      tokenizer: with its vocabulary.
+      declared: what the files beside it say. None: nothing does, and special tokens go by their usual names.
+
     Raises:
-      ValueError: none of EOT_NAMES is in the vocabulary.
+      ValueError: there is no end of a text: none is declared, and none of EOT_NAMES is in the vocabulary.
     """
 
-    def __init__(self, tokenizer: hf.Tokenizer):
+    def __init__(self, tokenizer: hf.Tokenizer, declared: Declared | None = None):
         # A published file may cut texts at the length its model was trained with.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self.declared = declared
+        self.frame = None if declared is None else read_frame(tokenizer)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-        eot = next((vocabulary[name] for name in EOT_NAMES if name in vocabulary), None)
+        roles = {} if declared is None else declared.roles
+        names = [name for role in ("eos_token", "sep_token") for name in [roles.get(role)] if name]
+        known = [*names[: "eos_token" in roles], *EOT_NAMES, *names]
+        eot = next((vocabulary[name] for name in known if name in vocabulary), None)
+        if eot is None and self.frame is not None and self.frame.closing:
+            eot = self.frame.closing[-1]
         if eot is None:
             raise ValueError(f"the tokenizer has no end-of-text token; looked for {', '.join(EOT_NAMES)}")
         description = json.loads(tokenizer.to_str())
@@ -140,6 +170,9 @@ class SubwordTokenizer:
 
     def vocabulary(self) -> dict[str, int]:
         return self._tokenizer.get_vocab(with_added_tokens=True)
+
+    def special_ids(self) -> set[int]:
+        return {i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
 
     def to_json(self) -> str:
         return self._tokenizer.to_str()
@@ -220,7 +253,7 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
 
 
 def wordpiece(vocabulary: dict[str, int]) -> SubwordTokenizer:
-    """BERT's uncased WordPiece with a vocabulary, e.g. the lines of a published vocab.txt."""
+    """BERT's uncased WordPiece with a vocabulary."""
     tokenizer = _wordpiece(vocabulary)
     tokenizer.add_special_tokens([name for name in BERT_SPECIALS if name in vocabulary])
     return SubwordTokenizer(tokenizer)
@@ -266,9 +299,9 @@ def load_tokenizer(
         return TRAINERS[spec](texts, vocab_size)
     path = Path(spec).expanduser()
     if spec and path.is_dir():
-        return restore_tokenizer(path)
+        return restore_tokenizer(path) if (path / "checkpoints").is_dir() else published_tokenizer(path)
     if path.is_file():
-        return _read(path)
+        return _read(path, Declared({}, None))
     return _from_hub(spec)
 
 
@@ -286,19 +319,30 @@ def check_same(spec: str, tokenizer: Tokenizer, *, flag: str, source: str | Path
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
-    """Writes `folder`/tokenizer.json, in one step: a reader finds the old file, the new one or none."""
+    """Writes `folder`/tokenizer.json, in one step: a reader finds the old file, the new one or none.
+
+    What files have declared of it goes before, into a tokenizer_config.json.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE_NAME}.{os.getpid()}"
+    if (declared := tokenizer.declared) is not None:
+        length = {} if declared.max_length is None else {"model_max_length": declared.max_length}
+        said = {"tokenizer_class": "PreTrainedTokenizerFast", **declared.roles, **length}
+        _write(folder / CONFIG_FILE, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+    _write(folder / FILE_NAME, tokenizer.to_json())
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(tokenizer.to_json(), encoding="utf-8")
-        os.replace(partial, folder / FILE_NAME)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
 def restore_tokenizer(folder: Path | str) -> Tokenizer:
-    """Reads what `save_tokenizer` wrote, or a tokenizer.json from elsewhere.
+    """Reads what `save_tokenizer` wrote. A tokenizer.json alone says nothing of special tokens but their names.
 
     Raises:
       ValueError: the file is missing or damaged.
@@ -306,19 +350,45 @@ def restore_tokenizer(folder: Path | str) -> Tokenizer:
     path = Path(folder) / FILE_NAME
     if not path.is_file():
         raise ValueError(f"no {FILE_NAME} in '{folder}'")
-    return _read(path)
+    if (path.parent / CONFIG_FILE).is_file():
+        return published_tokenizer(path.parent)
+    return _read(path, None)
 
 
-def _read(path: Path) -> Tokenizer:
+def published_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of a published folder, as all of its files say it.
+
+    Raises:
+      ValueError: there is none, or it cannot be read.
+    """
+    folder = Path(folder)
+    if _is_bytes(folder / FILE_NAME):
+        return ByteTokenizer()
+    tokenizer, declared = read_files(folder)
+    return _subword(folder / (FILE_NAME if (folder / FILE_NAME).is_file() else VOCABULARY), tokenizer, declared)
+
+
+def _read(path: Path, declared: Declared | None) -> Tokenizer:
+    if _is_bytes(path):
+        return ByteTokenizer()
     try:
-        content = path.read_text(encoding="utf-8")
-        if json.loads(content) == {"kind": ByteTokenizer.kind}:
-            return ByteTokenizer()
-        tokenizer = hf.Tokenizer.from_str(content)
+        tokenizer = hf.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as err:  # the library raises bare Exception
         raise ValueError(f"'{path}' is not a readable tokenizer.json: {first_line(err)}") from err
+    return _subword(path, tokenizer, declared)
+
+
+def _is_bytes(path: Path) -> bool:
+    """Whether a file is what `ByteTokenizer` saves."""
     try:
-        return SubwordTokenizer(tokenizer)
+        return path.stat().st_size < 100 and json.loads(path.read_text(encoding="utf-8")) == {"kind": "bytes"}
+    except (OSError, ValueError):
+        return False
+
+
+def _subword(path: Path, tokenizer: hf.Tokenizer, declared: Declared | None) -> SubwordTokenizer:
+    try:
+        return SubwordTokenizer(tokenizer, declared)
     except ValueError as err:
         raise ValueError(f"'{path}': {err}") from err
 
@@ -332,16 +402,28 @@ def _from_hub(spec: str) -> Tokenizer:
         raise ValueError(f"tokenizer '{spec}' does not exist; {known}")
     import huggingface_hub.errors
 
-    try:
+    def cached(name: str) -> Path | None:
         try:
-            path = huggingface_hub.hf_hub_download(spec, FILE_NAME, local_files_only=True)
+            return Path(huggingface_hub.hf_hub_download(spec, name, local_files_only=True))
         except huggingface_hub.errors.LocalEntryNotFoundError:
-            # One quick question first: a download without a network is retried for half a minute.
-            huggingface_hub.HfApi().model_info(spec, timeout=10)
-            path = huggingface_hub.hf_hub_download(spec, FILE_NAME)
+            return None
+
+    try:
+        if cached(CONFIG_FILE) is None:
+            try:
+                # One quick question first: a download without a network is retried for half a minute.
+                there = huggingface_hub.HfApi().model_info(spec, timeout=10).siblings or ()
+                for name in sorted({file.rfilename for file in there} & {*FILES, "config.json"}):
+                    huggingface_hub.hf_hub_download(spec, name)
+            except Exception:
+                if cached(FILE_NAME) is None:
+                    raise
+        found = next((path for name in (FILE_NAME, VOCABULARY) if (path := cached(name)) is not None), None)
+        if found is None:
+            raise ValueError(f"it has neither {FILE_NAME} nor {VOCABULARY}")
     except Exception as err:  # a dozen kinds, from no network to a gated repository
         raise ValueError(f"tokenizer '{spec}' cannot be loaded from the hub ({first_line(err)}); {known}") from err
-    return _read(Path(path))
+    return published_tokenizer(found.parent)
 
 
 def _pieces(text: str) -> Iterator[str]:

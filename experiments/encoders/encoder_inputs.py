@@ -37,7 +37,7 @@ def encode(
     if seconds is not None and len(seconds) != len(firsts):
         raise ValueError(f"{len(firsts)} first texts and {len(seconds)} second ones, expected as many")
     special = special_tokens(tokenizer)
-    room = max_len - (2 if seconds is None else 3)
+    room = max_len - special.around - (0 if seconds is None else len(special.frame.between))
     if room < (1 if seconds is None else 2):
         raise ValueError(f"max_len={max_len}, expected room for [CLS], a token of each text and [SEP] behind it")
     encoded = []
@@ -50,15 +50,14 @@ def encode(
 
 def join(special: SpecialTokens, first: np.ndarray, second: np.ndarray | None, room: int) -> Encoded:
     """Puts special tokens around one or two texts in tokens, cut to `room` tokens together, the longer one first."""
+    opening, between, _, second_type = special.frame
     if second is None:
-        first, second = first[:room], np.zeros(0, np.int32)
-        parts = [[special.cls], first, [special.sep]]
-    else:
-        keep = min(len(second), max(room // 2, room - len(first)))
-        first, second = first[: room - keep], second[:keep]
-        parts = [[special.cls], first, [special.sep], second, [special.sep]]
-    tokens = np.concatenate([np.asarray(part, np.int32) for part in parts])
-    kinds = (np.arange(len(tokens)) >= len(first) + 2).astype(np.int32)
+        tokens = special.row(first[:room])
+        return Encoded(tokens, np.zeros_like(tokens))
+    keep = min(len(second), max(room // 2, room - len(first)))
+    first, second = first[: room - keep], second[:keep]
+    tokens = special.row(first, between, second)
+    kinds = second_type * (np.arange(len(tokens)) >= len(opening) + len(first) + len(between)).astype(np.int32)
     return Encoded(tokens, kinds)
 
 

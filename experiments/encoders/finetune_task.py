@@ -55,6 +55,8 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     if config.head == "mlm" and data.kind != "classification":
         raise ValueError(f"--head mlm puts a word in place of [MASK]; it cannot say --kind {data.kind}")
     tokenizer, encoder, start = _tokenizer_and_shape(config, first, folder)
+    if config.head == "mlm" and special_tokens(tokenizer).mask >= encoder.padded_vocab_size:
+        raise ValueError(f"--head mlm with --init {config.init}: its tokenizer has no token to hide others behind")
     if config.dropout is not None:
         encoder = dataclasses.replace(encoder, dropout=config.dropout)
     check_lengths(encoder, config.max_len, "--max-len")

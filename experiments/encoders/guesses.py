@@ -18,8 +18,8 @@ def guesses(model: zoo.MaskedLM, corpus: Corpus, n: int, *, length: int = 24) ->
     special, masking = special_tokens(tokenizer), Masking(MaskingConfig(mask_share=1, random_share=0), tokenizer)
     lines = []
     for i in range(min(n, stream.n_documents)):
-        text = stream.document(i * stream.n_documents // n)[: length - 2]
-        tokens = np.array([[special.cls, *text, special.sep]], np.int32)
+        text = stream.document(i * stream.n_documents // n)[: length - special.around]
+        tokens = special.row(text)[None]
         masked = masking(tokens, np.random.default_rng(i), rate=0.15)
         logits = model(jnp.asarray(masked.tokens))[0]
         best = np.asarray(jnp.argmax(logits, axis=-1))
@@ -31,7 +31,9 @@ def guesses(model: zoo.MaskedLM, corpus: Corpus, n: int, *, length: int = 24) ->
             for at, token in enumerate(tokens[0])
         ]
         parts: list[str] = []
-        for hidden, group in itertools.groupby(words[1:-1], key=lambda word: isinstance(word, str)):
+        first = len(special.frame.opening)
+        text_words = words[first : first + len(text)]
+        for hidden, group in itertools.groupby(text_words, key=lambda word: isinstance(word, str)):
             run = list(group)
             parts += run if hidden else [tokenizer.decode(run)]
         lines.append("  " + " ".join(" ".join(parts).split()))

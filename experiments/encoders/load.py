@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import zoo
 from experiments.data.special_tokens import special_tokens
-from experiments.data.tokenizers import FILE_NAME, Tokenizer, restore_tokenizer, wordpiece
+from experiments.data.tokenizers import Tokenizer, published_tokenizer, restore_tokenizer
 from zoo.published.pretrained import find_folder
 from zoo.published.run_folder import is_run
 
@@ -22,13 +22,14 @@ class Pretrained(NamedTuple):
     """Where both lie."""
 
 
-def load_encoder(source: str | Path, *, step: Any = "latest") -> Pretrained:
+def load_encoder(source: str | Path, *, step: Any = "latest", leave_dense: bool = False) -> Pretrained:
     """Loads an encoder and its tokenizer. Changes nothing in the folder.
 
     Args:
       source: the folder of a run (of `pretrain`, `finetune` or `retrieve`), a folder in our own or a published layout,
         or a name on the Hugging Face hub.
       step: which checkpoint of a run: a step, "latest" or "best".
+      leave_dense: as in `zoo.from_pretrained`.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -37,25 +38,18 @@ def load_encoder(source: str | Path, *, step: Any = "latest") -> Pretrained:
     if is_run(folder := Path(source)):
         return _checked(Pretrained(zoo.from_pretrained(folder, revision=step), restore_tokenizer(folder), folder))
     folder = find_folder(source)
-    return _checked(Pretrained(zoo.from_pretrained(folder), published_tokenizer(folder), folder))
-
-
-def published_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a published folder: its tokenizer.json, or bert-base-uncased's kind with its vocab.txt.
-
-    Raises:
-      ValueError: neither is there.
-    """
-    if (folder / FILE_NAME).is_file() or not (folder / "vocab.txt").is_file():
-        return restore_tokenizer(folder)
-    tokens = (folder / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    return wordpiece({token: i for i, token in enumerate(tokens)})
+    return _checked(
+        Pretrained(zoo.from_pretrained(folder, leave_dense=leave_dense), published_tokenizer(folder), folder)
+    )
 
 
 def _checked(loaded: Pretrained) -> Pretrained:
     if not isinstance(loaded.model, Encoder):
         raise ValueError(f"{loaded.folder} holds a {type(loaded.model).__name__}, expected an encoder")
-    needed, rows = special_tokens(loaded.tokenizer).vocab_size, loaded.model.config.padded_vocab_size
+    special, rows = special_tokens(loaded.tokenizer), loaded.model.config.padded_vocab_size
+    # [MASK] may be lacking: not every model is asked to guess.
+    in_rows = (*special.frame.opening, *special.frame.between, *special.frame.closing, special.pad)
+    needed = max(loaded.tokenizer.vocab_size - 1, *in_rows) + 1
     if needed > rows:
         raise ValueError(f"{loaded.folder}: the tokenizer needs {needed} ids, the model has {rows} rows for them")
     return loaded

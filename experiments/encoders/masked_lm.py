@@ -26,7 +26,7 @@ import zoo
 from experiments.data.corpus import Corpus, DataConfig, load_corpus
 from experiments.data.packing import Batch, Epochs, Layout, Rows, make_batches
 from experiments.data.special_tokens import special_tokens
-from experiments.data.tokenizers import FILE_NAME, check_same, save_tokenizer
+from experiments.data.tokenizers import check_same, save_tokenizer
 from experiments.encoders.guesses import guesses
 from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
@@ -221,8 +221,6 @@ def start_from(
     model = with_options(reach(model, config.data.seq_len), config.model, given)
     if kept is None:
         check_agreement(config.init, config.model, model.config, given)
-    if not (folder / FILE_NAME).is_file():
-        raise ValueError(f"--init {config.init}: there is no {FILE_NAME} in {folder}")
     data = dataclasses.replace(config.data, tokenizer=str(folder))
     return dataclasses.replace(config, model=model.config, data=data), model
 

@@ -292,7 +292,7 @@ class Tags(Objective):
         labels, weights = [], []
         for i, words in enumerate(examples.texts):
             tokens, places = self._align(words)
-            encoded.append(join(special, tokens, None, self.target.max_len - 2))
+            encoded.append(join(special, tokens, None, self.target.max_len - special.around))
             targets, counts = np.zeros((2, len(encoded[-1].tokens)), np.int32)
             for word in np.flatnonzero(places >= 0):
                 counts[places[word]] = 1
@@ -305,8 +305,9 @@ class Tags(Objective):
     def _align(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of the words, and where in the row the first of each is."""
         tokens, offsets = self.tokenizer.encode_with_offsets(" ".join(words))
-        places = first_tokens(words, offsets) + 1  # behind [CLS]
-        return tokens, np.where((places > 0) & (places < self.target.max_len - 1), places, -1)
+        frame, places = special_tokens(self.tokenizer).frame, first_tokens(words, offsets)
+        there = (places >= 0) & (places < self.target.max_len - len(frame.opening) - len(frame.closing))
+        return tokens, np.where(there, places + len(frame.opening), -1)
 
     def config(self, encoder, *, pool, dropout):
         n_labels = len(self.target.classes)

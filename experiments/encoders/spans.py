@@ -56,23 +56,26 @@ def windows(
     if max_len < 8:
         raise ValueError(f"--max-len {max_len}, expected at least 8: a question and a part of its context")
     special = special_tokens(tokenizer)
+    fixed = special.around + len(special.frame.between)
     rows = []
     for number, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-        asked = tokenizer.encode(question)[: min(LONGEST_QUESTION, (max_len - 3) // 2)]
+        asked = tokenizer.encode(question)[: min(LONGEST_QUESTION, (max_len - fixed) // 2)]
         tokens, offsets = tokenizer.encode_with_offsets(context)
         first, last = -1, -1
         if answers is not None and answers[number]["text"]:
             text, start = answers[number]["text"][0], answers[number]["answer_start"][0]
             first, last = find_span(offsets, start, start + len(text))
-        room = max_len - 3 - len(asked)
-        step, begin, before = max(1, min(stride or room // 2, room)), 0, len(asked) + 2
+        room = max_len - fixed - len(asked)
+        step, begin = max(1, min(stride or room // 2, room)), 0
+        before = len(special.frame.opening) + len(asked) + len(special.frame.between)
         while True:
             part = slice(begin, begin + room)
             row = join(special, asked, tokens[part], max_len)
             places = np.zeros((len(row.tokens), 2), np.int32)
-            places[before:-1] = offsets[part]
+            end = len(row.tokens) - len(special.frame.closing)
+            places[before:end] = offsets[part]
             allowed = np.zeros(len(row.tokens), bool)
-            allowed[before:-1] = allowed[0] = True
+            allowed[before:end] = allowed[0] = True
             inside = begin <= first <= last < begin + room
             span = (first - begin + before, last - begin + before) if inside else (0, 0)
             rows.append(Window(row, number, places, allowed, span))

@@ -85,8 +85,8 @@ def choose(
 
 def one_token(tokenizer: Tokenizer, word: str) -> int | None:
     """The token that a word is behind a space, or at the beginning; None where it is several, or unknown."""
-    vocabulary = tokenizer.vocabulary()
-    refused = {*special_tokens(tokenizer).all, vocabulary.get("[UNK]", -1), vocabulary.get("<unk>", -1)}
+    special = special_tokens(tokenizer)
+    refused = {*special.all, special.unknown}
     for text in (f" {word}", word):
         ids = tokenizer.encode(text)
         if len(ids) == 1 and int(ids[0]) not in refused:
@@ -150,7 +150,7 @@ def encode_prompts(
         else:  # the space before a word belongs to its token, and so to [MASK]
             before_mask = number + 1 < len(parts) and parts[number + 1] == "[MASK]"
             fixed.append(tokenizer.encode(part.rstrip(" ") if before_mask else part))
-    room = max_len - 2 - sum(len(part) for part in fixed if not isinstance(part, str))
+    room = max_len - special.around - sum(len(part) for part in fixed if not isinstance(part, str))
     if room < 1 + (seconds is not None):
         raise ValueError(
             f"--template takes {max_len - room} of --max-len {max_len} tokens, which leaves no room for the text"
@@ -163,8 +163,8 @@ def encode_prompts(
             keep = 0 if seconds is None else min(len(b), max(room // 2, room - len(a)))
             put = {"{text}": a[: room - keep], "{second}": b[:keep]}
             pieces = [put[part] if isinstance(part, str) else part for part in fixed]
-            tokens = np.concatenate([[special.cls], *pieces, [special.sep]]).astype(np.int32)
-            place = 1
+            tokens = special.row(*pieces)
+            place = len(special.frame.opening)
             for part, piece in zip(parts, pieces, strict=True):
                 if part == "[MASK]":
                     break

@@ -206,6 +206,20 @@ def restore_params(
     return _restore(path, record, {part: like}, part=part)[part]
 
 
+def sound_step(folder: Path, step: int | str = "latest", *, best_metric: str = "loss") -> int:
+    """The step of the checkpoint that `restore_params` reads.
+
+    Raises:
+      FileNotFoundError: no such checkpoint, or it is damaged.
+    """
+    return int(choose_checkpoint(folder, step, best_metric=best_metric).name)  # type: ignore[arg-type]
+
+
+def checkpoint_metrics(folder: Path, step: int) -> dict[str, float]:
+    """What was measured at the step of a checkpoint; empty where nothing was."""
+    return read_record(checkpoints_root(folder) / str(step))["metrics"]
+
+
 class Kept(NamedTuple):
     """What lies among a run's checkpoints."""
 

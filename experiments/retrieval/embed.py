@@ -6,17 +6,20 @@
 
 MODEL is a run (`pretrain`, `finetune`, `retrieve`), a published folder, or a name on the hub. Texts are sorted by
 length, so that short ones cost little, and come out in the file's order. M2-BERT's published retrieval models want
-their rows filled up to the full length; they get that.
+their rows filled up to the full length; they get that. What a folder of sentence-transformers says counts: its pooling,
+the Dense and Normalize modules behind it, the longest text, and its prompts, of which --prompt-name takes another.
 """
 
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -29,10 +32,11 @@ from experiments.data.text_files import check_encoding, read_text, stem_and_suff
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode
 from experiments.encoders.lengths import longest
-from experiments.encoders.load import load_encoder
 from experiments.loop import flags
 from experiments.loop.train import make_mesh
 from experiments.retrieval.beir import records
+from experiments.retrieval.embedder import as_embedder, load_embedder
+from experiments.retrieval.sentence_modules import SentenceModules, normalized
 from zoo.layers.pooling import Pool
 
 # Longest text, in tokens, for models that read any length.
@@ -56,11 +60,18 @@ class Config:
     encoding: str = "utf-8"
     """Of the file, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...)."""
     pool: Pool | None = None
-    """What of a row becomes its vector. None: what the model was trained with, or the mean."""
+    """What of a row becomes its vector. None: what the model was trained with, or the mean. An encoder without a head
+    (a BERT, a ModernBERT) was trained with none, so that its vectors are means."""
     normalize: bool = False
-    """Whether vectors are scaled to length 1, so that dot products are cosines."""
+    """Whether vectors are scaled to length 1, so that dot products are cosines. Models with a Normalize module do so
+    unasked."""
+    prompt: str | None = None
+    """Stands before each text, "query: " for example. None: the folder's default prompt, or nothing."""
+    prompt_name: str | None = None
+    """Takes the prompt of this name that the folder has, instead."""
     max_len: int | None = None
-    """Most tokens of a text, the rest is cut. None: what the model reads, or 512 where it reads any length."""
+    """Most tokens of a text, the rest is cut. None: what the model's folder says and the model reads, or 512 where it
+    reads any length."""
     batch_tokens: int = 16384
     """Positions in a batch, padding included."""
     overwrite: bool = False
@@ -70,6 +81,10 @@ class Config:
         check_encoding(self.encoding, "--encoding")
         if self.batch_tokens < 1:
             raise ValueError(f"batch_tokens={self.batch_tokens}, expected at least 1")
+        if self.prompt is not None and self.prompt_name is not None:
+            raise ValueError(
+                f"--prompt {self.prompt!r} and --prompt-name {self.prompt_name} exclude each other; give one"
+            )
 
 
 def embed_texts(
@@ -82,6 +97,8 @@ def embed_texts(
     max_len: int | None = None,
     batch_tokens: int = 16384,
     progress: bool = False,
+    prompt: str | None = None,
+    modules: SentenceModules | None = None,
 ) -> Float[np.ndarray, "n d"]:
     """The vectors of texts, in their order, float32.
 
@@ -94,27 +111,44 @@ def embed_texts(
       texts: the texts.
       pool: another pooling than the model's.
       normalize: whether vectors have length 1.
-      max_len: most tokens of a text, [CLS] and [SEP] included. None: what the model reads, or 512.
+      max_len: most tokens of a text, [CLS] and [SEP] included. None: what the modules, the tokenizer and the model say,
+        or 512.
       batch_tokens: positions in a batch.
       progress: whether to show a bar on stderr, where that is a terminal.
+      prompt: stands before each text. None: the modules' default prompt.
+      modules: what a folder of sentence-transformers says, see `read_modules`. None: nothing.
 
     Raises:
       ValueError: max_len is more than the model reads.
     """
+    modules = SentenceModules() if modules is None else modules
     model, reach = as_embedder(model, pool), longest(model.config)
     if max_len is not None and reach is not None and max_len > reach:
         raise ValueError(f"max_len={max_len}, expected at most {reach}: the model reads no more")
-    max_len = max_len or reach or DEFAULT_LENGTH
-    encoded = encode(tokenizer, texts, max_len=max_len)
-    return embed_encoded(
+    max_len = max_len or longest_text(model.config, tokenizer, modules)
+    prompt, special = modules.prompt(prompt), special_tokens(tokenizer)
+    skip = 0
+    if prompt and not modules.include_prompt:
+        only = encode(tokenizer, modules.read([prompt], ""), max_len=max_len)[0].tokens
+        skip = len(only) - bool(special.frame.closing)
+    vectors = embed_encoded(
         model,
-        encoded,
-        special_tokens(tokenizer),
+        encode(tokenizer, modules.read(list(texts), prompt), max_len=max_len),
+        special,
         max_len=max_len,
-        normalize=normalize,
         batch_tokens=batch_tokens,
         progress=progress,
+        skip=skip,
     )
+    vectors = modules.finish(vectors)
+    return normalized(vectors) if normalize else vectors
+
+
+def longest_text(config: zoo.EncoderConfig, tokenizer: Tokenizer, modules: SentenceModules) -> int:
+    """The most tokens of a text that a model with a tokenizer is meant to read, or 512 where nothing says so."""
+    declared = None if tokenizer.declared is None else tokenizer.declared.max_length
+    said = modules.max_length or declared
+    return min((length for length in (said, longest(config)) if length is not None), default=DEFAULT_LENGTH)
 
 
 def embed_encoded(
@@ -126,8 +160,9 @@ def embed_encoded(
     normalize: bool = False,
     batch_tokens: int = 16384,
     progress: bool = False,
+    skip: int = 0,
 ) -> Float[np.ndarray, "n d"]:
-    """`embed_texts` of texts in tokens, by a model with a pooling."""
+    """`embed_texts` of texts in tokens, by a model with a pooling that leaves out the first `skip` tokens of a row."""
     texts = make_rows(encoded, special, model.config, max_len)
     graphdef, variables = nnx.split(model)
     mesh = make_mesh()
@@ -140,7 +175,7 @@ def embed_encoded(
         for rows in _batches(texts, batch_tokens, jax.device_count()):
             batch = texts(rows)
             arrays = jax.device_put((batch["tokens"], batch["mask"]), rows_sharding)
-            waiting.append((rows, _embed(graphdef, variables, *arrays)))
+            waiting.append((rows, _embed(graphdef, skip, variables, *arrays)))
             if len(waiting) > 2:  # the device works while the next batches are made
                 _keep(vectors, *waiting.pop(0), bar)
         for rows, values in waiting:
@@ -148,9 +183,20 @@ def embed_encoded(
     return normalized(vectors) if normalize else vectors
 
 
-_embed = jax.jit(
-    lambda graphdef, variables, tokens, mask: nnx.merge(graphdef, variables).embed(tokens, mask), static_argnums=0
-)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _embed(graphdef, skip, variables, tokens, mask):
+    model = nnx.merge(graphdef, variables)
+    if not skip:
+        return model.embed(tokens, mask)
+    # A row that is all prompt keeps its last position, which ends it.
+    last = jnp.sum(mask, axis=1, keepdims=True) - 1
+    kept = mask & (jnp.arange(tokens.shape[1]) >= jnp.minimum(skip, last))
+    hidden = model.hidden(tokens, mask)
+    if model.config.pool == "first":
+        first = jnp.argmax(kept, axis=1)[:, None, None]
+        hidden = jnp.take_along_axis(hidden, first, axis=1)
+        kept = jnp.ones_like(kept[:, :1])
+    return model.vectors(hidden, kept)
 
 
 def _keep(vectors: np.ndarray, rows: np.ndarray, values: jax.Array, bar: tqdm) -> None:
@@ -177,27 +223,6 @@ def make_rows(encoded: Sequence[Encoded], special: SpecialTokens, config: zoo.En
     if config.mask_padding:
         return Texts(encoded, special, max_len=max_len)
     return Texts(encoded, special, max_len=longest(config) or max_len, pad_to_max=True)
-
-
-def as_embedder(model: Any, pool: Pool | None = None, *, pooler: bool = False, seed: int = 0) -> zoo.SequenceClassifier:
-    """A model with one vector a row: itself where it has a pooling and no other is asked for.
-
-    Args:
-      pool: another pooling than the model's; "attention" begins untrained. None: the model's, or the mean.
-      pooler: whether a new linear map and tanh follow where the model is given a pooling.
-      seed: of parameters that the model lacks.
-    """
-    kept = model.config.pool if isinstance(model, zoo.SequenceClassifier) else None
-    if kept is not None and pool in (None, kept):
-        return model
-    rngs = nnx.Rngs(params=jax.random.key(seed))
-    head: dict[str, Any] = {"n_labels": 0, "pool": pool or "mean", "pooler": pooler}
-    return cast(zoo.SequenceClassifier, zoo.with_head(model, zoo.SequenceClassifierConfig, rngs=rngs, **head))
-
-
-def normalized(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Vectors of length 1; one of length 0 stays."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def read_texts(path: Path, column: str, encoding: str = "utf-8") -> tuple[list[str], list[str]]:
@@ -265,12 +290,13 @@ def main() -> int:
         if not out.absolute().parent.is_dir():
             raise FileNotFoundError(f"{out.parent} is no folder")
         ids, texts = read_texts(Path(config.file), config.text_column, config.encoding)
-        model, tokenizer, _ = load_encoder(config.model)
+        model, tokenizer, modules = load_embedder(config.model, config.pool)
         vectors = embed_texts(
             model,
             tokenizer,
             texts,
-            pool=config.pool,
+            prompt=modules.prompt(config.prompt, config.prompt_name),
+            modules=modules,
             normalize=config.normalize,
             max_len=config.max_len,
             batch_tokens=config.batch_tokens,

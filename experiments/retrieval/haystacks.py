@@ -65,8 +65,7 @@ def find_needles(
     rows = {name: row for row, name in enumerate(dict.fromkeys(name for _, names in asked for name in names))}
 
     def tokens(names):
-        encoded = encode(tokenizer, [texts[name] for name in names], max_len=needle_len + 2)
-        return [text.tokens[1:-1] for text in encoded]
+        return [ids[:needle_len] for ids in tokenizer.encode_batch([texts[name] for name in names])]
 
     filler = [piece for piece in tokens(sorted(hidden)) if len(piece)]
     if len(rows) < 2 or not filler:
@@ -98,16 +97,14 @@ def haystack(
       depth: the share of the filler that stands before the needle.
       random: draws the filler, the same whatever the depth is.
     """
-    room = length - 2 - len(needle)
+    room = length - special.around - len(needle)
     pieces, n = [], 0
     while n < room:
         pieces.append(filler[int(random.integers(len(filler)))])
         n += len(pieces[-1])
     hay = np.concatenate([np.zeros(0, np.int32), *pieces])[:room]
     before = round(depth * room)
-    parts = [[special.cls], hay[:before], needle, hay[before:], [special.sep]]
-    tokens = np.concatenate([np.asarray(part, np.int32) for part in parts])
-    return Encoded(tokens, np.zeros(length, np.int32))
+    return Encoded(special.row(hay[:before], needle, hay[before:]), np.zeros(length, np.int32))
 
 
 def needle_batch(

@@ -16,10 +16,10 @@ from experiments.data.text_files import read_text
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, encode
 from experiments.encoders.lengths import longest
-from experiments.encoders.load import load_encoder
 from experiments.retrieval.beir import Collection
 from experiments.retrieval.bi_encoder import Objective
-from experiments.retrieval.embed import as_embedder, embed_texts, make_rows
+from experiments.retrieval.embed import embed_texts, make_rows
+from experiments.retrieval.embedder import load_embedder
 from experiments.retrieval.ranking import bm25
 
 # Of how many best documents by BM25 the mined negatives of a query are drawn.
@@ -205,13 +205,19 @@ def ask_teacher(source: str, prepared: Sequence[Prepared], *, max_query_len: int
     Args:
       source: a run, a published folder or a hub name.
     """
-    model, tokenizer, _ = load_encoder(source)
-    model = as_embedder(model)
+    model, tokenizer, modules = load_embedder(source)
 
-    def vectors(texts: list[str], asked: list[bool], max_len: int) -> np.ndarray:
+    def vectors(texts: list[str], asked: list[bool], max_len: int, kind: str) -> np.ndarray:
         there = np.flatnonzero(asked)
-        max_len = min(max_len, longest(model.config) or max_len)
-        said = embed_texts(model, tokenizer, [texts[row] for row in there], max_len=max_len, progress=True)
+        said = embed_texts(
+            model,
+            tokenizer,
+            [texts[row] for row in there],
+            max_len=min(max_len, longest(model.config) or max_len),
+            progress=True,
+            prompt=modules.prompts.get(kind, ""),
+            modules=modules,
+        )
         whole = np.zeros((len(texts), said.shape[1]), np.float32)
         whole[there] = said
         return whole
@@ -223,11 +229,13 @@ def ask_teacher(source: str, prepared: Sequence[Prepared], *, max_query_len: int
             [text for one in prepared for text in one.collection.queries.values()],
             [name in mine for one, mine in zip(prepared, train, strict=True) for name in one.query_rows],
             max_query_len,
+            "query",
         ),
         vectors(
             [text for one in prepared for text in one.collection.documents.values()],
             [name in mine for one, mine in zip(prepared, judged, strict=True) for name in one.document_rows],
             max_doc_len,
+            "document",
         ),
     )
 

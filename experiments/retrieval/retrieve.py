@@ -36,6 +36,7 @@ from experiments.loop.optim import OptimConfig
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import load_collections, overlap
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
+from experiments.retrieval.embedder import load_embedder
 from experiments.retrieval.pairs import Pairs, Prepared, Teaching, learn_from, prepare
 from experiments.retrieval.ranking import mean_over, measure
 from experiments.retrieval.results import RESULTS, evaluate, table
@@ -194,7 +195,8 @@ def fit(config: Config, folder: Path) -> Fitted:
         collections = load_collections(config.data)
         width = 0
         if config.objective.loss == "prototype":
-            width = load_encoder(config.objective.teacher or "").model.config.d_model
+            teacher = load_embedder(config.objective.teacher or "")
+            width = teacher.modules.width(teacher.model.config.d_model)
         texts = training_texts(collections)
         started = start_from(config, texts, kept, length=length)
         if width not in (0, started.model.d_model):

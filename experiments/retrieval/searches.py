@@ -9,9 +9,10 @@ import numpy as np
 import zoo
 from experiments.data.special_tokens import SpecialTokens
 from experiments.encoders.encoder_inputs import Encoded
-from experiments.retrieval.embed import embed_encoded, normalized
+from experiments.retrieval.embed import embed_encoded
 from experiments.retrieval.pairs import Prepared
 from experiments.retrieval.ranking import DEPTH, Found, Qrels, Run, as_run, bm25, search
+from experiments.retrieval.sentence_modules import normalized
 from experiments.retrieval.start import BiEncoderConfig
 
 

@@ -20,6 +20,7 @@ from experiments.loop.starting import load_start
 from experiments.loop.train import TrainConfig
 from experiments.retrieval.beir import Collection, RetrievalData
 from experiments.retrieval.bi_encoder import Objective
+from experiments.retrieval.embedder import pooled
 from zoo.layers.pooling import Pool
 
 
@@ -109,8 +110,10 @@ def start_from(
         encoder = runs.fit_vocabulary(config.model, needed, config.tokenizer)
         check_lengths(encoder, length, flag)
         return Started(zoo.SequenceClassifierConfig(**encoder_fields(encoder), **head), None, tokenizer)
-    model, tokenizer, _ = load_start(config.init, folder, load_encoder)
-    if isinstance(model, zoo.SequenceClassifier) and config.pool in (None, model.config.pool):
+    loaded = load_start(config.init, folder, load_encoder)
+    model, tokenizer = loaded.model, loaded.tokenizer
+    trained = config.pool is not None or pooled(loaded) is model
+    if trained and isinstance(model, zoo.SequenceClassifier) and config.pool in (None, model.config.pool):
         head = {"n_labels": n_outputs}  # it keeps what pools its rows
     rngs = nnx.Rngs(params=jax.random.key(config.train.seed))
     init = reach(zoo.with_head(model, zoo.SequenceClassifierConfig, rngs=rngs, **head), length)

@@ -141,19 +141,23 @@ def full_name(name: str, config: EncoderConfig) -> str:
     return {"bert": "bert.", "modernbert": "model."}[_family(config)] + name
 
 
-def read_pooling(folder: Path) -> Json | None:
+def read_pooling(folder: Path, *, leave_dense: bool = False) -> Json | None:
     """What a folder of sentence-transformers says of pooling, or None.
+
+    Args:
+      leave_dense: whether linear maps behind the pooling are the caller's.
 
     Raises:
       ValueError: a module behind it that changes vectors by parameters of its own.
     """
-    modules = folder / "modules.json"
+    modules, path = folder / "modules.json", folder / POOLING_FILE
     if modules.is_file():
         for module in json.loads(modules.read_text(encoding="utf-8")):
             kind = module["type"].rpartition(".")[2]
-            if kind not in ("Transformer", "Pooling", "Normalize"):
+            if kind not in ("Transformer", "Pooling", "Normalize", *(("Dense",) if leave_dense else ())):
                 raise ValueError(f"{modules}: a module of type {kind} is not supported")
-    path = folder / POOLING_FILE
+            if kind == "Pooling":
+                path = folder / module["path"] / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -281,8 +285,9 @@ def _activation(raw: Json, field: str) -> Any:
 
 def _read_pool(pooling: Json) -> Any:
     said = [name.removeprefix("pooling_mode_") for name, on in pooling.items() if name[:13] == "pooling_mode_" and on]
-    if "pooling_mode" in pooling:  # newer files have one name
-        said = [{"cls": "cls_token", "mean": "mean_tokens"}.get(pooling["pooling_mode"], str(pooling["pooling_mode"]))]
+    if "pooling_mode" in pooling:  # newer files have one name, or several
+        modes = pooling["pooling_mode"] if isinstance(pooling["pooling_mode"], list) else [pooling["pooling_mode"]]
+        said = [{"cls": "cls_token", "mean": "mean_tokens"}.get(mode, str(mode)) for mode in modes]
     if len(said) != 1 or said[0] not in _POOLING:
         raise ValueError(f"{POOLING_FILE}: pooling by {', '.join(said) or 'nothing'}, expected {' or '.join(_POOLING)}")
     return _POOLING[said[0]]

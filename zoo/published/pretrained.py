@@ -67,6 +67,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | int | None = None,
+    leave_dense: bool = False,
 ) -> Kind: ...
 @overload
 def from_pretrained(
@@ -76,6 +77,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | int | None = None,
+    leave_dense: bool = False,
 ) -> Model: ...
 def from_pretrained(
     path_or_repo: str | os.PathLike,
@@ -84,6 +86,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     sharding: Sharding | ShardingRule | None = None,
     revision: str | int | None = None,
+    leave_dense: bool = False,
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
@@ -114,6 +117,8 @@ def from_pretrained(
       sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
         device gets its part and no more. None: the default device.
       revision: branch, tag or commit on the hub; of a run, its checkpoint: a step, "latest" or "best". None: latest.
+      leave_dense: whether a folder of sentence-transformers may have Dense modules, which the model's `embed` lacks and
+        the caller applies. Otherwise one that has them is an error.
 
     Raises:
       FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
@@ -128,7 +133,10 @@ def from_pretrained(
         raise FileNotFoundError(f"{place} holds several runs, name one of them: {', '.join(inside)}")
     else:
         raw, source = read_config_file(place)
-        opened = (_open_native if native_layout.is_native(raw) else _open_published)(place, raw, source, kind)
+        if native_layout.is_native(raw):
+            opened = _open_native(place, raw, source, kind)
+        else:
+            opened = _open_published(place, raw, source, kind, leave_dense=leave_dense)
     config = opened.config
     with _errors_name(opened.source):
         if dtype is not None or opened.stored is not None:
@@ -177,7 +185,7 @@ def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Op
     return _Opened(source, config, open_weights(place), native_layout.tensor_table, None)
 
 
-def _open_published(place: Path, raw: Json, source: Path, kind: type | None) -> _Opened:
+def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, leave_dense: bool) -> _Opened:
     stored_tensors = open_weights(place)
     tensors = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in stored_tensors.items()}
     if len(tensors) < len(stored_tensors):
@@ -186,7 +194,10 @@ def _open_published(place: Path, raw: Json, source: Path, kind: type | None) -> 
         pooling = None
         if _is_bert(raw):
             folder = place.parent if place.is_file() else place
-            tensors, pooling = bert_layout.short_names(tensors), bert_layout.read_pooling(folder)
+            tensors, pooling = (
+                bert_layout.short_names(tensors),
+                bert_layout.read_pooling(folder, leave_dense=leave_dense),
+            )
         if vit_layout.is_vit(raw):
             tensors = vit_layout.short_names(tensors)
         if hybrid_layout.is_hybrid(raw):
@@ -345,7 +356,7 @@ def find_folder(
     def download(patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
 
-    about = ["*.json", "tokenizer*", "*.model", "*.txt"]
+    about = ["*.json", "tokenizer*", "*.model", "*.txt", "*_Dense/*"]  # the last: what follows a pooling
     try:
         for pattern in weights:
             folder = download([*about, pattern])

@@ -1,5 +1,6 @@
 import json
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -210,22 +211,36 @@ def test_unreachable_hub_is_one_clear_line():
     assert "\n" not in str(failure.value)
 
 
-def test_hub_name_reads_the_repositorys_tokenizer_json(bpe, tmp_path, monkeypatch):
+def test_hub_name_reads_all_the_repositorys_files_of_a_tokenizer(bpe, tmp_path, monkeypatch):
     import huggingface_hub
 
     bpe.save(tmp_path)
-    calls = []
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "<|endoftext|>", "model_max_length": 77}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    cached = set()
 
     def download(repository, file, local_files_only=False):
-        calls.append((repository, file, local_files_only))
-        if local_files_only:
+        if local_files_only and file not in cached:
             raise huggingface_hub.errors.LocalEntryNotFoundError("not yet")
+        cached.add(file)
         return str(tmp_path / file)
 
+    files = ["README.md", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in files])
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, timeout: None)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repository, timeout: info)
+    tokenizer = load_tokenizer("someone/model")
+    assert tokenizer.to_json() == bpe.to_json()
+    assert tokenizer.declared == ({"cls_token": "<|endoftext|>"}, 77)
+    assert cached == {"tokenizer.json", "tokenizer_config.json"}
+
+    def unreachable(self, repository, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    assert load_tokenizer("someone/model").declared == tokenizer.declared  # what is in the cache asks nobody
+    cached.remove("tokenizer_config.json")
     assert load_tokenizer("someone/model").to_json() == bpe.to_json()
-    assert calls == [("someone/model", "tokenizer.json", True), ("someone/model", "tokenizer.json", False)]
 
 
 def test_bytes_file_says_so_in_json(tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -220,3 +221,55 @@ def test_a_mistake_is_one_line(arguments, message, run, command):
     assert message in err
     assert err.count("\n") == 1
     assert not (run.parent / "o.npy").exists()
+
+
+def test_an_encoder_without_a_head_is_pooled_by_its_mean(tmp_path):
+    from experiments.retrieval.embedder import load_embedder
+    from tests.experiments.retrieval.sentence_folders import write_folder
+    from tests.places import PUBLISHED
+
+    bert = write_folder(tmp_path / "bert", "bare")
+    modern = tmp_path / "modern"
+    shutil.copytree(PUBLISHED / "modernbert_model", modern)
+    (modern / "vocab.txt").write_text((bert / "vocab.txt").read_text())
+    for folder in (bert, modern):
+        assert isinstance(zoo.from_pretrained(folder), zoo.SequenceClassifier)
+        assert load_embedder(folder).model.config.pool == "mean"
+        model, tokenizer, _ = load_embedder(folder, "first")
+        tokens = jnp.asarray(encode(tokenizer, ["the cat"], max_len=9)[0].tokens)[None]
+        assert_close(embed.embed_texts(model, tokenizer, ["the cat"]), model.hidden(tokens)[:, 0])
+
+
+def test_an_encoder_that_was_pooled_in_training_keeps_it(run, model):
+    from experiments.retrieval.embedder import load_embedder
+    from tests.places import PUBLISHED
+
+    assert load_embedder("run").model.config == model.config
+    m2 = run.parent / "m2"
+    shutil.copytree(PUBLISHED / "m2_bert_retrieval", m2)
+    rows = zoo.from_pretrained(m2).config
+    TOKENIZER.save(m2)
+    if rows.padded_vocab_size < 260:
+        (m2 / "tokenizer.json").unlink()
+        (m2 / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
+    kept = load_embedder(m2).model.config
+    assert (kept.pool, kept.pooler) == (rows.pool, rows.pooler)
+
+
+def test_prompts_stand_before_texts_by_their_words_or_their_name(run, model, command):
+    from tests.experiments.retrieval.sentence_folders import FOLDERS, TEXTS, write_folder
+
+    (run.parent / "p.txt").write_text("\n".join(TEXTS) + "\n")
+    write_folder(run.parent / "st", "default-prompt")
+    for flags_given, kind in (((), "plain"), (("--prompt", "a : "), "own"), (("--prompt-name", "passage"), "passage")):
+        status, _, err = command("st", "p.txt", f"{kind}.npy", *flags_given)
+        assert status == 0, err
+        np.testing.assert_allclose(np.load(f"{kind}.npy"), FOLDERS["default-prompt"][kind], atol=2e-5)
+    (run.parent / "t.txt").write_text("hello\n")
+    assert command("run", "t.txt", "run.npy", "--prompt", "say ")[0] == 0
+    assert_close(np.load("run.npy"), embed.embed_texts(model, TOKENIZER, ["say hello"]))
+    status, _, err = command("run", "t.txt", "no.npy", "--prompt-name", "query")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "prompt_name='query', expected None: the model has no prompts" in err
+    status, _, err = command("st", "p.txt", "no.npy", "--prompt-name", "query", "--prompt", "x")
+    assert "exclude each other; give one" in err

@@ -7,13 +7,14 @@ from flax import nnx
 import zoo
 from experiments.data.special_tokens import special_tokens
 from experiments.data.tokenizers import ByteTokenizer
-from experiments.encoders.load import Pretrained
 from experiments.retrieval import pairs as pairs_module
 from experiments.retrieval.beir import Collection, read_beir
 from experiments.retrieval.bi_encoder import Objective
-from experiments.retrieval.embed import as_embedder, embed_texts
+from experiments.retrieval.embed import embed_texts
+from experiments.retrieval.embedder import Embedder, as_embedder
 from experiments.retrieval.pairs import Pairs, Teaching, offsets, prepare, read_triples
 from experiments.retrieval.ranking import bm25
+from experiments.retrieval.sentence_modules import SentenceModules
 from tests.experiments.retrieval.test_beir import write_beir
 from tests.numerics import assert_close, with_random_parameters
 
@@ -104,7 +105,8 @@ def test_rows_are_full_for_a_model_that_takes_padding_for_text(collection):
 def test_a_teacher_reads_every_training_text_once(collection, monkeypatch):
     config = zoo.MaskedLMConfig(d_model=8, n_layers=1, pattern="attn/mlp", vocab_size=260, max_len=40, norm_eps=1e-6)
     model = with_random_parameters(lambda: zoo.MaskedLM(config, rngs=nnx.Rngs(0)))
-    monkeypatch.setattr(pairs_module, "load_encoder", lambda source: Pretrained(model, TOKENIZER, None))
+    embedder = Embedder(as_embedder(model), TOKENIZER, SentenceModules())
+    monkeypatch.setattr(pairs_module, "load_embedder", lambda source: embedder)
     prepared = [prepare(one, TOKENIZER, **LENGTHS) for one in (small("o", 5, lambda i: [i]), collection)]
     teaching = pairs_module.ask_teacher("teacher", prepared, **LENGTHS)
     assert teaching.queries.shape == teaching.documents.shape == (65, 8)
