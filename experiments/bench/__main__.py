@@ -6,6 +6,7 @@ python -m experiments.bench vision                     # image classifiers, from
 python -m experiments.bench decode                     # a token with attention's cache or a state, against the context
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
 python -m experiments.bench recall                     # what a state recalls, and what attention does
+python -m experiments.bench coverage                   # which task works with which family, from training to use
 """
 
 import sys
@@ -13,7 +14,7 @@ import sys
 from experiments.loop import flags
 from zoo.layers.names import unknown_name
 
-COMMANDS = {name: f"experiments.bench.{name}" for name in ("vision", "decode", "depth", "recall")}
+COMMANDS = {name: f"experiments.bench.{name}" for name in ("vision", "decode", "depth", "recall", "coverage")}
 
 
 def main() -> int:
