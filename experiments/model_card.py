@@ -46,7 +46,7 @@ def write_card(folder: Path, model: Model, *, source: str, layout: str, step: in
       step: which checkpoint of a run.
     """
     what, task, loader = _kind(model)
-    head = {"tags": ["sub-quadratic-zoo", *_mixers(model)], "pipeline_tag": task}
+    head = {"tags": ["subquadratic-zoo", *_mixers(model)], "pipeline_tag": task}
     if layout == "transformers":
         head["library_name"] = "sentence-transformers" if loader == "SentenceTransformer" else "transformers"
     name, run = Path(source).resolve().name if Path(source).exists() else source, Path(source)

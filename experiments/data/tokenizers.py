@@ -17,10 +17,10 @@ from typing import Protocol
 import numpy as np
 import tokenizers as hf
 
+from experiments.data.hub_tokenizer import find_in_hub
 from experiments.data.tokenizer_files import (
     CONFIG_FILE,
     FILE_NAME,
-    FILES,
     VOCABULARY,
     Declared,
     Frame,
@@ -302,7 +302,7 @@ def load_tokenizer(
         return restore_tokenizer(path) if (path / "checkpoints").is_dir() else published_tokenizer(path)
     if path.is_file():
         return _read(path, Declared({}, None))
-    return _from_hub(spec)
+    return published_tokenizer(find_in_hub(spec))
 
 
 def check_same(spec: str, tokenizer: Tokenizer, *, flag: str, source: str | Path) -> None:
@@ -391,39 +391,6 @@ def _subword(path: Path, tokenizer: hf.Tokenizer, declared: Declared | None) -> 
         return SubwordTokenizer(tokenizer, declared)
     except ValueError as err:
         raise ValueError(f"'{path}': {err}") from err
-
-
-def _from_hub(spec: str) -> Tokenizer:
-    known = (
-        "expected 'bytes', 'bpe', 'wordpiece', a tokenizer.json, a folder that holds one, or a repository on the hub "
-        "that does"
-    )
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec) or spec.startswith(".") or spec.endswith(".json"):
-        raise ValueError(f"tokenizer '{spec}' does not exist; {known}")
-    import huggingface_hub.errors
-
-    def cached(name: str) -> Path | None:
-        try:
-            return Path(huggingface_hub.hf_hub_download(spec, name, local_files_only=True))
-        except huggingface_hub.errors.LocalEntryNotFoundError:
-            return None
-
-    try:
-        if cached(CONFIG_FILE) is None:
-            try:
-                # One quick question first: a download without a network is retried for half a minute.
-                there = huggingface_hub.HfApi().model_info(spec, timeout=10).siblings or ()
-                for name in sorted({file.rfilename for file in there} & {*FILES, "config.json"}):
-                    huggingface_hub.hf_hub_download(spec, name)
-            except Exception:
-                if cached(FILE_NAME) is None:
-                    raise
-        found = next((path for name in (FILE_NAME, VOCABULARY) if (path := cached(name)) is not None), None)
-        if found is None:
-            raise ValueError(f"it has neither {FILE_NAME} nor {VOCABULARY}")
-    except Exception as err:  # a dozen kinds, from no network to a gated repository
-        raise ValueError(f"tokenizer '{spec}' cannot be loaded from the hub ({first_line(err)}); {known}") from err
-    return published_tokenizer(found.parent)
 
 
 def _pieces(text: str) -> Iterator[str]:

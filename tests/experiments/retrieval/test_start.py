@@ -7,6 +7,7 @@ import numpy as np
 import zoo
 from experiments.encoders.load import load_encoder
 from experiments.retrieval.start import BiEncoderConfig, start_from
+from tests.experiments.retrieval.sentence_folders import write_folder
 from tests.experiments.retrieval.test_embed import make_model, save_run
 
 
@@ -23,3 +24,14 @@ def test_starts_from_a_pretrained_encoder_and_reaches_longer_documents(tmp_path)
     for asked, expected in ((None, "attention"), ("last", "last")):
         again = dataclasses.replace(config, init=str(tmp_path / "tuned"), pool=asked)
         assert start_from(again, [], None, length=32).model.pool == expected
+
+
+def test_a_published_encoder_without_a_head_starts_with_the_mean(tmp_path):
+    config = BiEncoderConfig(init=str(write_folder(tmp_path / "bert", "bare")))
+    for fields, expected in (
+        ({}, ("mean", False)),
+        ({"pooler": True}, ("mean", True)),
+        ({"pool": "first"}, ("first", True)),  # its own, of the next-sentence task, goes on learning
+    ):
+        model = start_from(dataclasses.replace(config, **fields), [], None, length=32).model
+        assert (model.pool, model.pooler) == expected
