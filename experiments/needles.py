@@ -14,6 +14,7 @@ folder hold the curves; --beside draws those of other runs into the same plot.
 
 import dataclasses
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +171,11 @@ def default_run_dir(config: Config) -> Path:
     return runs.default_run_dir(config, PRESETS, "needles", FREE)
 
 
-def fit(config: Config, folder: Path) -> tuple[Finished, Needles, SpecialTokens]:
+def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Needles, SpecialTokens]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Args:
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
 
     Returns:
       how it ended, the needles of the last evaluation, and the special tokens.
@@ -186,7 +190,7 @@ def fit(config: Config, folder: Path) -> tuple[Finished, Needles, SpecialTokens]
             read_results(Path(other))
         collections = load_collections(config.data)
         length = max(*config.lengths, *config.trained_at, config.max_query_len)
-        started = start_from(config, training_texts(collections), kept, length=length, flag="--lengths")
+        started = start_from(config, training_texts(collections), kept, length=length, flag="--lengths", given=given)
         special = special_tokens(started.tokenizer)
         find = functools.partial(
             find_needles,
@@ -210,7 +214,7 @@ def main() -> int:
     """Trains, and draws how well needles are found where."""
     config = flags.parse(PRESETS, prog="python -m experiments.needles", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    finished, needles, special = fit(config, folder)
+    finished, needles, special = fit(config, folder, given=flags.given(Config))
     if finished.stopped:
         return 0
     points = curves(load_encoder(folder, step="best").model, needles, special, config)

@@ -15,7 +15,9 @@ was. `python -m experiments.vit predict RUN_DIR images/` asks what it has learne
 """
 
 import dataclasses
+import functools
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,29 +64,36 @@ EXPERIMENT = seeds.Experiment(
 )
 
 
-def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Trained:
+def _experiment(given: Collection[str]) -> seeds.Experiment:
+    return EXPERIMENT._replace(prepare=functools.partial(prepare, given=given))
+
+
+def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given: Collection[str] = ()) -> Trained:
     """Trains with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`.
 
     Args:
       prepared: what `prepare` gives for this configuration, whatever the seed. None: made here.
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
     """
-    prepared, finished = seeds.fit_one(EXPERIMENT, config, folder, prepared)
+    prepared, finished = seeds.fit_one(_experiment(given), config, folder, prepared)
     if finished.stopped:
         return Trained(finished.model, {}, stopped=True)
     return Trained(finished.model, write_results(finished.model, folder, config, prepared), stopped=False)
 
 
-def fit_seeds(config: Config, folder: Path) -> list[Trained]:
+def fit_seeds(config: Config, folder: Path, *, given: Collection[str] = ()) -> list[Trained]:
     """A run for each seed; see `seeds.fit_seeds`. Their speed and their memory are in results.json too."""
     if len(config.seeds) == 1:
         config = seeds.with_seed(config, config.seeds[0])  # --seeds 3 goes on with a run of --train.seed 3
-    return seeds.fit_seeds(EXPERIMENT, config, folder, fit, beside=speed_and_memory)
+    return seeds.fit_seeds(
+        _experiment(given), config, folder, functools.partial(fit, given=given), beside=speed_and_memory
+    )
 
 
-def evaluate_only(config: Config) -> dict[str, Scores]:
+def evaluate_only(config: Config, *, given: Collection[str] = ()) -> dict[str, Scores]:
     """Scores of --init as it is, on every split but that of training."""
     with flags.usage_errors():
-        prepared = prepare(config)
+        prepared = prepare(config, given=given)
         model, _ = load_model(config.init or "")
     splits = list(prepared.data.splits.items())[1:]
     return {name: score(logits_of(model, each, prepared.preprocess, config), each.labels) for name, each in splits}
@@ -96,10 +105,10 @@ def main() -> int:
         return flags.hand_on({"predict": "experiments.vision.predict"})
     config = flags.parse(PRESETS, prog="python -m experiments.vit", description=__doc__, make_way=make_way)
     if config.evaluate_only:
-        print("\n".join(table(summarise([evaluate_only(config)]))))
+        print("\n".join(table(summarise([evaluate_only(config, given=flags.given(Config))]))))
         return 0
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    trained = fit_seeds(config, folder)
+    trained = fit_seeds(config, folder, given=flags.given(Config))
     if trained[-1].stopped:
         return 0
     print(report(summarise([run.scores for run in trained]), len(trained)))

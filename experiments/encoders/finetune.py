@@ -19,7 +19,8 @@ it was. `python -m experiments.bert predict RUN_DIR texts.csv out.csv` asks what
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,13 +72,18 @@ EXPERIMENT = seeds.Experiment(
 )
 
 
-def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Tuned:
+def _experiment(given: Collection[str]) -> seeds.Experiment:
+    return EXPERIMENT._replace(prepare=functools.partial(prepare, given=given))
+
+
+def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given: Collection[str] = ()) -> Tuned:
     """Tunes a model with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`.
 
     Args:
       prepared: what `prepare` gives for this configuration, whatever the seed. None: made here.
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
     """
-    prepared, finished = seeds.fit_one(EXPERIMENT, config, folder, prepared)
+    prepared, finished = seeds.fit_one(_experiment(given), config, folder, prepared)
     if finished.stopped:
         return Tuned(finished.model, {}, {}, stopped=True)
     results = {
@@ -89,16 +95,16 @@ def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Tuned
     return Tuned(finished.model, scores, predictions, stopped=False)
 
 
-def fit_seeds(config: Config, folder: Path) -> list[Tuned]:
+def fit_seeds(config: Config, folder: Path, *, given: Collection[str] = ()) -> list[Tuned]:
     """A run for each seed; see `seeds.fit_seeds`."""
-    return seeds.fit_seeds(EXPERIMENT, config, folder, fit)
+    return seeds.fit_seeds(_experiment(given), config, folder, functools.partial(fit, given=given))
 
 
 def main() -> int:
     """Tunes, evaluates and shows a table."""
     config = flags.parse(PRESETS, prog="python -m experiments.bert finetune", description=__doc__, make_way=make_way)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    tuned = fit_seeds(config, folder)
+    tuned = fit_seeds(config, folder, given=flags.given(Config))
     if tuned[-1].stopped:
         return 0
     rows: dict[str, Mapping[str, Summary]] = dict(summarise([run.scores for run in tuned]))

@@ -22,7 +22,7 @@ class Config:
 
     init: str | None = None
     """The encoder: a run of pretrain or finetune, a published folder or a hub name; its shape and tokenizer replace
-    --model and --data.tokenizer. None: a fresh one."""
+    --model and --data.tokenizer, and flags that say otherwise are refused. None: a fresh one."""
     scratch: bool = False
     """Take shape and tokenizer of --init, but fresh parameters: what pre-training is compared with."""
     data: LabelledConfig = LabelledConfig()

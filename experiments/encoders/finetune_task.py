@@ -1,6 +1,7 @@
 """Fine-tuning as a task of the loop: what its runs share, batches, and how good a model is on a split."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import zoo
 from experiments.data.labelled import Examples, Labelled, load_labelled
 from experiments.data.packing import Batch, Epochs, make_batches
 from experiments.data.special_tokens import special_tokens
-from experiments.data.tokenizers import FILE_NAME, Tokenizer, load_tokenizer, restore_tokenizer
+from experiments.data.tokenizers import FILE_NAME, Tokenizer, check_same, load_tokenizer, restore_tokenizer
 from experiments.encoders.class_weights import balance
 from experiments.encoders.finetune_presets import Config
 from experiments.encoders.lengths import check_lengths
@@ -22,7 +23,7 @@ from experiments.encoders.verbaliser import choose
 from experiments.loop import runs
 from experiments.loop.duration import in_steps
 from experiments.loop.optim import OptimConfig
-from experiments.loop.starting import load_start
+from experiments.loop.starting import check_agreement, load_start, options
 from experiments.loop.summary import Scores
 from experiments.loop.train import Task, TrainConfig
 from zoo.models.build import build
@@ -44,17 +45,18 @@ class Prepared(NamedTuple):
     """Where the encoder lies that is tuned: --init, or a run that goes on. None: it is fresh."""
 
 
-def prepare(config: Config, folder: Path | None = None) -> Prepared:
+def prepare(config: Config, folder: Path | None = None, *, given: Collection[str] = ()) -> Prepared:
     """Reads the data and puts it in rows.
 
     Args:
       folder: of a run that goes on, which has its tokenizer and its model.
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
     """
     data = load_labelled(config.data, config.kind)
     first = next(iter(data.splits.values()))
     if config.head == "mlm" and data.kind != "classification":
         raise ValueError(f"--head mlm puts a word in place of [MASK]; it cannot say --kind {data.kind}")
-    tokenizer, encoder, start = _tokenizer_and_shape(config, first, folder)
+    tokenizer, encoder, start = _tokenizer_and_shape(config, first, folder, given)
     if config.head == "mlm" and special_tokens(tokenizer).mask >= encoder.padded_vocab_size:
         raise ValueError(f"--head mlm with --init {config.init}: its tokenizer has no token to hide others behind")
     if config.dropout is not None:
@@ -82,12 +84,17 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
 
 
 def _tokenizer_and_shape(
-    config: Config, train: Examples, folder: Path | None
+    config: Config, train: Examples, folder: Path | None, given: Collection[str]
 ) -> tuple[Tokenizer, zoo.EncoderConfig, Path | None]:
     """The tokenizer, the encoder's config, and where its parameters lie unless they are fresh."""
     if config.init is not None:
         model, tokenizer, start = load_start(config.init, folder, load_encoder)
-        return tokenizer, model.config, None if config.scratch else start
+        if folder is None:
+            check_agreement(config.init, config.model, model.config, given)
+            if "data.tokenizer" in given:
+                check_same(config.data.tokenizer, tokenizer, flag="--data.tokenizer", source=config.init)
+        encoder = dataclasses.replace(model.config, **options(config.model, given))
+        return tokenizer, encoder, None if config.scratch else start
     if folder is not None and (folder / FILE_NAME).is_file():
         tokenizer = restore_tokenizer(folder)
     else:

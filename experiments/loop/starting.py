@@ -11,7 +11,8 @@ from flax import nnx
 
 from experiments.loop import runs
 from experiments.loop.train import split_model
-from zoo.models.build import ModelConfig, build
+from zoo.models.build import build
+from zoo.stack.backbone_config import BackboneConfig
 
 Loaded = TypeVar("Loaded")
 Model = TypeVar("Model", bound=nnx.Module)
@@ -34,7 +35,7 @@ def load_start(init: str | Path, kept: Path | None, load: Callable[[str | Path],
     return load(init)
 
 
-def check_agreement(init: str, asked: ModelConfig, there: ModelConfig, given: Collection[str]) -> None:
+def check_agreement(init: str, asked: BackboneConfig, there: BackboneConfig, given: Collection[str]) -> None:
     """Raises a ValueError where a flag says something else of the architecture than what --init has.
 
     Args:
@@ -45,13 +46,13 @@ def check_agreement(init: str, asked: ModelConfig, there: ModelConfig, given: Co
     """
     values, found = (runs.flatten(dataclasses.asdict(config), "model.") for config in (asked, there))
     for name in sorted({*given} & values.keys() & found.keys() - {f"model.{option}" for option in OPTIONS}):
-        unknown_yet = name == "model.vocab_size" and values[name] == 0
+        unknown_yet = name in ("model.vocab_size", "model.n_classes") and values[name] == 0
         if values[name] != found[name] and not unknown_yet:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag} {values[name]}, but --init {init} has {found[name]}; leave the flag out")
 
 
-def with_options(model: Model, asked: ModelConfig, given: Collection[str]) -> Model:
+def with_options(model: Model, asked: BackboneConfig, given: Collection[str]) -> Model:
     """A model with those of `OPTIONS` that flags name; its parameters are its own arrays, or casts of them.
 
     Args:
@@ -68,6 +69,6 @@ def with_options(model: Model, asked: ModelConfig, given: Collection[str]) -> Mo
     return nnx.merge(graphdef, jax.tree.map(lambda value, to: value.astype(to.dtype), params, like), rest)
 
 
-def options(asked: ModelConfig, given: Collection[str]) -> dict[str, Any]:
+def options(asked: BackboneConfig, given: Collection[str]) -> dict[str, Any]:
     """Those of `OPTIONS` that flags name, as they say them; arguments as in `check_agreement`."""
     return {name: getattr(asked, name) for name in OPTIONS if f"model.{name}" in given}

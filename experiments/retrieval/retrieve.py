@@ -18,7 +18,7 @@ little.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,8 +182,11 @@ class Fitted(NamedTuple):
     special: SpecialTokens
 
 
-def fit(config: Config, folder: Path) -> Fitted:
+def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
+
+    Args:
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
 
     Raises:
       UsageError: the texts, the tokenizer or the folder is not what the configuration says; nothing has been written.
@@ -198,9 +201,9 @@ def fit(config: Config, folder: Path) -> Fitted:
             teacher = load_embedder(config.objective.teacher or "")
             width = teacher.modules.width(teacher.model.config.d_model)
         texts = training_texts(collections)
-        started = start_from(config, texts, kept, length=length)
+        started = start_from(config, texts, kept, length=length, given=given)
         if width not in (0, started.model.d_model):
-            started = start_from(config, texts, kept, length=length, n_outputs=width)
+            started = start_from(config, texts, kept, length=length, n_outputs=width, given=given)
         special = special_tokens(started.tokenizer)
         lengths = {"max_query_len": config.max_query_len, "max_doc_len": config.max_doc_len}
         prepared = [prepare(one, started.tokenizer, **lengths) for one in collections]
@@ -229,7 +232,7 @@ def main() -> int:
     """Trains and evaluates."""
     config = flags.parse(PRESETS, prog="python -m experiments.bert retrieve", description=__doc__)
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
-    fitted = fit(config, folder)
+    fitted = fit(config, folder, given=flags.given(Config))
     finished = fitted.finished
     if finished is not None and finished.stopped:
         return 0

@@ -1,6 +1,7 @@
 """What the training of a bi-encoder starts from: its configuration, a model, and a tokenizer of the training texts."""
 
 import dataclasses
+from collections.abc import Collection as Names
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,13 @@ from flax import nnx
 
 import zoo
 from experiments.data.special_tokens import special_tokens
-from experiments.data.tokenizers import Tokenizer, load_tokenizer
+from experiments.data.tokenizers import Tokenizer, check_same, load_tokenizer
 from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import runs
 from experiments.loop.optim import OptimConfig
-from experiments.loop.starting import load_start
+from experiments.loop.starting import check_agreement, load_start, options
 from experiments.loop.train import TrainConfig
 from experiments.retrieval.beir import Collection, RetrievalData
 from experiments.retrieval.bi_encoder import Objective
@@ -51,7 +52,7 @@ class BiEncoderConfig:
     """Optimiser and schedule."""
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
-    --tokenizer."""
+    --tokenizer, and flags that say otherwise are refused."""
     eval_tokens: int = 16384
     """Positions in a batch of an evaluation."""
 
@@ -93,6 +94,7 @@ def start_from(
     length: int,
     flag: str = "--max-doc-len",
     n_outputs: int = 0,
+    given: Names[str] = (),
 ) -> Started:
     """Model and tokenizer of a configuration: those of --init, or new ones.
 
@@ -102,6 +104,7 @@ def start_from(
       length: the longest row that must be read.
       flag: what asks for it, for errors.
       n_outputs: width of a linear map behind the vectors, 0 for none.
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
     """
     head: dict[str, Any] = {"n_labels": n_outputs, "pool": config.pool or "mean", "pooler": config.pooler}
     if config.init is None:
@@ -112,9 +115,14 @@ def start_from(
         return Started(zoo.SequenceClassifierConfig(**encoder_fields(encoder), **head), None, tokenizer)
     loaded = load_start(config.init, folder, load_encoder)
     model, tokenizer = loaded.model, loaded.tokenizer
+    if folder is None and "tokenizer" in given:
+        check_same(config.tokenizer, tokenizer, flag="--tokenizer", source=config.init)
     trained = config.pool is not None or pooled(loaded) is model
     if trained and isinstance(model, zoo.SequenceClassifier) and config.pool in (None, model.config.pool):
         head = {"n_labels": n_outputs}  # it keeps what pools its rows
     rngs = nnx.Rngs(params=jax.random.key(config.train.seed))
+    head |= options(config.model, given)
     init = reach(zoo.with_head(model, zoo.SequenceClassifierConfig, rngs=rngs, **head), length)
+    if folder is None:
+        check_agreement(config.init, config.model, init.config, given)
     return Started(init.config, init, tokenizer)

@@ -33,8 +33,9 @@ class Config:
     class_weights: ClassWeights = "none"
     """balanced: in training, rare classes count as much as frequent ones."""
     init: str | None = None
-    """A run, a published folder or a hub name to go on from: its shape replaces --model, and the preprocessing that its
-    folder states replaces --preprocess. Its classifier stays where it has as many classes."""
+    """A run, a published folder or a hub name to go on from: its shape replaces --model, flags that say otherwise are
+    refused, and the preprocessing that its folder states replaces --preprocess. Its classifier stays where it has as
+    many classes."""
     drop_path: float | None = None
     """Stochastic depth while --init is tuned. None: as its config says."""
     evaluate_only: bool = False

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from experiments.data.repeats import RepeatedEpochs
 from experiments.encoders.class_weights import weights_of
 from experiments.loop.duration import in_steps
 from experiments.loop.optim import OptimConfig
-from experiments.loop.starting import load_start
+from experiments.loop.starting import check_agreement, load_start, options
 from experiments.loop.summary import Scores
 from experiments.loop.train import Loss, Task, TrainConfig, with_auxiliary
 from experiments.vision.load import load_model
@@ -48,17 +48,19 @@ class Prepared(NamedTuple):
         return Meaning(self.preprocess.config, self.preprocess.size, self.data.classes)
 
 
-def prepare(config: Config, folder: Path | None = None) -> Prepared:
+def prepare(config: Config, folder: Path | None = None, *, given: Collection[str] = ()) -> Prepared:
     """Finds the images, and the shape of the model that classifies them.
 
     Args:
       folder: of a run that goes on, which has its model.
+      given: the fields that flags name; with config.init, those of the model that say otherwise are refused.
     """
     data = load_images(config.data)
     model, preprocess, start = config.model, config.preprocess, None
     if config.init is not None:
         loaded, start = load_start(config.init, folder, load_model)
-        model, preprocess = loaded.config, read_preprocess(start, preprocess)
+        model = dataclasses.replace(loaded.config, **options(config.model, given))
+        preprocess = read_preprocess(start, preprocess)
         if config.drop_path is not None:
             model = dataclasses.replace(model, drop_path=config.drop_path)
     n_classes = len(data.classes)
@@ -69,6 +71,8 @@ def prepare(config: Config, folder: Path | None = None) -> Prepared:
     if config.evaluate_only and model.n_classes != n_classes:
         raise ValueError(f"--init {config.init} has {model.n_classes} classes, {data.where} has {n_classes}")
     model = dataclasses.replace(model, n_classes=n_classes)
+    if config.init is not None and folder is None:
+        check_agreement(config.init, config.model, model, given)
     size = config.image_size or model.image_size
     rows, columns = grid_of(size, size, model.patch_size, model.stride)
     if model.max_tokens is not None and rows * columns + model.n_tokens > model.max_tokens:

@@ -70,6 +70,8 @@ def test_learns_and_predicts_from_its_folder(squares, tmp_path, command):
     assert status == 0, err
     status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 2)
     assert (status, "resumed from step 1" in out) == (0, True), err
+    status, _, err = command("tiny", "--init", run, "--run-dir", "other", "--model.d-model", 32)
+    assert (status, err) == (1, f"error: --model.d-model 32, but --init {run} has 16; leave the flag out\n")
     shutil.rmtree(run)  # which a run that goes on has no need of
     status, out, err = command("tiny", "--init", run, "--run-dir", "more", "--steps", 3)
     assert (status, "resumed from step 2" in out) == (0, True), err

@@ -184,6 +184,9 @@ def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pr
     before = parameters(pretrained)
     after = {name: parameters(name) for name in ("init", "scratch", "mlm")}
 
+    for flag, value, said in (("--model.d-model", 32, 16), ("--model.n-layers", 2, 1)):
+        status, _, err = command("tiny", *rest, *frozen, "--run-dir", "other", flag, value)
+        assert (status, err) == (1, f"error: {flag} {value}, but --init {pretrained} has {said}; leave the flag out\n")
     shutil.rmtree(pretrained)  # which a run that goes on has no need of
     status, out, err = command("tiny", *rest, *frozen, "--run-dir", "init", "--steps", 2)
     assert (status, "resumed from step 1" in out) == (0, True), err

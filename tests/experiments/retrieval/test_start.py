@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 import zoo
 from experiments.encoders.load import load_encoder
@@ -35,3 +36,17 @@ def test_a_published_encoder_without_a_head_starts_with_the_mean(tmp_path):
     ):
         model = start_from(dataclasses.replace(config, **fields), [], None, length=32).model
         assert (model.pool, model.pooler) == expected
+
+
+def test_a_run_that_goes_on_starts_from_itself_and_flags_agree_with_the_start(tmp_path):
+    kept = save_run(make_model(zoo.SequenceClassifierConfig, max_len=32, n_labels=0, pool="mean"), tmp_path / "kept")
+    gone = BiEncoderConfig(init="gone")
+    assert start_from(gone, [], kept, length=32).model == load_encoder(kept).model.config
+    with pytest.raises(FileNotFoundError, match="gone is neither a folder"):
+        start_from(gone, [], None, length=32)
+    new = BiEncoderConfig(init=str(kept), model=zoo.EncoderConfig(d_model=128, dropout=0.1))
+    with pytest.raises(ValueError, match=r"--model.d-model 128, but --init .*kept has 16; leave the flag out"):
+        start_from(new, [], None, length=32, given={"model.d_model"})
+    with pytest.raises(ValueError, match=r"--tokenizer wordpiece, but .*kept has a tokenizer of its own"):
+        start_from(new, [], None, length=32, given={"tokenizer"})
+    assert start_from(new, [], None, length=32, given={"model.dropout"}).model.dropout == 0.1
