@@ -22,6 +22,7 @@ from zoo.layers.names import unknown_name
 Config = TypeVar("Config")  # a dataclass
 Positional = tyro.conf.Positional
 Hidden = tyro.conf.Suppress  # a field without a flag
+Repeated = tyro.conf.UseAppendAction  # a tuple whose flag is given once for each value
 
 
 def alias(flag: str) -> Any:
