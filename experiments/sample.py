@@ -4,22 +4,29 @@ python -m experiments.sample runs/causal_lm/tiny --prompt "def "
 python -m experiments.sample runs/causal_lm/tiny --prompt "class " --temperature 0 --max-new-tokens 500
 python -m experiments.sample --model state-spaces/mamba-130m --prompt "Mamba is"
 python -m experiments.sample --model ./my-mamba2 --dtype bfloat16 --prompt "Mamba is"
+python -m experiments.sample RUN --prompt "def " --prompt "class " --stop $'\\n\\n'   # each up to a blank line
+python -m experiments.sample RUN --prompts-file prompts.txt --out out.jsonl          # a prompt a line; JSON lines
+echo "def f" | python -m experiments.sample RUN --prompt - --jsonl
 """
 
 import dataclasses
+import json
 import secrets
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import jax
 
 import zoo
+from experiments.causal.continuations import continue_prompts, until_stop
 from experiments.causal.load import load_published
+from experiments.causal.text_ends import TextEnds, published_ends, run_ends
 from experiments.causal_lm import load_run
 from experiments.data.tokenizers import Tokenizer
 from experiments.loop import flags
+from experiments.loop.row_files import STANDARD, check_out, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +41,20 @@ class Config:
     """With --model: "bytes", a tokenizer.json or its folder, or a name on the hub. None: that of the model."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """With --model: dtype of parameters and computation. None: as stored."""
-    prompt: str = ""
-    """Text to continue. Empty starts a new document."""
+    prompt: Annotated[tuple[str, ...], flags.Repeated] = ()
+    """Text to continue; several by the flag again. Empty starts a new document. -: all of standard input."""
+    prompts_file: str | None = None
+    """Prompts: .jsonl has strings, or objects with "prompt"; any other a prompt a line. -: lines of standard input."""
+    stop: Annotated[tuple[str, ...], flags.Repeated] = ()
+    """A string that ends a text, and is not part of it; several by the flag again."""
+    jsonl: bool = False
+    """Print a line of JSON for each text, with its prompt, when it is done."""
+    out: str | None = None
+    """Write these lines to a .jsonl (or a .csv) instead."""
+    overwrite: bool = False
+    """Whether OUT may exist already."""
+    batch_size: int = 16
+    """Prompts that go on at the same time."""
     max_new_tokens: int = 300
     """Tokens to add; less when the model ends the document."""
     samples: int = 1
@@ -55,38 +74,136 @@ class Config:
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint: latest, best, or a step."""
 
+    def __post_init__(self):
+        for name in ("prompt", "stop"):  # one string is one of them, not its letters
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
+
 
 def main() -> int:
-    """Loads the run and prints continuations."""
+    """Loads the model and prints or writes continuations."""
     config = flags.parse_one(Config, prog="python -m experiments.sample", description=__doc__)
     with flags.usage_errors():
-        sampling = zoo.Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
-        model, tokenizer, ids = load(config)
-        seed = secrets.randbelow(2**31) if config.seed is None else config.seed
-        for i in range(config.samples):
-            if config.samples > 1:
-                print(f"--- sample {i + 1} " + "-" * 40)
-            tokens = zoo.generate_stream(
-                model,
-                ids,
-                config.max_new_tokens,
-                sampling=sampling,
-                eos_id=tokenizer.eot,
-                key=jax.random.fold_in(jax.random.key(seed), i),
+        if config.out is not None:
+            check_out(config.out, overwrite=config.overwrite)
+        if config.batch_size < 1 or "" in config.stop:
+            raise ValueError(
+                f"--batch-size {config.batch_size} --stop {config.stop}, expected 1 or more, and no empty ones"
             )
-            print(config.prompt, end="")
-            for text in stream_text(tokenizer, (int(token[0]) for token in tokens)):
-                print(text, end="", flush=True)
-            print()
+        sampling = zoo.Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
+        prompts = read_prompts(config)
+        model, tokenizer, ends = open_model(config)
+        seed = secrets.randbelow(2**31) if config.seed is None else config.seed
+        rows = _continued(config, model, tokenizer, ends, prompts, sampling, seed)
+        if config.out is not None:
+            write_rows(rows, config.out)
+        elif config.jsonl:
+            write_rows(rows, STANDARD)
+        else:
+            _print(config, model, tokenizer, ends, prompts, sampling, seed)
     print(f"seed {seed}", file=sys.stderr)
     return 0
 
 
-def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
-    """The model, its tokenizer and the prompt's ids.
+def _continued(
+    config: Config,
+    model: zoo.CausalLM,
+    tokenizer: Tokenizer,
+    ends: TextEnds,
+    prompts: Sequence[str],
+    sampling: zoo.Sampling,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    """A record of each continuation: prompts in batches, those of one sample together."""
+    for sample in range(config.samples):
+        key = jax.random.fold_in(jax.random.key(seed), sample)
+        for first in range(0, len(prompts), config.batch_size):
+            part = prompts[first : first + config.batch_size]
+            ids = [prompt_ids(prompt, tokenizer, ends) for prompt in part]
+            options: dict[str, Any] = {"sampling": sampling, "key": key, "stop": config.stop, "first_row": first}
+            options["ends"] = ends.closing
+            said = continue_prompts(model, tokenizer, ids, config.max_new_tokens, **options)
+            for number, (prompt, one) in enumerate(zip(part, said, strict=True), start=first):
+                about = {"prompt": prompt} if len(prompts) == 1 else {"number": number, "prompt": prompt}
+                yield about | {"sample": sample, **one._asdict(), "seed": seed}
 
-    A run's documents all begin with eot, so its prompts do. Published models do not ask for it.
+
+def _print(
+    config: Config,
+    model: zoo.CausalLM,
+    tokenizer: Tokenizer,
+    ends: TextEnds,
+    prompts: Sequence[str],
+    sampling: zoo.Sampling,
+    seed: int,
+) -> None:
+    """One text after another as it is generated: the same that `_continued` gives."""
+    for number, prompt in enumerate(prompts):
+        for i in range(config.samples):
+            named = [f"prompt {number + 1}"] * (len(prompts) > 1) + [f"sample {i + 1}"] * (config.samples > 1)
+            if named:
+                print(f"--- {', '.join(named)} " + "-" * 40)
+            key = jax.random.fold_in(jax.random.key(seed), i)
+            tokens = zoo.generate_stream(
+                model,
+                prompt_ids(prompt, tokenizer, ends),
+                config.max_new_tokens,
+                sampling=sampling,
+                eos_id=ends.closing,
+                key=jax.random.fold_in(key, number)[None],
+            )
+            print(prompt, end="")
+            for text in until_stop(stream_text(tokenizer, (int(token[0]) for token in tokens)), config.stop):
+                print(text, end="", flush=True)
+            print()
+
+
+def read_prompts(config: Config) -> list[str]:
+    """The prompts that are asked for, at least one.
+
+    Raises:
+      FileNotFoundError, ValueError: one line that names the file and the line.
     """
+    if config.prompts_file is None:
+        return [
+            sys.stdin.read().removesuffix("\n") if prompt == STANDARD else prompt for prompt in config.prompt or [""]
+        ]
+    if config.prompt:
+        raise ValueError("--prompt and --prompts-file exclude each other")
+    name = config.prompts_file
+    text = sys.stdin.read() if name == STANDARD else Path(name).read_text(encoding="utf-8-sig")
+    lines = text.removesuffix("\n").split("\n") if text else []
+    if name.endswith(".jsonl"):
+        lines = [_prompt(line, f"{name} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    if not lines:
+        raise ValueError(f"--prompts-file {name} has no prompts")
+    return lines
+
+
+def _prompt(line: str, where: str) -> str:
+    try:
+        said = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON ({error})") from error
+    prompt = said.get("prompt") if isinstance(said, dict) else said
+    if not isinstance(prompt, str):
+        raise ValueError(f'{where} is {line!r:.60}, expected a string, or an object with "prompt"')
+    return prompt
+
+
+def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
+    """The model, its tokenizer, and the token ids of the first prompt."""
+    model, tokenizer, ends = open_model(config)
+    return model, tokenizer, prompt_ids((config.prompt or ("",))[0], tokenizer, ends)
+
+
+def prompt_ids(prompt: str, tokenizer: Tokenizer, ends: TextEnds) -> list[int]:
+    """A prompt's ids behind what opens a text; an empty one begins with what ends a text where nothing opens it."""
+    return [*ends.opening, *tokenizer.encode(prompt).tolist()] or [tokenizer.eot]
+
+
+def open_model(config: Config) -> tuple[zoo.CausalLM, Tokenizer, TextEnds]:
+    """The model, its tokenizer, and what opens and ends its texts."""
     if (config.run_dir is None) == (config.model is None):
         raise ValueError("expected either the folder of a run or --model, one of the two")
     if config.model is None:
@@ -94,9 +211,9 @@ def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
             if getattr(config, name) is not None:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
         model, tokenizer, _ = load_run(cast(Path, config.run_dir), step=config.checkpoint)
-        return model, tokenizer, [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
-    model, tokenizer, *_ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
-    return model, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
+        return model, tokenizer, run_ends(tokenizer)
+    model, tokenizer, folder, _ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
+    return model, tokenizer, published_ends(folder, tokenizer, model.config.vocab_size)
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

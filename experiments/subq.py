@@ -1,10 +1,11 @@
 """Every command of the experiments by one name: where the package is installed, `subq COMMAND` is the same.
 
 subq causal_lm tiny                                 # train: causal language models, any text
-subq bert pretrain|finetune|retrieve|embed ...      # encoders
+subq bert pretrain|finetune|predict|retrieve|embed  # encoders
 subq vit digits                                     # image classifiers
 subq synthetic | needles | distill ...              # what a mixer remembers, finds, learns from attention
 subq sample RUN --prompt "def "                     # go on with a text
+subq score RUN text.txt                             # how likely a model finds a text
 subq convert RUN out                                # take a model out of its run
 subq runs                                           # the runs there are; subq runs compare RUN RUN
 subq data list                                      # real data that ordinary packages carry
@@ -26,6 +27,7 @@ COMMANDS = {
     "needles": "experiments.needles",
     "distill": "experiments.distill",
     "sample": "experiments.sample",
+    "score": "experiments.score",
     "convert": "experiments.convert",
     "runs": "experiments.runs",
     "data": "experiments.data.fetch",

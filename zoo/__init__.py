@@ -30,6 +30,8 @@ from zoo.models.generate import generate as generate
 from zoo.models.generate import generate_stream as generate_stream
 from zoo.models.heads import extend_positions as extend_positions
 from zoo.models.heads import with_head as with_head
+from zoo.models.summary import Summary as Summary
+from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
 from zoo.models.vision import ImageClassifierConfig as ImageClassifierConfig
 from zoo.published.presets import create as create

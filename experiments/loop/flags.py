@@ -24,6 +24,7 @@ from zoo.stack.option_values import from_dict
 Config = TypeVar("Config")  # a dataclass
 Positional = tyro.conf.Positional
 Hidden = tyro.conf.Suppress  # a field without a flag
+Repeated = tyro.conf.UseAppendAction  # a tuple whose flag is given once for each value
 
 
 def alias(flag: str) -> Any:

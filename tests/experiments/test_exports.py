@@ -42,7 +42,7 @@ def byte_run(empty_folder):
 
 
 def test_a_run_on_bytes_is_exported_with_a_tokenizer_of_bytes(byte_run, run_command, tmp_path):
-    status, _, err = run_command(convert, "run", "out")
+    status, _, err = run_command(convert, "run", "out", "--layout", "transformers")
     assert status == 0, err
     text = "Grüße, 世界!\n"
     tokenizer = hf.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
@@ -55,7 +55,7 @@ def test_a_run_on_bytes_is_exported_with_a_tokenizer_of_bytes(byte_run, run_comm
 
 
 def test_the_card_says_what_was_trained_how_and_how_well(byte_run, run_command, tmp_path):
-    assert run_command(convert, "run", "out", "--checkpoint", 1)[0] == 0
+    assert run_command(convert, "run", "out", "--checkpoint", 1, "--layout", "transformers")[0] == 0
     card = (tmp_path / "out/README.md").read_text()
     for said in (
         "| parameters | ",
@@ -84,7 +84,7 @@ def test_an_encoders_run_is_exported_with_the_tokens_around_its_rows(empty_folde
     shape |= {"norm_place": "post", "attn": attn, "mlp": mlp, "pad_vocab_multiple": 1, "type_vocab_size": 2}
     model = zoo.MaskedLM(zoo.MaskedLMConfig(**shape), rngs=nnx.Rngs(0))
     save_run(tmp_path / "run", preset, model, tokenizer, said=model.config)
-    status, _, err = run_command(convert, "run", "out")
+    status, _, err = run_command(convert, "run", "out", "--layout", "transformers")
     assert status == 0, err
     exported = hf.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json"))
     assert exported.encode("The cat").ids == [2, *tokenizer.encode("The cat"), 3]
@@ -97,7 +97,7 @@ def test_an_encoders_run_is_exported_with_the_tokens_around_its_rows(empty_folde
 
 def test_a_cased_bert_keeps_its_case_through_an_export(empty_folder, run_command, tmp_path):
     save_bert(tmp_path / "bert", tokenizer_config={"do_lower_case": False, "model_max_length": 12})
-    status, _, err = run_command(convert, "bert", "out")
+    status, _, err = run_command(convert, "bert", "out", "--layout", "transformers")
     assert status == 0, err
     assert published_tokenizer(tmp_path / "out").encode("The Café").tolist() == [7, 8]
     assert hf.Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).encode("The Café").ids == [2, 7, 8, 3]
@@ -110,7 +110,7 @@ def test_a_folder_of_sentence_transformers_stays_one(empty_folder, run_command, 
     listed = json.loads((tmp_path / "st/modules.json").read_text())
     listed.append({"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"})
     (tmp_path / "st/modules.json").write_text(json.dumps(listed))
-    status, _, err = run_command(convert, "st", "out")
+    status, _, err = run_command(convert, "st", "out", "--layout", "transformers")
     assert status == 0, err
     assert read_modules(tmp_path / "out") == read_modules(tmp_path / "st")
     assert zoo.from_pretrained(tmp_path / "out").config.pool == "mean"
