@@ -14,7 +14,11 @@ import jax.numpy as jnp
 from experiments.encoders.objectives import FILE_NAME, Target, load_target, save_target
 from zoo.published.transformers_fields import named_classes
 
-_PROBLEMS = {"classification": "single_label_classification", "regression": "regression"}
+_PROBLEMS: dict[str, str] = {
+    "classification": "single_label_classification",
+    "multi-label": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 def in_own_unit(model: Any, target: Target) -> Any:
