@@ -23,6 +23,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.absent import blank
+
 Implementation = Literal["xla", "monarch"]
 
 # Positions that a packed row is cut into before its halves are joined by FFTs: inside, taps are added one by one.
@@ -67,8 +69,8 @@ def fft_conv(
       causal: which of the two.
       input_gate: multiplies the input before the convolution.
       output_gate: multiplies the output, the bias's part included.
-      mask: False where a position is not there: its input counts as zero. Exact where padding is at the ends; positions
-        behind a gap still see it as a gap.
+      mask: False where a position is not there, whatever lies there: it and its gates count as zero. Exact where
+        padding is at the ends; positions behind a gap still see it as a gap.
       segment_ids: documents packed in a row, each a run of equal ids: no tap reaches into another run. Costs a factor
         of about log2(l / 16) / 2 more.
       bandwidth: share of the frequencies that the filter keeps, the lowest: below 1 the response above
@@ -116,8 +118,8 @@ def fft_conv(
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
-    if mask is not None:
-        u = jnp.where(mask[..., None], u, 0)
+    u = blank(mask, u)
+    input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     return gated_conv(plan, u, k, bias, input_gate, output_gate, runs)
 
 

@@ -13,6 +13,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.absent import blank, check_no_gaps
 from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
 from m2.conv2d import direct_conv2d, fft_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
@@ -176,6 +177,9 @@ class M2Mixer(nnx.Module):
                 raise ValueError("conv='2d' reads whole images, expected neither mask nor segment_ids")
             return self._mix_image(x, grid)
 
+        if 0 in x.shape:
+            return self.out_linear(x)
+
         def convolve(filter_fn, u, **gates):
             return fft_conv(
                 u,
@@ -204,6 +208,8 @@ class M2Mixer(nnx.Module):
             taps, implementation = self._taps(filter_fn, grid), self.config.implementation
             return fft_conv2d(u, taps, bias=self._bias(filter_fn), implementation=implementation, **gates)
 
+        if 0 in x.shape:
+            return self.out_linear(x)
         if self.layernorm is not None:
             x = self.layernorm(x)
         p = self.short_filter(self.in_linear(x).reshape(b, *grid, -1))
@@ -245,7 +251,12 @@ class M2Mixer(nnx.Module):
         """Goes on from `state` by l positions, a whole prompt or one token; any split gives the same as the whole.
 
         All positions together must not be more than the state was made for.
+
+        Raises:
+          ValueError: more, where shapes or values say so.
         """
+        if 0 in x.shape:
+            return self.out_linear(x), state
         positions = {"mask": mask, "segment_ids": segment_ids}
         x, x1, x2, v, short = self._enter(x, state.short, mask, segment_ids)
         bias = self._bias(self.filter_fn)
@@ -265,6 +276,8 @@ class M2Mixer(nnx.Module):
 
     def _enter(self, x, short_state, mask, segment_ids):
         """The mixer's input and its three projections behind the short convolution, and that one's state."""
+        check_no_gaps(mask)
+        x = blank(mask, x)
         if self.layernorm is not None:
             x = self.layernorm(x)
         p, short_state = self.short_filter(self.in_linear(x), short_state, mask=mask, segment_ids=segment_ids)
@@ -292,8 +305,7 @@ class ShortConv(nnx.Module):
         """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there."""
         b, length, channels = x.shape
         history = self.kernel.shape[1] - 1
-        if mask is not None:
-            x = jnp.where(mask[..., None], x, 0)
+        x = blank(mask, x)
         before = jnp.zeros((b, history, channels), x.dtype) if state is None else state.astype(x.dtype)
         inputs = jnp.concatenate([before, x], axis=1)
         runs = None

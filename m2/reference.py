@@ -8,6 +8,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from m2.absent import blank
+
 
 def strided_to_dense(w, outer):
     """The matrix F that applies block (u t) of w (k s r) to the entries (u . t) of a vector, u < outer.
@@ -73,8 +75,8 @@ def causal_monarch(u, k, l_coefficients, r_coefficients):
 def fft_conv(u, k, *, bias=None, causal=True, input_gate=None, output_gate=None, mask=None, segment_ids=None):
     """`m2.fft_conv` as a sum over every pair of positions, O(l^2)."""
     l, taps = u.shape[1], k.shape[1]
+    u, input_gate, output_gate = (None if x is None else blank(mask, x) for x in (u, input_gate, output_gate))
     s = u if input_gate is None else u * input_gate
-    s = s if mask is None else jnp.where(mask[..., None], s, 0)
     lag = np.arange(l)[:, None] - np.arange(l)  # of output t and input s
     reached = (lag >= 0) & (lag < taps) if causal else (lag >= -(taps // 2)) & (lag < taps // 2)
     kernel = jnp.where(reached, k[:, lag % taps], 0)  # d t s; a negative lag is read from the end

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.absent import blank, is_known
 from m2.conv import fft_conv, segment_runs
 
 
@@ -58,15 +59,22 @@ def extend_conv(
     """`fft_conv`, causal, going on from `state` by l positions; any split gives the same as the whole.
 
     Args:
-      u: the next inputs. The state's s slots must hold what came before and these; beyond, outputs are wrong.
+      u: the next inputs. The state's s slots must hold what came before and these, absent positions too.
       state: from `init_conv_state` or the last call.
       bias, input_gate, output_gate: as in `fft_conv`.
       mask: False where a position is not there. Padding behind the end of a row leaves no gap before what follows.
       segment_ids: as in `fft_conv`; the first position belongs to the segment that the state ended in.
+
+    Raises:
+      ValueError: more positions than the state has slots, where shapes or values say so.
     """
+    slots = len(state.kernel)
+    if (most := u.shape[1] + (int(state.position) if is_known(state.position) else 0)) > slots:
+        raise ValueError(f"{most} positions, expected at most max_len={slots}, which the state was made for")
     wide = state.kernel.dtype
+    u = blank(mask, u)
+    input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
-    s = s if mask is None else jnp.where(mask[..., None], s, 0)
     s = s.astype(state.inputs.dtype)
     if u.shape[1] == 1:
         y, state = _step(s, state, mask)

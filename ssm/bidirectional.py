@@ -16,8 +16,9 @@ def both_ways(forward, backward, *inputs, **positions):
       **positions: mask and segment_ids, (b, l) or None.
     """
     backwards = {name: None if value is None else jnp.flip(value, 1) for name, value in positions.items()}
+    y = forward(*inputs, **positions)  # first: it names the place of a mistake as the caller counts
     y_back = backward(*(jnp.flip(x, 1) for x in inputs), **backwards)
-    return 0.5 * (forward(*inputs, **positions) + jnp.flip(y_back, 1))
+    return 0.5 * (y + jnp.flip(y_back, 1))
 
 
 class Bidirectional(TwoSided):

@@ -6,6 +6,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
+from ssm.absent import blank, check_no_gaps
 from ssm.checks import check_shapes
 from ssm.segments import last_inputs, segment_runs
 
@@ -51,8 +52,7 @@ def causal_conv1d(
         raise ValueError(f"initial_state has shape {initial_state.shape}, expected {expected}")
     check_shapes(x=(x, "b l e"), mask=(mask, "b l"), segment_ids=(segment_ids, "b l"))
 
-    if mask is not None:
-        x = jnp.where(mask[..., None], x, 0)
+    x = blank(mask, x)
     padded = jnp.concatenate([initial_state.astype(x.dtype), x], axis=1)  # b, t + l, e
     runs = None
     if segment_ids is not None:
@@ -90,7 +90,9 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
 
     def __call__(self, x, state=None, *, mask=None, segment_ids=None):
-        """`causal_conv1d` from a state; the state goes out in the dtype that it came in."""
+        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask."""
+        if self.kernel.shape[1] > 1:
+            check_no_gaps(mask)
         bias = None if self.bias is None else self.bias[...]
         y, after = causal_conv1d(x, self.kernel[...], bias, initial_state=state, mask=mask, segment_ids=segment_ids)
         return y, after if state is None else after.astype(state.dtype)

@@ -25,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
+from ssm.absent import blank
 from ssm.checks import at_least, check_dt_range, check_shapes
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
@@ -59,7 +60,7 @@ def linear_attention(
       k, v: keys and values, shared by the h / k heads of a group; head i belongs to group i // (h / k).
       log_decay: g <= 0, the logarithm of the decay of each head at each position.
       initial_state: S before the first position, or None for zeros.
-      mask: False where a position is not there: the state passes it unchanged. Its own output has no meaning.
+      mask: False where a position is not there, whatever lies there: the state passes it unchanged, y is 0.
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the default.
@@ -81,11 +82,10 @@ def linear_attention(
         mask=(mask, "b l"),
         segment_ids=(segment_ids, "b l"),
     )
+    q, k, v, log_decay = (blank(mask, m) for m in (q, k, v, log_decay))
     k, v = (_for_each_head(m, q.shape[2]) for m in (k, v))
     log_decay = log_decay.astype(jnp.result_type(v, log_decay, jnp.float32))
-    weight = jnp.ones_like(log_decay)
-    if mask is not None:
-        log_decay, weight = (jnp.where(mask[..., None], m, 0) for m in (log_decay, weight))
+    weight = blank(mask, jnp.ones_like(log_decay))
     y, state = decayed_attention(
         v, weight, log_decay, k, q, initial_state=initial_state, segment_ids=segment_ids, chunk_size=chunk_size
     )

@@ -15,6 +15,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
+from ssm.absent import blank
 from ssm.checks import at_least, check_dt_range, inner_width
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
@@ -163,8 +164,7 @@ class Selective(nnx.Module):
         A = -jnp.exp(self.A_log[...])
 
         if state is not None and x.shape[1] == 1 and segment_ids is None:
-            if mask is not None:
-                delta = jnp.where(mask[..., None], delta, 0)
+            delta = blank(mask, delta)
             gate = None if z is None else z[:, 0]
             one, state = selective_step(state, x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], self.D[...], gate)
             y = one[:, None]

@@ -16,6 +16,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from ssm import init
+from ssm.absent import blank
 from ssm.checks import at_least, check_dt_range, count_heads, inner_width
 from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
@@ -188,8 +189,7 @@ class Mamba2(Mixer):
             D = D.reshape(self.n_heads, config.head_dim)
 
         if ssm_state is not None and x.shape[1] == 1 and segment_ids is None:
-            if mask is not None:
-                dt = jnp.where(mask[..., None], dt, 0)
+            dt = blank(mask, dt)
             y, ssm_state = ssd_step(ssm_state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D)
             y = y[:, None]
         else:

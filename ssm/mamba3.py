@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ssm import init
+from ssm.absent import blank
 from ssm.checks import at_least, check_dt_range, count_heads, inner_width
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
@@ -173,14 +174,16 @@ class Mamba3(Mixer):
 
     def _mix(self, x, state, mask, segment_ids):
         config, wide = self.config, self.D.dtype
+        if x.shape[1] == 0:
+            empty = jnp.zeros((len(x), 0, self.d_inner), x.dtype)
+            return self.out_proj(empty), self.init_state(len(x)) if state is None else state
         z, x, B, C, dt, A, lam, angle = jnp.split(self.in_proj(x), self.splits, axis=-1)
         low = x.dtype
         z, x = (rearrange(m, "b l (h p) -> b l h p", h=self.n_heads) for m in (z, x))
         dt = jax.nn.softplus(dt.astype(wide) + self.dt_bias[...])
         A = -jnp.maximum(_RATES[config.A_activation](A.astype(wide)), config.A_floor)
         lam = jax.nn.sigmoid(lam.astype(wide))
-        if mask is not None:
-            dt = jnp.where(mask[..., None], dt, 0)
+        dt = blank(mask, dt)
 
         turns = 0.5 * jnp.tanh(angle.astype(wide))[:, :, None] * dt[..., None]  # b l h s
         before = None if state is None else state.angle / (2 * math.pi)

@@ -1,9 +1,21 @@
-"""What every state-space mixer is to the model around it: whole sequences, or pieces with the state carried."""
+"""What every state-space mixer is to the model around it: whole sequences, or pieces with the state carried.
+
+What a mask says, of every mixer, those in m2 and zoo too: a position where it is False is absent. Those that are there
+get what they would get in a row without it, to the bit whatever lies there, NaN included, and so do gradients.
+
+    at the ends of a row    absent for every mixer
+    in the middle, a gap    absent for every mixer in a `zoo.Backbone` or a model, which moves together what is there.
+                            By itself a mixer with a convolution, which counts places, refuses it (ValueError) where the
+                            mask is known. In a function that is traced it is not: the convolution then sees a gap. So
+                            it does where a later piece of a row, in `extend`, begins with a position that is absent.
+"""
 
 from typing import Any
 
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+from ssm.absent import blank
 
 
 class TwoSided(nnx.Module):
@@ -36,10 +48,10 @@ class Mixer(nnx.Module):
 
         Args:
           x: input.
-          mask: False where a position is not there (padding, at either end).
+          mask: False where a position is not there (padding, at either end); see `ssm.mixer`.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
-        return self._mix(x, None, mask, segment_ids)[0]
+        return self._mix(blank(mask, x), None, mask, segment_ids)[0]
 
     def extend(
         self,
@@ -50,7 +62,7 @@ class Mixer(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
     ) -> tuple[Float[Array, "b l d"], Any]:
         """Goes on from `state` by l positions, a whole prompt or one token; any split gives the same as the whole."""
-        return self._mix(x, state, mask, segment_ids)
+        return self._mix(blank(mask, x), state, mask, segment_ids)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> Any:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""

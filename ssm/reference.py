@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssm.absent import blank
+
 
 def selective_scan(u, delta, A, B, C, D=None, z=None, *, initial_state=None, mask=None, segment_ids=None):
     """`ssm.selective_scan` as a loop over positions: same arguments, same results."""
     dtype = jnp.result_type(u, delta, A, B, C, jnp.float32)
     b, length, e = u.shape
+    u, delta, B, C = (blank(mask, x) for x in (u, delta, B, C))
+    z = None if z is None else blank(mask, z)
     if initial_state is None:
         initial_state = jnp.zeros((b, e, A.shape[1]), dtype)
 
@@ -81,6 +85,7 @@ def linear_attention(q, k, v, log_decay, *, initial_state=None, mask=None, segme
     """`ssm.linear_attention` as a loop over positions: same arguments, same results."""
     dtype = jnp.result_type(v, log_decay, jnp.float32)
     (b, length, h, n), p = q.shape, v.shape[3]
+    q, k, v, log_decay = (blank(mask, m) for m in (q, k, v, log_decay))
     k, v = (jnp.repeat(m, h // m.shape[2], axis=2) for m in (k, v))
     if initial_state is None:
         initial_state = jnp.zeros((b, h, p, n), dtype)
@@ -103,6 +108,7 @@ def trapezoid(v, k, q, dt, A, lam, D=None, *, initial_state=None, mask=None, seg
     """`ssm.trapezoid` as a loop over positions: same arguments, same results."""
     dtype = jnp.result_type(v, dt, jnp.float32)
     (b, length, _, heads, p), n = v.shape, k.shape[-1]
+    v, k, q, dt, A, lam = (blank(mask, m) for m in (v, k, q, dt, A, lam))
     if initial_state is None:
         initial_state = jnp.zeros((b, heads, p, n), dtype), jnp.zeros_like(k[:, 0]), jnp.zeros_like(v[:, 0])
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.absent import blank
 from ssm.checks import check_shapes
 from ssm.segments import segment_starts
 
@@ -69,7 +70,7 @@ def selective_scan(
       D: skip weight, or None for no skip.
       z: gate before its SiLU, or None for no gate.
       initial_state: the state before the first position, or None for zeros.
-      mask: False where a position is not there: the state passes it unchanged. Its own output has no meaning.
+      mask: False where a position is not there, whatever lies there: the state passes it unchanged, y is 0.
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the platform's.
@@ -109,8 +110,8 @@ def selective_scan(
     if initial_state is None:
         initial_state = jnp.zeros((sizes["b"], sizes["e"], sizes["n"]), dtype)
     initial_state = initial_state.astype(dtype)
-    if mask is not None:
-        delta = jnp.where(mask[..., None], delta, 0)
+    u, delta, B, C = (blank(mask, x) for x in (u, delta, B, C))
+    z = None if z is None else blank(mask, z)
 
     y, state = jnp.zeros(u.shape, dtype), initial_state
     if sizes["l"] > 0:
@@ -224,12 +225,12 @@ def _chunked(x, chunk_size, *, fill=0):
     time_first = jnp.moveaxis(x, 1, 0)
     missing = -len(time_first) % chunk_size
     padded = jnp.pad(time_first, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
-    return padded.reshape(-1, chunk_size, *padded.shape[1:])
+    return padded.reshape(len(padded) // chunk_size, chunk_size, *padded.shape[1:])
 
 
 def _unchunked(x, length):
     """c q b * -> b l *"""
-    return jnp.moveaxis(x.reshape(-1, *x.shape[2:])[:length], 0, 1)
+    return jnp.moveaxis(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:length], 0, 1)
 
 
 def _discretise(u, delta, At, B, keep, dtype):

@@ -118,7 +118,7 @@ class SS2D(TwoSided):
         if grid[0] * grid[1] != length:
             raise ValueError(f"grid={grid} of {grid[0] * grid[1]} places, expected {length}, the length of x")
         x = self.in_proj(x)
-        x = jax.nn.silu(self.conv2d(x.reshape(b, *grid, -1))).reshape(b, length, -1)
+        x = jax.nn.silu(self.conv2d(x.reshape(b, *grid, x.shape[-1]))).reshape(x.shape)
         sequences = scan_image(x, self.config.scan, grid)
         outputs = [direction.select(sequences[:, s])[0] for s, direction in enumerate(self.directions)]
         wide = jnp.promote_types(x.dtype, jnp.float32)

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.absent import blank
 from ssm.checks import check_shapes
 from ssm.segments import segment_runs
 
@@ -62,7 +63,7 @@ def ssd(
       B, C: input and output maps, shared by the h / g heads of a group; head i belongs to group i // (h / g).
       D: skip weight of each head, or of each of its channels, or None for no skip.
       initial_state: the state before the first position, or None for zeros.
-      mask: False where a position is not there: the state passes it unchanged. Its own output has no meaning.
+      mask: False where a position is not there, whatever lies there: the state passes it unchanged, y is 0.
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the default.
@@ -88,9 +89,7 @@ def ssd(
     )
     check_groups(sizes["g"], sizes["h"])
     dtype = jnp.result_type(x, dt, A, B, C, jnp.float32)
-    dt = dt.astype(dtype)
-    if mask is not None:
-        dt = jnp.where(mask[..., None], dt, 0)
+    x, dt, B, C = (blank(mask, m) for m in (x, dt.astype(dtype), B, C))
     y, state = decayed_attention(
         x, dt, dt * A, B, C, initial_state=initial_state, segment_ids=segment_ids, chunk_size=chunk_size
     )
@@ -216,7 +215,7 @@ def _attend_forward(x, weight, own, a, B, C, initial_state, runs, chunk_size, ra
     x_, B_, C_, weight_, decay = _prepare(x, weight, a, B, C, runs, chunk_size, rank)
     inside, to_state, from_state, total = decay
     added = _product("bcqgn,bcqgrp->bcgrpn", B_, _scale(x_, weight_ * to_state))
-    group = initial_state.reshape(len(x), B.shape[2], -1, *initial_state.shape[2:])  # b g r p n
+    group = initial_state.reshape(len(x), B.shape[2], x.shape[2] // B.shape[2], *initial_state.shape[2:])  # b g r p n
 
     def pass_on(h, chunk):
         added, total = chunk
@@ -378,4 +377,4 @@ def _chunked(x, chunk_size, groups=None, *, mode="constant"):
 
 def _unchunked(x, like):
     """Back to b l h *, without the filling."""
-    return x.reshape(x.shape[0], -1, *like.shape[2:])[:, : like.shape[1]]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *like.shape[2:])[:, : like.shape[1]]

@@ -27,6 +27,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.absent import blank
 from ssm.checks import check_shapes
 from ssm.segments import last_inputs, segment_runs
 from ssm.ssd import decayed_attention
@@ -70,7 +71,7 @@ def trapezoid(
       lam: share of the step's right end, in [0, 1].
       D: skip weight of each head, or None for no skip.
       initial_state: before the first position, or None for zeros.
-      mask: False where a position is not there: the state passes it unchanged. Its own output has no meaning.
+      mask: False where a position is not there, whatever lies there: the state passes it unchanged, y is 0.
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the default.
@@ -102,6 +103,7 @@ def trapezoid(
         k_in, v_in = jnp.zeros((b, r, heads, n), k.dtype), jnp.zeros((b, r, heads, p), v.dtype)
     dtype = jnp.result_type(v, k, q, dt, A, lam, h, jnp.float32)
     h, dt = h.astype(dtype), dt.astype(dtype)
+    v, k, q, dt, A, lam = (blank(mask, m) for m in (v, k, q, dt, A, lam))
     b, length, rank = v.shape[:3]
     if length == 0:
         return v, TrapezoidState(h, k_in, v_in)
@@ -109,7 +111,6 @@ def trapezoid(
     # 1. Weights of both ends of each step; `following` is the left end's at the next position that is there.
     here = jnp.ones((b, length), bool) if mask is None else mask
     runs = jnp.zeros((b, length), int) if segment_ids is None else segment_runs(segment_ids)
-    dt = jnp.where(here[..., None], dt, 0)
     left, right = (1 - lam) * dt, lam * dt
     at = jnp.where(here, jnp.arange(length), length)
     at_or_after = lax.cummin(at, axis=1, reverse=True)  # the position itself where it is there
@@ -124,7 +125,7 @@ def trapezoid(
     # 2. The plain recurrence, the ranks of a position as rows of their own.
     rows = [rearrange(x, "b l r h w -> b (l r) h w") for x in (v, k, q)]
     weight, own = (jnp.repeat(w, rank, axis=1) for w in (right + following, right))
-    a = jnp.pad((dt * A)[:, :, None], ((0, 0), (0, 0), (0, rank - 1), (0, 0))).reshape(b, length * rank, -1)
+    a = jnp.pad((dt * A)[:, :, None], ((0, 0), (0, 0), (0, rank - 1), (0, 0))).reshape(b, length * rank, dt.shape[2])
     positions = None if segment_ids is None else jnp.repeat(segment_ids, rank, axis=1)
     y, h = decayed_attention(
         *(rows[0], weight, a, *rows[1:]),
@@ -175,6 +176,7 @@ def trapezoid_step(
         D=(D, "h"),
     )
     dtype = jnp.result_type(v, k, q, dt, A, lam, state.h, jnp.float32)
+    v, k, q, dt, A, lam = (blank(mask, m) for m in (v, k, q, dt, A, lam))
     dt = dt.astype(dtype)
     alpha = jnp.exp(dt * A)
     ends = ((1 - lam) * dt * alpha, state.v, state.k), (lam * dt, v, k)

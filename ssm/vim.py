@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
+from ssm.absent import blank
 from ssm.bidirectional import both_ways
 from ssm.checks import inner_width
 from ssm.conv import DepthwiseConv
@@ -93,5 +94,5 @@ class Vim(TwoSided):
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
-        x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
+        x, z = jnp.split(self.in_proj(blank(mask, x)), 2, axis=-1)  # b l e
         return self.out_proj(both_ways(self.forward, self.backward, x, z, mask=mask, segment_ids=segment_ids))

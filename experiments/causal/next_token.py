@@ -6,22 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 import zoo
+from experiments.loop.cross_entropy import counted, cross_entropy
 from experiments.loop.train import Loss, with_auxiliary
 
 
 def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """Cross-entropy of the targets, summed over the tokens that count."""
     hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
-    return with_auxiliary(_cross_entropy(model.head(hidden), batch), model, auxiliary)
+    logits = model.head(counted(hidden, batch["weights"]))
+    return with_auxiliary(_loss(model, logits, batch), model, auxiliary)
 
 
-def _cross_entropy(logits, batch) -> Loss:
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    return Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+def _loss(model, logits, batch) -> Loss:
+    nats = cross_entropy(logits, batch["targets"], batch["weights"], model.config.vocab_size)
+    return Loss(jnp.sum(nats), jnp.sum(batch["weights"]))
 
 
 def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, state: tuple):
@@ -32,7 +33,7 @@ def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs
 
     state = jax.tree.map(keep, state, model.init_state(len(batch["continues"])))
     logits, state = model.extend(batch["tokens"], state, segment_ids=batch["segment_ids"], rngs=rngs)
-    return _cross_entropy(logits, batch), state
+    return _loss(model, logits, batch), state
 
 
 def describe(loss: float, bits_per_nat: float) -> dict[str, float]:

@@ -22,7 +22,7 @@ def guesses(model: zoo.MaskedLM, corpus: Corpus, n: int, *, length: int = 24) ->
         tokens = special.row(text)[None]
         masked = masking(tokens, np.random.default_rng(i), rate=0.15)
         logits = model(jnp.asarray(masked.tokens))[0]
-        best = np.asarray(jnp.argmax(logits, axis=-1))
+        best = np.asarray(jnp.argmax(logits[:, : model.config.vocab_size], axis=-1))
         chosen = set(masked.positions[masked.weights > 0].tolist())
         words: list[Any] = [
             f"[{tokenizer.decode([token]).strip()} -> {tokenizer.decode([best[at]]).strip()}]"

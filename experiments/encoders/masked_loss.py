@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 import zoo
+from experiments.loop.cross_entropy import counted, cross_entropy
 from experiments.loop.train import Loss, with_auxiliary
 
 
@@ -29,11 +29,11 @@ def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
     """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
     hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # b k d
-    logits = model.head(hidden)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    hits = jnp.argmax(logits, axis=-1) == batch["targets"]
-    weights = batch["weights"]
-    return MaskedSums(jnp.sum(nats * weights), jnp.sum(weights), jnp.sum(hits * weights), auxiliary)
+    weights, vocab_size = batch["weights"], model.config.vocab_size
+    logits = model.head(counted(hidden, weights))
+    nats = cross_entropy(logits, batch["targets"], weights, vocab_size)
+    hits = jnp.argmax(logits[..., :vocab_size], axis=-1) == batch["targets"]
+    return MaskedSums(jnp.sum(nats), jnp.sum(weights), jnp.sum(hits * weights), auxiliary)
 
 
 def masked_loss(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:

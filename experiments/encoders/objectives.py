@@ -35,6 +35,7 @@ from experiments.encoders.scores import (
 )
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import flags
+from experiments.loop.cross_entropy import counted
 from experiments.loop.train import Loss, with_auxiliary
 from zoo.layers.pooling import Pool
 
@@ -173,7 +174,8 @@ class Objective:
         if "labels" not in batch:
             return Loss(jnp.float32(0), jnp.float32(0)), logits
         weights = jnp.asarray(batch["weights"])
-        total = jnp.sum(self.nats(logits, jnp.asarray(batch["labels"])) * weights)
+        nats = self.nats(counted(logits, weights), jnp.asarray(batch["labels"]))
+        total = jnp.sum(nats * weights)
         return with_auxiliary(Loss(total, jnp.sum(weights)), model, auxiliary), logits
 
     def _texts(self, encoded: Sequence[Encoded]) -> Texts:

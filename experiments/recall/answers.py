@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 import zoo
+from experiments.loop.cross_entropy import counted, cross_entropy
 from experiments.loop.train import Batch, Loss, with_auxiliary
 
 
@@ -19,8 +20,9 @@ def answer_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
     """Cross-entropy of the answers, summed over those that count. The head sees no other position."""
     hidden, auxiliary = model.run(batch["tokens"], rngs=rngs)
     asked = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)
-    nats = optax.softmax_cross_entropy_with_integer_labels(model.head(asked), batch["targets"])
-    loss = Loss(jnp.sum(nats * batch["weights"]), jnp.sum(batch["weights"]))
+    logits = model.head(counted(asked, batch["weights"]))
+    nats = cross_entropy(logits, batch["targets"], batch["weights"], model.config.vocab_size)
+    loss = Loss(jnp.sum(nats), jnp.sum(batch["weights"]))
     return with_auxiliary(loss, model, auxiliary)
 
 

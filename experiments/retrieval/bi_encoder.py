@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 import zoo
+from experiments.loop.cross_entropy import counted
 from experiments.loop.flags import alias
 from experiments.loop.train import Loss, TrainConfig, with_auxiliary
 from experiments.retrieval import losses
@@ -137,6 +138,7 @@ def retrieval_loss(
     documents, of_documents = embed_rows(model, tokens, mask, rngs, objective.mini_batch)
     documents, auxiliary = documents.reshape(b, k, -1), (of_queries + of_documents) / 2
     there = (batch["d_ids"] >= 0).astype(jnp.float32)  # b k
+    queries, documents = counted(queries, there[:, 0]), counted(documents, there)
     if objective.loss == "in-batch":
         values = losses.in_batch(
             queries,

@@ -21,6 +21,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_starts
+from ssm.absent import blank, is_known
 from ssm.conv import DepthwiseConv
 from zoo.layers.linear import linear
 
@@ -160,7 +161,7 @@ class Attention(nnx.Module):
 
         Args:
           x: input.
-          mask: False where a position is not there: no other sees it, and its own output has no meaning.
+          mask: False where a position is not there: no other sees it, and its output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           added: what is added to the projections of queries, keys and values, or None.
         """
@@ -212,8 +213,14 @@ class Attention(nnx.Module):
         """Goes on from `state` by l positions. The first belongs to the segment that the state ended in.
 
         A row must not grow beyond the state's slots, unless a window lets the oldest go.
+
+        Raises:
+          ValueError: a row that grows beyond them, where shapes or values say so.
         """
         b, length, _ = x.shape
+        if length == 0:
+            return self._out(jnp.zeros((b, 0, self.n_heads, self.head_dim), self.dtype or x.dtype)), state
+        self._check_room(state, length, mask)
         index, segment = _number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
         present = _where_present(index, mask)
         q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
@@ -227,16 +234,26 @@ class Attention(nnx.Module):
             k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
         return self._out(self._attend(q, k, v, index, segment, k_index, k_segment)), after
 
-    def _project(self, x, index, conv=None, *, added=None, **positions):
+    def _check_room(self, state, length, mask):
+        slots = state.slot_index.shape[1]
+        if self.config.window is not None and self.config.window <= slots:
+            return
+        rows = np.array([length]) if mask is None else np.sum(mask, axis=1) if is_known(mask) else np.array([0])
+        before = np.asarray(state.next_index) if is_known(state.next_index) else np.array([0])
+        if (most := int(np.max(before + rows, initial=0))) > slots:
+            raise ValueError(f"{most} positions, expected at most max_len={slots}, which the state was made for")
+
+    def _project(self, x, index, conv=None, *, added=None, mask=None, segment_ids=None):
         """Queries, keys and values, and the state of their convolution."""
+        x = blank(mask, x)
         if self.config.in_multiplier != 1:
             x = x * self.config.in_multiplier
         parts = [project(x) for project in (self.q_proj, self.k_proj, self.v_proj)]
         if added is not None:
-            parts = [part + more for part, more in zip(parts, added, strict=True)]
+            parts = [part + blank(mask, more) for part, more in zip(parts, added, strict=True)]
         if self.conv1d is not None:
             widths = np.cumsum([part.shape[-1] for part in parts[:2]]).tolist()
-            mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, **positions)
+            mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, mask=mask, segment_ids=segment_ids)
             parts = jnp.split(mixed, widths, axis=-1)
         q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.head_dim) for part in parts)
         if self.config.position == "rope":

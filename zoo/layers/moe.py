@@ -17,6 +17,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
+from ssm.absent import blank
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
@@ -237,14 +238,17 @@ class MoE(nnx.Module):
 
         Args:
           x: input.
-          mask: False where a position is not there: no expert gets it, and it does not count in the losses.
+          mask: False where a position is not there: no expert gets it, whatever lies there, and no loss counts it.
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Returns:
           (y, the sum of `balance_loss`, `z_loss` and `correction_loss`, each times its weight).
         """
         config = self.config
-        n_experts = config.n_experts
+        if 0 in x.shape:
+            last = self.experts.down_proj
+            return x.astype(last.dtype or jnp.result_type(x, last.kernel[...])), jnp.zeros((), self.router.kernel.dtype)
+        n_experts, x = config.n_experts, blank(mask, x)
         logits = self._logits(x)
         groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
         correction = None if self.correction is None else self.correction[...]

@@ -13,7 +13,8 @@ They stand on the mixer's class; `needs` on its options, where it depends on the
 
         def __call__(self, x, *, grid, mask=None, segment_ids=None): ...
 
-A sequence mixer is always given mask and segment_ids; a channel mixer only what it needs.
+A sequence mixer is always given mask and segment_ids; a channel mixer only what it needs. What a mask says is in
+`ssm.mixer`; a stack gives no gaps, and 0 where a position is not there.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -8,6 +8,8 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float
 
+from ssm.absent import blank
+
 Pool = Literal["first", "mean", "last", "attention"]
 
 
@@ -21,7 +23,11 @@ def pool(
       mask: False where a position is not there; "first" takes the first one all the same. The mean of a row that has
         none is 0, the last its first.
       kind: which.
+
+    Raises:
+      ValueError: rows without any position.
     """
+    _check_positions(x)
     if kind == "first":
         return x[:, 0]
     if mask is None:
@@ -30,7 +36,7 @@ def pool(
         last = jnp.max(jnp.where(mask, jnp.arange(x.shape[1]), 0), axis=1)
         return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
     there = mask[..., None]
-    return jnp.sum(jnp.where(there, x, 0), axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
+    return jnp.sum(blank(mask, x), axis=1) / jnp.maximum(jnp.sum(there, axis=1), 1)
 
 
 def attention_pool(
@@ -40,13 +46,20 @@ def attention_pool(
 
         y = sum_l w_l x_l        w = softmax over the positions that are there of (x . query)
 
-    Scores, softmax and sum are at least float32. A row with no position there is averaged as it is.
+    Scores, softmax and sum are at least float32. That of a row with no position there is 0, and one without places
+    raises a ValueError.
     """
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    _check_positions(x)
+    wide = blank(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
     scores = jnp.einsum("bld,d->bl", wide, query.astype(wide.dtype))
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=1), wide).astype(x.dtype)
+
+
+def _check_positions(x):
+    if x.shape[1] == 0:
+        raise ValueError(f"x has shape {x.shape}, expected (b, l, d) with at least one position")
 
 
 class AttentionPool(nnx.Module):

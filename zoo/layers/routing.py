@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.absent import blank
+
 Weights = Literal["renormalised", "softmax", "unit", "sigmoid", "sigmoid_renormalised"]
 
 
@@ -79,7 +81,7 @@ def balance_loss(
     Source: Fedus et al. 2021, arXiv:2101.03961, eq. 4-6; with top_k > 1 as `load_balancing_loss_func` in Mixtral's
       modeling file of transformers counts.
     """
-    n_experts = logits.shape[-1]
+    n_experts, logits = logits.shape[-1], blank(mask, logits)
     frequency = _frequency(experts, n_experts, mask, logits.dtype)
     return n_experts * jnp.sum(frequency * _mean(jax.nn.softmax(logits, axis=-1), mask))
 
@@ -114,7 +116,7 @@ def z_loss(logits: Float[Array, "*b e"], mask: Bool[Array, "*b"] | None = None) 
 
     Source: Zoph et al. 2022, arXiv:2202.08906, eq. 5.
     """
-    return _mean(jnp.square(jax.nn.logsumexp(logits, axis=-1))[..., None], mask)[0]
+    return _mean(jnp.square(jax.nn.logsumexp(blank(mask, logits), axis=-1))[..., None], mask)[0]
 
 
 def _mean(x, mask):

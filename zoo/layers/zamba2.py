@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 import ssm
 from m2.mlp import ACTIVATIONS
+from ssm.absent import blank
 from zoo.layers.attention import Attention, AttentionConfig, AttentionState
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
@@ -181,6 +182,7 @@ class Zamba2(nnx.Module):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
         positions = {"mask": mask, "segment_ids": segment_ids}
+        x, embeddings = blank(mask, x), blank(mask, embeddings)
         transformer, both, added = self._read(x, embeddings, shared)
         mixed = transformer.attention(both, added=added, **positions)
         return self.mamba2(self._join(x, transformer, mixed), **positions)
@@ -202,6 +204,7 @@ class Zamba2(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], Zamba2State]:
         """Goes on from `state` by l positions; any split gives the same as the whole."""
         positions = {"mask": mask, "segment_ids": segment_ids}
+        x, embeddings = blank(mask, x), blank(mask, embeddings)
         transformer, both, added = self._read(x, embeddings, shared)
         mixed, attention = transformer.attention.extend(both, state.attention, added=added, **positions)
         y, mamba2 = self.mamba2.extend(self._join(x, transformer, mixed), state.mamba2, **positions)

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_starts
+from ssm.absent import blank
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
 from zoo.models.called_like import called_like
@@ -112,7 +113,7 @@ class Encoder(nnx.Module):
             check_ids(ids, self.word_embeddings)
             x = self.word_embeddings(ids)
         else:
-            x = inputs_embeds.astype(jnp.dtype(self.config.param_dtype))
+            x = blank(self._heeded(mask), inputs_embeds).astype(jnp.dtype(self.config.param_dtype))
         if self.token_type_embeddings is not None:
             if token_type_ids is not None:
                 check_ids(token_type_ids, self.token_type_embeddings, "token_type_ids")

@@ -5,6 +5,8 @@ Prompts of unequal length are padded on the left and masked, so a row's tokens a
 
 import dataclasses
 import functools
+import math
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,8 +18,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from zoo.models.causal import CausalLM
+from zoo.stack.option_values import settle
 
 Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
+
+# Logits over less than this, or times and over such penalties, would leave the range of float32.
+LEAST_TEMPERATURE, LEAST_PENALTY = 1e-6, 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +45,19 @@ class Sampling:
     """Divides positive and multiplies negative logits of tokens in the prompt or generated so far; 1 is none."""
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature}, expected at least 0")
+        settle(self)
+        if self.temperature != 0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            expected = f"0 for the most likely token, or a finite number of at least {LEAST_TEMPERATURE}"
+            raise ValueError(f"temperature={self.temperature}, expected {expected}")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}, expected at least 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}, expected 0 < top_p <= 1")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p={self.min_p}, expected 0 <= min_p <= 1")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty}, expected more than 0")
+        if not LEAST_PENALTY <= self.repetition_penalty <= 1 / LEAST_PENALTY:
+            expected = f"{LEAST_PENALTY} to {1 / LEAST_PENALTY}"
+            raise ValueError(f"repetition_penalty={self.repetition_penalty}, expected {expected}")
 
     @property
     def greedy(self) -> bool:
@@ -89,7 +98,8 @@ def generate(
 
     Raises:
       ValueError: a model that is no causal language model, a text or other things in place of token ids, an empty
-        prompt, a token outside the vocabulary, max_new_tokens below 1, or no key to draw with.
+        prompt, a token outside the vocabulary, max_new_tokens below 1, more positions than the model
+        has, or no key to draw with.
     """
     prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key)
     new = _decode(*prepared, max_new_tokens=max_new_tokens, greedy=sampling.greedy, filtered=sampling.filtered)
@@ -153,13 +163,18 @@ def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, 
     """Checks everything, runs the prompt, and returns (prompt, arguments of the loop)."""
     if not hasattr(model, "extend"):
         raise ValueError(f"model is a {type(model).__name__}, expected a CausalLM: others do not say what comes next")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}, expected at least 1")
+    if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected at least 1")
     vocab_size = model.config.vocab_size
     eos = _token_ids([] if eos_id is None else eos_id, vocab_size, "eos_id").reshape(-1).astype(np.int32)
     pad = int(_token_ids(eos[0] if pad_id is None and len(eos) else pad_id or 0, vocab_size, "pad_id"))
     prompt, present = _left_pad(prompt_ids, mask, pad, vocab_size)
     b, length = prompt.shape
+    try:
+        jax.eval_shape(lambda: model.init_state(b, length + max_new_tokens))
+    except ValueError as error:
+        what = f"a prompt of {length} tokens and max_new_tokens={max_new_tokens}"
+        raise ValueError(f"{what}, {length + max_new_tokens} positions: {error}") from error
 
     keys = None
     if not sampling.greedy:

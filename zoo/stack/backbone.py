@@ -7,9 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.absent import blank
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.block import Block, make_norm, make_shared, shared_name
+from zoo.stack.gaps import close_gaps
 from zoo.stack.pattern import Folded, fold, parse_pattern
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
@@ -52,7 +54,7 @@ class Backbone(nnx.Module):
 
         Args:
           x: input.
-          mask: False where a position is not there.
+          mask: False where a position is not there, whatever lies there and wherever it is. Its output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           rngs: stream "dropout" switches dropout on; None leaves it off.
           grid: rows and columns of an image whose places the positions are, for mixers that go by them.
@@ -72,14 +74,17 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
-        run, carry, noise = self._begin(x, mask, segment_ids, rngs, grid)
+        if 0 in x.shape:
+            x = self._enter(x)
+            return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+        run, carry, noise, leave = self._begin(x, mask, segment_ids, rngs, grid)
         blocks = [nnx.split(block) for block in self.blocks]
         done, items = self._items
         if done:
             carry = run(*blocks[0], carry, _of_block(noise, 0))
         rest = jax.tree.map(lambda a: a[done:], noise)
         x, loss = run_blocks(run, items, blocks[done:], rest, carry)
-        return self._leave(x), loss
+        return leave(self._normed(x)), loss
 
     def hidden_states(
         self,
@@ -97,16 +102,20 @@ class Backbone(nnx.Module):
         normalised. (There Mamba leaves out the first, and ViT the last normalisation.) Blocks run one by one, also with
         scan_layers.
         """
-        run, carry, noise = self._begin(x, mask, segment_ids, rngs, grid)
+        if 0 in x.shape:
+            x = self._enter(x)
+            return (*[x] * len(self.blocks), self._normed(x))
+        run, carry, noise, leave = self._begin(x, mask, segment_ids, rngs, grid)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
             carry = run(*nnx.split(block), carry, _of_block(noise, i))
             states.append(carry[0])
-        return (*states[:-1], self._leave(states[-1]))
+        return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
     def _begin(self, x, mask, segment_ids, rngs, grid):
-        """What runs one block, what enters the first (the stream, no losses yet), and the noise of all."""
+        """What runs one block, what enters the first (the stream, no losses yet), the noise of all, the way out."""
         x, noise = self._enter(x), self._noise(rngs)
+        x, mask, segment_ids, leave = _close(x, mask, segment_ids)
         given = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "embeddings": x, "shared": self._shared}
 
         def run(graphdef, params, carry, noise):
@@ -117,7 +126,7 @@ class Backbone(nnx.Module):
 
         if self.config.remat:
             run = jax.checkpoint(run, static_argnums=0)
-        return run, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise
+        return run, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
 
     @property
     def _items(self) -> tuple[int, Folded]:
@@ -156,7 +165,10 @@ class Backbone(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions; any split gives the same as the whole. `rngs` is as in `__call__`."""
+        if 0 in x.shape:
+            return self._normed(self._enter(x)), state
         x, noise, after = self._enter(x), self._noise(rngs), []
+        x, mask, segment_ids, leave = _close(x, mask, segment_ids, goes_on=True)
         given = {"mask": mask, "segment_ids": segment_ids, "embeddings": x, "shared": self._shared}
 
         def run(graphdef, params, x, state, noise):
@@ -169,9 +181,9 @@ class Backbone(nnx.Module):
         for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
-        return self._leave(x), tuple(after)
+        return leave(self._normed(x)), tuple(after)
 
-    def _leave(self, x):
+    def _normed(self, x):
         return x if self.norm_f is None else self.norm_f(x)
 
     def _noise(self, rngs):
@@ -187,6 +199,14 @@ class Backbone(nnx.Module):
     def _enter(self, x):
         dtype = jnp.dtype(self.config.dtype)
         return x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
+
+
+def _close(x, mask, segment_ids, *, goes_on=False):
+    """Rows, mask and segments as they run, and what puts rows back: absent positions blank, and no gaps between."""
+    if mask is None:
+        return x, mask, segment_ids, lambda x: x
+    closed = close_gaps(mask, segment_ids, goes_on=goes_on)
+    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, closed.open
 
 
 def _of_block(noise, i):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import ssm
+from ssm.absent import blank
 from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
 from zoo.layers.norm import norm
 from zoo.layers.parallel import Parallel
@@ -81,7 +82,7 @@ class Block(nnx.Module):
             y, loss = run_mixer(self.mixer, x, **self._handed(given))
             return y, (), loss
 
-        y, _, loss = self._run(x, mix, given, key, skip)
+        y, _, loss = self._run(blank(mask, x), mix, given, key, skip)
         return y, loss
 
     def init_state(self, batch_size, max_len=None, **given):
@@ -99,7 +100,7 @@ class Block(nnx.Module):
             y, after = self.mixer.extend(x, state, **self._handed(given))
             return y, after, jnp.float32(0)
 
-        y, after, _ = self._run(x, mix, given, key, skip)
+        y, after, _ = self._run(blank(mask, x), mix, given, key, skip)
         return y, state if self.mixer is None else after
 
     def _handed(self, given):

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 import zoo
+from ssm.absent import blank
 from tests.numerics import assert_close, jitted, normal, with_random_parameters
 from tests.places import ROOT
 from zoo.layers import reference
@@ -55,7 +56,7 @@ def expert(mixture, e):
 
 def run_every_expert(mixture, x, mask=None, room=None):
     """The mixture by its twin. `room` (b l e) is False where an expert has none for a position."""
-    config = mixture.config
+    config, x = mixture.config, blank(mask, x)
     correction = 0.0 if mixture.correction is None else jax.lax.stop_gradient(mixture.correction[...])
     groups = (config.n_groups, config.top_groups)
     logits = x @ mixture.router.kernel[...]
