@@ -4,6 +4,7 @@ import jax
 from flax import nnx
 
 import zoo
+from zoo.models.build import abstract
 
 
 def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
@@ -14,7 +15,7 @@ def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
     positions on average. Scans, convolutions and their filters are left out: some per cent of it in models of a usual
     width.
     """
-    model = nnx.eval_shape(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
+    model = abstract(config)
 
     def weights(module):
         params = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))

@@ -22,7 +22,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Sharding
 
-from zoo.models.build import Kind, Model, ModelConfig, build, require_kind
+from zoo.models.build import Kind, Model, ModelConfig, abstract, require_kind
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
@@ -142,7 +142,7 @@ def from_pretrained(
         if dtype is not None or opened.stored is not None:
             name = jnp.dtype(opened.stored if dtype is None else dtype).name
             config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+        model = abstract(config)
     tensors, table = opened.tensors, opened.table(model)
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     _require_a_fit(place, table, tensors, params)
