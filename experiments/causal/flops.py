@@ -1,5 +1,7 @@
 """How many floating-point operations a causal language model needs for a token, from its configuration alone."""
 
+from typing import Any
+
 import jax
 from flax import nnx
 
@@ -15,7 +17,7 @@ def flops_per_token(config: zoo.CausalLMConfig, seq_len: int) -> float:
     positions on average. Scans, convolutions and their filters are left out: some per cent of it in models of a usual
     width.
     """
-    model = abstract(config)
+    model: Any = abstract(config)
 
     def weights(module):
         params = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(module, nnx.Param)))

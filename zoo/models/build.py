@@ -66,5 +66,5 @@ class _SameKey(nnx.RngStream):
 
 def _same_keys() -> nnx.Rngs:
     rngs = nnx.Rngs(0)
-    rngs.default = _SameKey(0, tag="default")
+    rngs.default = _SameKey(0, tag="default")  # type: ignore[attr-defined]
     return rngs

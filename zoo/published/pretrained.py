@@ -38,6 +38,7 @@ from zoo.published import (
     vit_layout,
 )
 from zoo.published.checkpoint_files import read_params
+from zoo.published.json_files import read_json
 from zoo.published.layout_options import Layout, require_layout
 from zoo.published.model_types import require_model_type
 from zoo.published.presets import presets
@@ -388,13 +389,7 @@ def read_config_file(place: Path) -> tuple[Json, Path]:
         return {"model_type": "vim"}, place
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {' or '.join(_CONFIG_FILES)}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds {type(raw).__name__}, expected an object")
-    return raw, path
+    return read_json(path), path
 
 
 class _errors_name:

@@ -12,7 +12,7 @@ from zoo.models.build import abstract, build
 
 SMALL = {"d_model": 16, "vocab_size": 24}
 CONFIGS = {
-    "hybrid": zoo.CausalLMConfig(**SMALL, n_layers=3, pattern="mamba mamba2/mlp attn/moe"),
+    "hybrid": zoo.CausalLMConfig(d_model=64, vocab_size=24, n_layers=3, pattern="mamba mamba2/mlp attn/moe"),
     "encoder": zoo.MaskedLMConfig(**SMALL, n_layers=2, pattern="m2/monarch", m2=m2.M2Config(l_max=16)),
     "images": zoo.ImageClassifierConfig(d_model=16, n_layers=2, pattern="attn/mlp", image_size=8, patch_size=4),
 }
