@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from experiments.data import fetch
+from experiments.data.deep_json import refuse_deep_json
 from experiments.data.tokenizers import first_line
 
 # File name -> split.
@@ -59,6 +60,8 @@ def load_hub(spec: str) -> Any:
     datasets.disable_progress_bars()
     name, _, subset = spec.partition(":")
     try:
+        if Path(name).is_dir():
+            refuse_deep_json(Path(name))
         return datasets.load_dataset(name, subset or None)
     except Exception as error:  # of many kinds
         raise ValueError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from experiments.data.deep_json import refuse_deep_json
 from experiments.data.left_out import LeftOut
 from experiments.data.tables import Reading, check_delimiter, read_rows
 from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
@@ -199,6 +200,10 @@ def _hub_source(config: DataConfig, spec: str) -> Source:
     name, _, subset = spec.partition(":")
     revision, version, obstacle = None, None, None
     if Path(name).is_dir():
+        try:
+            refuse_deep_json(Path(name))
+        except BadFile as error:
+            raise ValueError(f"{flag}: {error}") from error
         version = digest(json.dumps([(file, path.stat().st_mtime_ns) for file, path in _walk(Path(name), set())]))
     else:
         import huggingface_hub.errors

@@ -18,15 +18,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from experiments.data import data_source
+from experiments.data.array_files import read_arrays
 from experiments.data.data_source import SPLITS
 from experiments.data.image_folders import Files, find_images
 from experiments.data.left_out import LeftOut
 from experiments.data.pictures import open_picture
-from experiments.data.tokenizers import first_line
 from experiments.loop.flags import UsageError
 
 log = logging.getLogger(__name__)
 
+# The largest set of images has 21,841 classes.
+_MOST_CLASSES = 1 << 20
 _HINT = "; --data.skip-bad leaves such images out"
 
 
@@ -165,14 +167,19 @@ def _from_arrays(path: Path, where: str) -> _Found:
     splits, names = {}, set()
     for file in sorted(path.glob("*.npz")):
         try:
-            with np.load(file) as arrays:
-                images, labels = arrays["images"], arrays["labels"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{where}: {file.name} cannot be read ({first_line(error)})") from error
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) != len(labels):
+            images, labels = read_arrays(file, ("images", "labels"))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"{where}: {file.name} holds images {images.dtype}{images.shape} and labels {labels.shape}, expected "
                 "uint8 (n, x, y) or (n, x, y, c), and (n,)"
+            )
+        least, most = (labels.min(), labels.max()) if len(labels) else (0, 0)
+        if labels.dtype.kind not in "iu" or least < 0 or most >= _MOST_CLASSES:
+            raise ValueError(
+                f"{where}: {file.name} holds labels {labels.dtype} from {least} to {most}, expected the numbers of "
+                f"classes, whole and from 0 to below {_MOST_CLASSES:,}"
             )
         splits[SPLITS.get(file.stem, file.stem)] = _arrays(images, labels)
         names |= set(np.unique(labels).tolist())

@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 from experiments.data import conll, squad
 from experiments.data.text_files import BadFile, open_text, read_bytes, stem_and_suffix
 from experiments.data.tokenizers import first_line
+from zoo.published.json_files import parse_json
 
 Row = dict[str, Any]
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", *conll.SUFFIXES)
@@ -139,7 +140,7 @@ def _records(file: Iterable[str], name: str, how: Reading) -> Iterator[Any]:
     if whole:
         content = "".join(line for _, line in itertools.chain(head, lines))
         try:
-            value = json.loads(content)
+            value = parse_json(content)
         except ValueError as error:
             where = f"line {head[0][0]} of {name}" if content.count("\n") <= 1 else name
             how.bad(f"{where} is not JSON ({error})")
@@ -151,7 +152,7 @@ def _records(file: Iterable[str], name: str, how: Reading) -> Iterator[Any]:
         return
     for number, line in itertools.chain(head, lines):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             how.bad(f"line {number} of {name} is not JSON ({error})")
         else:
@@ -160,7 +161,7 @@ def _records(file: Iterable[str], name: str, how: Reading) -> Iterator[Any]:
 
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import tokenizers as hf
 
+from zoo.published.json_files import parse_json
+
 FILE_NAME = "tokenizer.json"
 VOCABULARY = "vocab.txt"
 CONFIG_FILE = "tokenizer_config.json"
@@ -229,7 +231,7 @@ def _object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"'{path}' is not JSON: {error}") from error
     if not isinstance(content, dict):

@@ -27,6 +27,7 @@ from experiments.data.tokenizer_files import (
     read_files,
     read_frame,
 )
+from zoo.published.json_files import parse_json
 
 EOT = "<|endoftext|>"
 # What published tokenizers call the end of a text, the likeliest meaning first.
@@ -381,7 +382,7 @@ def _read(path: Path, declared: Declared | None) -> Tokenizer:
 def _is_bytes(path: Path) -> bool:
     """Whether a file is what `ByteTokenizer` saves."""
     try:
-        return path.stat().st_size < 100 and json.loads(path.read_text(encoding="utf-8")) == {"kind": "bytes"}
+        return path.stat().st_size < 100 and parse_json(path.read_bytes()) == {"kind": "bytes"}
     except (OSError, ValueError):
         return False
 

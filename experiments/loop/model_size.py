@@ -5,12 +5,12 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from zoo.models.build import ModelConfig, build
+from zoo.models.build import ModelConfig, abstract
 
 
 def count_params(config: ModelConfig) -> int:
     """Number of parameters of a model, without building it."""
-    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    model = abstract(config)
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 

@@ -13,7 +13,7 @@ from experiments.loop import flags
 from experiments.loop.checkpoints import restore_params
 from experiments.loop.json_files import write_json
 from experiments.loop.train import split_model
-from zoo.models.build import ModelConfig, build
+from zoo.models.build import ModelConfig, abstract
 from zoo.models.causal import TokenConfig
 from zoo.published.run_folder import MODEL_FILE
 from zoo.stack.backbone_config import BackboneConfig, word_config
@@ -137,7 +137,7 @@ def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") ->
       config: the model's, its vocabulary known.
       step: a checkpoint's step, "latest" or "best".
     """
-    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    model = abstract(config)
     graphdef, params, rest = split_model(model)
     return nnx.merge(graphdef, restore_params(folder, params, step=step), rest)
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from experiments.loop import runs
 from experiments.loop.train import split_model
-from zoo.models.build import build
+from zoo.models.build import abstract
 from zoo.stack.backbone_config import BackboneConfig
 
 Loaded = TypeVar("Loaded")
@@ -64,7 +64,7 @@ def with_options(model: Model, asked: BackboneConfig, given: Collection[str]) ->
     if all(getattr(config, name) == value for name, value in changes.items()):
         return model
     changed = dataclasses.replace(config, **changes)
-    graphdef, like, _ = split_model(nnx.eval_shape(lambda: build(changed, rngs=nnx.Rngs(0))))
+    graphdef, like, _ = split_model(abstract(changed))
     _, params, rest = split_model(model)
     return nnx.merge(graphdef, jax.tree.map(lambda value, to: value.astype(to.dtype), params, like), rest)
 

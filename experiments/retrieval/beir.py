@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from experiments.data.documents import DataConfig, open_source
 from experiments.data.tables import delimiter_of
 from experiments.data.text_files import OPENERS, check_encoding, open_text, read_text, stem_and_suffix
+from zoo.published.json_files import parse_json
 
 SPLITS = ("train", "dev", "test")
 LOCO = ("hazyresearch/LoCoV1-Documents", "hazyresearch/LoCoV1-Queries")
@@ -174,7 +175,7 @@ def records(
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path} line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):

@@ -11,7 +11,6 @@ refused by name.
 Source: the files that sentence-transformers 2 to 6 write.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import numpy as np
 import tokenizers as hf
 from jaxtyping import Float
 
+from zoo.published.json_files import parse_json
 from zoo.published.weight_files import open_weights
 
 MODULES_FILE = "modules.json"
@@ -199,7 +199,7 @@ def _read(path: Path, default: Any) -> Any:
     if not path.is_file():
         return default
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, type(default)):

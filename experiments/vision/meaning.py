@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data.augment import PreprocessConfig
+from zoo.published.json_files import read_json
 from zoo.stack.option_values import from_dict
 
 # The file of a run that says what its model's inputs and outputs are.
@@ -35,7 +36,7 @@ def load_meaning(folder: Path) -> Meaning:
     """
     path = folder / IMAGES_FILE
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_json(path)
         preprocess = from_dict(PreprocessConfig, said["preprocess"])
         return Meaning(preprocess, int(said["image_size"]), tuple(said["classes"]))
     except (ValueError, TypeError, KeyError) as error:
@@ -70,7 +71,7 @@ def read_preprocess(folder: Path, default: PreprocessConfig) -> PreprocessConfig
     if not path.is_file():
         return default
     try:
-        raw = json.loads(path.read_text())
+        raw = read_json(path)
         sizes = [raw.get(name) for name in ("crop_size", "size")]
         crop, size = (min(s.values()) if isinstance(s, dict) else s for s in sizes)
         fraction = crop / size if raw.get("do_center_crop") and crop and size else 1.0

@@ -2,6 +2,8 @@
 
 from typing import TypeVar
 
+from flax import nnx
+
 from zoo.layers.rngs import Seed
 from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.models.encoder_heads import (
@@ -44,3 +46,25 @@ def require_kind(kind: type | None, config: ModelConfig, named: str) -> None:
 def build(config: ModelConfig, *, rngs: Seed) -> Model:
     """The model of a config, with fresh parameters from rngs' stream "params", or of a seed."""
     return MODELS[type(config)](config, rngs=rngs)
+
+
+def abstract(config: ModelConfig) -> Model:
+    """The model of a config with shapes in place of arrays, as `nnx.eval_shape` gives it; nothing is computed.
+
+    It takes the time of the number of blocks, where `nnx.Rngs` under a trace takes that of its square: to count a key
+    it searches all that was traced before.
+    """
+    return nnx.eval_shape(lambda: build(config, rngs=_same_keys()))
+
+
+class _SameKey(nnx.RngStream):
+    """Gives one key again and again, which is as good as any where no number is drawn."""
+
+    def __call__(self):
+        return self.key[...]
+
+
+def _same_keys() -> nnx.Rngs:
+    rngs = nnx.Rngs(0)
+    rngs.default = _SameKey(0, tag="default")  # type: ignore[attr-defined]
+    return rngs

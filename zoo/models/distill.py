@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm import LinearAttentionConfig
 from zoo.layers.attention import Attention
-from zoo.models.build import Model, build
+from zoo.models.build import Model, abstract
 from zoo.stack.backbone import Backbone
 from zoo.stack.block import Block
 from zoo.stack.options import write_options
@@ -80,7 +80,7 @@ def seed_from_attention(
     pattern = format_pattern(tuple(words))
     changed = dataclasses.replace(model.config, pattern=pattern, linear_attn=shared)
 
-    new: Any = nnx.eval_shape(lambda: build(changed, rngs=nnx.Rngs(0)))
+    new: Any = abstract(changed)
     for i in chosen:
         backbone_of(new).layers[i] = Block(changed, words[i], first=i == 0, rngs=rngs)
     theirs = dict(nnx.to_flat_state(nnx.state(model)))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from zoo.layers.names import unknown_name
 from zoo.layers.rngs import Seed
-from zoo.models.build import MODELS, Model, build
+from zoo.models.build import MODELS, Model, abstract
 from zoo.models.encoder import EncoderConfig
 from zoo.models.encoder_heads import EncoderModel, MaskedLM, SequenceClassifierConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
@@ -139,14 +139,14 @@ def extend_positions(model: Model, max_len: int) -> Model:
     for name, old in (("max_len", getattr(config, "max_len", None)), ("m2.l_max", flat and config.m2.l_max)):
         if old and max_len < old:
             raise ValueError(f"max_len={max_len}, expected at least the model's {name}={old}")
-    new = nnx.eval_shape(lambda: build(dataclasses.replace(config, **changes), rngs=nnx.Rngs(0)))
+    new = abstract(dataclasses.replace(config, **changes))
     theirs = dict(nnx.to_flat_state(nnx.state(model)))
 
-    def fill(path, abstract):
+    def fill(path, wanted):
         old = theirs[path][...]
-        if old.shape == abstract.shape:
-            return abstract.replace(old)
-        return abstract.replace(jnp.tile(old, (-(-max_len // len(old)), 1))[:max_len])
+        if old.shape == wanted.shape:
+            return wanted.replace(old)
+        return wanted.replace(jnp.tile(old, (-(-max_len // len(old)), 1))[:max_len])
 
     nnx.update(new, nnx.from_flat_state([(p, fill(p, v)) for p, v in nnx.to_flat_state(nnx.state(new))]))
     return new

@@ -11,7 +11,6 @@ al. 2024, arXiv:2412.13663.
 """
 
 import itertools
-import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ from zoo.models.encoder_heads import (
     TokenClassifier,
     TokenClassifierConfig,
 )
+from zoo.published.json_files import read_json
 from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
 from zoo.published.transformers_fields import class_names, read_activation, write_activation
@@ -152,13 +152,15 @@ def read_pooling(folder: Path, *, leave_dense: bool = False) -> Json | None:
     """
     modules, path = folder / "modules.json", folder / POOLING_FILE
     if modules.is_file():
-        for module in json.loads(modules.read_text(encoding="utf-8")):
-            kind = module["type"].rpartition(".")[2]
+        for module in read_json(modules, list):
+            kind = str(module["type"]).rpartition(".")[2]
             if kind not in ("Transformer", "Pooling", "Normalize", *(("Dense",) if leave_dense else ())):
                 raise ValueError(f"{modules}: a module of type {kind} is not supported")
             if kind == "Pooling":
+                if Path(module["path"]).is_absolute() or ".." in Path(module["path"]).parts:
+                    raise ValueError(f"{modules}: a module in {module['path']!r:.80}, expected a folder beside it")
                 path = folder / module["path"] / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def read_config(

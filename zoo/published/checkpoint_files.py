@@ -10,7 +10,6 @@ Training writes them (`experiments.loop.checkpoints`), perhaps at this very mome
 import contextlib
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from zoo.published.json_files import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def check_checkpoint(folder: Path, *, only: str | None = None, digests: bool = T
     """
     try:
         name = "manifest.json"
-        manifest = json.loads((folder / name).read_bytes())
+        manifest = parse_json((folder / name).read_bytes())
         if "record.json" not in manifest:
             raise Damaged("manifest.json does not list record.json")
         for name in manifest if only is None else [only]:
@@ -133,7 +134,7 @@ def check_checkpoint(folder: Path, *, only: str | None = None, digests: bool = T
 
 def read_record(folder: Path) -> dict[str, Any]:
     """What a checkpoint says of itself: "arrays", name to (dtype, shape), "data_state" and "metrics"."""
-    return json.loads((folder / "record.json").read_bytes())
+    return parse_json((folder / "record.json").read_bytes())
 
 
 @contextlib.contextmanager

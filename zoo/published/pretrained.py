@@ -22,7 +22,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Sharding
 
-from zoo.models.build import Kind, Model, ModelConfig, build, require_kind
+from zoo.models.build import Kind, Model, ModelConfig, abstract, require_kind
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
@@ -38,6 +38,7 @@ from zoo.published import (
     vit_layout,
 )
 from zoo.published.checkpoint_files import read_params
+from zoo.published.json_files import read_json
 from zoo.published.layout_options import Layout, require_layout
 from zoo.published.model_types import require_model_type
 from zoo.published.presets import presets
@@ -142,7 +143,7 @@ def from_pretrained(
         if dtype is not None or opened.stored is not None:
             name = jnp.dtype(opened.stored if dtype is None else dtype).name
             config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+        model = abstract(config)
     tensors, table = opened.tensors, opened.table(model)
     params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     _require_a_fit(place, table, tensors, params)
@@ -388,13 +389,7 @@ def read_config_file(place: Path) -> tuple[Json, Path]:
         return {"model_type": "vim"}, place
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {' or '.join(_CONFIG_FILES)}")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path} holds {type(raw).__name__}, expected an object")
-    return raw, path
+    return read_json(path), path
 
 
 class _errors_name:

@@ -1,12 +1,12 @@
 """The model that a training run left in its folder: model.json says which, its checkpoints hold the parameters."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from zoo.models.build import MODELS, ModelConfig
 from zoo.models.causal import CausalLMConfig
 from zoo.published.checkpoint_files import choose_checkpoint, read_record
+from zoo.published.json_files import read_json
 from zoo.stack.option_values import from_dict, with_values
 
 # The file of a run that says which model its checkpoints are of.
@@ -57,7 +57,7 @@ def read_model_config(folder: Path, checkpoint: Path | None = None) -> ModelConf
         return _older(folder / _CONFIG_FILE, checkpoint)
     kinds = {kind.__name__: kind for kind in MODELS}
     try:
-        said = json.loads(path.read_text())
+        said = read_json(path)
         return from_dict(kinds[said["kind"]], said["config"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} describes no model: {error}") from error
@@ -66,11 +66,11 @@ def read_model_config(folder: Path, checkpoint: Path | None = None) -> ModelConf
 def _older(path: Path, checkpoint: Path) -> ModelConfig:
     """The causal model of an experiment whose configuration alone describes it."""
     try:
-        config = from_dict(CausalLMConfig, json.loads(path.read_text(encoding="utf-8"))["model"])
+        config = from_dict(CausalLMConfig, read_json(path)["model"])
         if config.vocab_size:
             return config
         tokenizer = path.parent / "tokenizer.json"
-        size = _count_tokens(json.loads(tokenizer.read_text(encoding="utf-8"))) if tokenizer.is_file() else 0
+        size = _count_tokens(read_json(tokenizer)) if tokenizer.is_file() else 0
         arrays: dict[str, Any] = read_record(checkpoint)["arrays"]
         rows = next(shape[0] for name, (_, shape) in arrays.items() if name == "params.embedding.embedding")
         return with_values(config, {"vocab_size": size or rows})

@@ -7,19 +7,19 @@ zip archive) in a pickle. Opening reads and checks these descriptions alone; the
 The safetensors header is parsed here. The package's NumPy side reads no float8 (0.8.0) and would be a second way to
 hold a file open, next to the mapping that `.bin` needs anyway. The package writes.
 
-A pickle is a program. What the one in a `.bin` names is never imported, torch neither: each name stands for something
-inert of ours, those of torch's own state dicts for what says where a tensor is (`_Global`), any other for nothing
-(`_Inert`). Training keeps things of many kinds beside the weights, which are not looked at; one among the weights ends
-the reading. What a pickle builds is a claim until `_locate` has held it against the file.
+A pickle is a program, and the one in a `.bin` is not run but read (`inert_pickle`): what it names is never imported,
+torch neither. Names of torch's own state dicts stand for what says where a tensor is, any other for nothing. Training
+keeps things of many kinds beside the weights, which are not looked at; one among the weights ends the reading. What a
+pickle builds is a claim until `_locate` has held it against the file.
 """
 
 import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
 import pickle
+import reprlib
 import struct
 import tempfile
 import zipfile
@@ -31,6 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zoo.layers.names import unknown_name
+from zoo.published.inert_pickle import Inert, Named, read_pickle
+from zoo.published.json_files import parse_json, read_json
 
 # What `open_weights` looks for, first found first read; then a lone `.pth`. The last is Codestral Mamba's.
 FILES = (
@@ -49,6 +51,12 @@ _SAFETENSORS_DTYPES = {name: jnp.dtype(dtype) for name, dtype in _SAFETENSORS.it
 _STORAGES = {"Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64"}
 _STORAGES |= {"Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
 _STORAGE_DTYPES = {f"torch.{name}Storage": jnp.dtype(dtype) for name, dtype in _STORAGES.items()}
+_MAX_AXES = 64  # NumPy's
+# The longest header that the package reads.
+_MAX_HEADER = 10**8
+# What a file claims may be long, and nested so that to write it out takes for ever.
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -189,9 +197,9 @@ def _errors_name(path: Path) -> Iterator[None]:
 
 
 def _open_shards(index: Path) -> dict[str, LazyTensor]:
-    content = index.read_bytes()
+    content = read_json(index)
     with _errors_name(index):
-        weight_map = json.loads(content)["weight_map"]
+        weight_map = content["weight_map"]
         shards = sorted(set(weight_map.values()))
         for shard in shards:
             if Path(shard).name != shard:
@@ -200,9 +208,12 @@ def _open_shards(index: Path) -> dict[str, LazyTensor]:
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index.parent / shard} is missing: {index.name} names it")
     tensors: dict[str, LazyTensor] = {}
+    placed: dict[str, set[str]] = {shard: set() for shard in shards}
+    for name, where in weight_map.items():
+        placed[where].add(name)
     for shard in shards:
         held = _open_file(index.parent / shard)
-        named = {name for name, where in weight_map.items() if where == shard}
+        named = placed[shard]
         with _errors_name(index):
             for name in sorted(named - held.keys()):
                 raise ValueError(f"places {name!r} in {shard}, which does not hold it")
@@ -224,7 +235,9 @@ def _open_safetensors(data: np.ndarray) -> dict[str, LazyTensor]:
     (size,) = struct.unpack("<Q", data[:8].tobytes())
     if size > len(data) - 8:
         raise ValueError(f"truncated or damaged, a header of {size} bytes in a file of {len(data)}")
-    header = json.loads(data[8 : 8 + size].tobytes())
+    if size > _MAX_HEADER:
+        raise ValueError(f"a header of {size:,} bytes, expected at most {_MAX_HEADER:,}")
+    header = parse_json(data[8 : 8 + size].tobytes())
     header.pop("__metadata__", None)
     body = data[8 + size :]
     tensors, covered = {}, 0
@@ -243,8 +256,10 @@ def _open_safetensors(data: np.ndarray) -> dict[str, LazyTensor]:
 
 
 def _sizes(name: str, values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or not all(type(n) is int and n >= 0 for n in values):
-        raise ValueError(f"{name!r} has {values!r} where sizes are expected")
+    if isinstance(values, list | tuple) and len(values) > _MAX_AXES:
+        raise ValueError(f"{name!r} has {len(values)} dimensions, expected at most {_MAX_AXES}")
+    if not isinstance(values, list | tuple) or not all(type(n) is int and 0 <= n < 2**80 for n in values):
+        raise ValueError(f"{name!r} has {_short.repr(values)} where sizes are expected")
     return tuple(values)
 
 
@@ -261,74 +276,30 @@ class _View(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _StateDict(dict):
-    """Stands for OrderedDict. Torch sets `_metadata` on it; what is set is dropped."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state):
-        pass
-
-
-class _Global(NamedTuple):
-    """Stands for a global that a pickle may name. A tuple, so that the pickle can set no attribute on it."""
-
-    name: str
-
-    def __call__(self, *args):
-        match self.name:
-            case "collections.OrderedDict":
-                return _StateDict(*args)
-            case "torch._utils._rebuild_tensor_v2":
-                storage, offset, sizes, strides, _requires_grad, _hooks, *metadata = args
-                if any(metadata):  # the conjugate or negative bit: the bytes are not the values
-                    raise ValueError(f"a tensor carries {metadata[0]!r}, which is not supported")
-                return _View(storage, offset, sizes, strides)
-            case "torch._utils._rebuild_parameter":
-                return args[0]
-        raise ValueError(f"calls {self.name}, which weights files do not")
+def _call(name: str, args: tuple) -> Any:
+    """What torch's own functions give in its files; of others, nothing."""
+    match name:
+        case "collections.OrderedDict" if not args:
+            return {}
+        case "torch._utils._rebuild_tensor_v2":
+            storage, offset, sizes, strides, _requires_grad, _hooks, *metadata = args
+            if any(metadata):  # the conjugate or negative bit: the bytes are not the values
+                raise ValueError(f"a tensor carries {_short.repr(metadata[0])}, which is not supported")
+            return _View(storage, offset, sizes, strides)
+        case "torch._utils._rebuild_parameter":
+            return args[0]
+    if name in _STORAGE_DTYPES:
+        raise ValueError(f"calls {name}, which weights files do not")
+    return Inert(name)
 
 
-class _Inert:
-    """Stands for any other class or function that a pickle names: made, called, filled or set, it stays nothing.
-
-    A class, because pickles make objects of no other kind; `find_class` makes a new one each time.
-    """
-
-    __slots__ = ()
-    asked = ""  # the name
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-    def __setitem__(self, key, value):
-        pass
-
-    def extend(self, values):
-        pass
-
-
-_GLOBALS = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        asked = f"{module}.{name}"
-        if asked in _GLOBALS or asked in _STORAGE_DTYPES:
-            return _Global(asked)
-        return type("_Inert", (_Inert,), {"__slots__": (), "asked": asked})
-
-    def persistent_load(self, pid):
-        kind, storage, key, _location, numel = pid
-        if kind != "storage" or type(storage) is not _Global or storage.name not in _STORAGE_DTYPES:
-            raise ValueError(f"refers to {pid!r}, expected a storage")
-        return _Storage(_STORAGE_DTYPES[storage.name], key, numel)
+def _storage(pid: Any) -> _Storage:
+    kind, storage, key, _location, numel = pid if type(pid) is tuple else ()
+    if kind != "storage" or type(storage) is not Named or storage.name not in _STORAGE_DTYPES:
+        raise ValueError(f"refers to {_short.repr(pid)}, expected a storage")
+    if type(key) is not str or len(key) > 200:
+        raise ValueError(f"refers to the storage {_short.repr(key)}, expected a name")
+    return _Storage(_STORAGE_DTYPES[storage.name], key, numel)
 
 
 def _open_bin(data: np.ndarray, file: Any) -> dict[str, LazyTensor]:
@@ -343,8 +314,8 @@ def _open_bin(data: np.ndarray, file: Any) -> dict[str, LazyTensor]:
     if f"{prefix}byteorder" in archive.namelist():
         byteorder = _stored(archive, f"{prefix}byteorder", data).tobytes()
         if byteorder != b"little":
-            raise ValueError(f"byteorder is {byteorder!r}, expected b'little'")
-    top = _Unpickler(io.BytesIO(_stored(archive, pickles[0], data).tobytes()), encoding="utf-8").load()
+            raise ValueError(f"byteorder is {byteorder[:20]!r}, expected b'little'")
+    top = _read_pickle(_stored(archive, pickles[0], data).tobytes())
     _refuse_inert(top)
     if not isinstance(top, dict):
         raise ValueError(f"holds a {type(top).__name__}, expected tensors by name")
@@ -356,13 +327,18 @@ def _open_bin(data: np.ndarray, file: Any) -> dict[str, LazyTensor]:
     for name, view in top.items():
         _refuse_inert(view)
         if type(name) is not str or type(view) is not _View:
-            raise ValueError(f"holds a {type(view).__name__} at {name!r}, expected tensors by name")
+            raise ValueError(f"holds a {type(view).__name__} at {_short.repr(name)}, expected tensors by name")
     return {name: _locate(name, view, archive, prefix, data) for name, view in top.items()}
+
+
+def _read_pickle(content: bytes) -> Any:
+    return read_pickle(content, call=_call, persistent=_storage)
 
 
 def _refuse_inert(value: Any) -> None:
     """Raises a ValueError where something stands for a class or function of others, or for what they gave."""
-    if asked := getattr(value, "asked", None):
+    asked = value.asked if type(value) is Inert else value.name if type(value) is Named else None
+    if asked is not None:
         raise ValueError(f"asks for {asked}, which is not part of a weights file; nothing was executed")
 
 

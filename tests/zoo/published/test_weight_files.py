@@ -208,7 +208,7 @@ def test_the_hostile_pickles_run_elsewhere(tmp_path):
 )
 def test_a_pickle_sets_no_attributes(pickled, tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(bin_file(pickled))
-    with pytest.raises(ValueError, match=r"pytorch_model.bin: .*AttributeError"):
+    with pytest.raises(ValueError, match=r"pytorch_model.bin: .*sets attributes of a (Named|_View)"):
         open_weights(tmp_path)
 
 
@@ -217,7 +217,6 @@ def test_what_is_set_on_a_state_dict_is_dropped(tmp_path):
     pickled = b"ccollections\nOrderedDict\n)R(" + op("x") + tensor_op() + b"u" + state + state + b"\x86b"
     (tmp_path / "pytorch_model.bin").write_bytes(bin_file(pickled))
     assert_same(read(tmp_path), {"x": HELLO})
-    assert not hasattr(weight_files._StateDict(), "__dict__")
 
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."
@@ -269,7 +268,7 @@ def test_a_bin_that_is_not_right_is_an_error_that_names_it(content, message, tmp
         (struct.pack("<Q", 2**63) + b"{}", "a header of 9223372036854775808 bytes in a file of 10"),
         (struct.pack("<Q", 3) + b"{}", "a header of 3 bytes in a file of 10"),
         (safetensors_file(b"{"), "Expecting property name"),
-        (safetensors_file(b"[" * 100_000), "truncated or damaged"),
+        (safetensors_file(b"[" * 100_000), "nested too deep"),
         (safetensors_file({"x": about()}, HELLO.tobytes() + b"more"), "cover 24 of 28"),
         (safetensors_file({"x": about(), "y": about(offsets=(12, 36))}, bytes(36)), "'y' float32.* in bytes 12 to 36"),
         (safetensors_file({"x": about(offsets=(4, 28))}, bytes(28)), "in bytes 4 to 28"),
@@ -340,7 +339,7 @@ def test_a_saved_pth_is_one_file_with_the_tensors_under_model(tmp_path):
     assert path.name == SINGLE["pth"]
     assert_same(read(tmp_path), arrays())
     pickled = zipfile.ZipFile(path).read("archive/data.pkl")
-    whole = weight_files._Unpickler(io.BytesIO(pickled)).load()
+    whole = weight_files._read_pickle(pickled)
     assert whole.keys() == {"model"}
     assert whole["model"].keys() == arrays().keys()
     save_weights(tmp_path, {"x": HELLO}, format="pth")

@@ -1,6 +1,7 @@
 """The pattern language: what it reads, what it says of a mistake, and that it reads what it writes."""
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -203,6 +204,23 @@ def test_no_way_of_writing_a_pattern_has_fewer_words():
             letters = "".join(rng.choice(["M", "-", "*"], n, p=[0.4, 0.4, 0.2]))
             if letters != "-":
                 assert written_words(fold(zoo.parse_pattern(letters, n))) == fewest(letters), letters
+
+
+@pytest.mark.parametrize(
+    ("n", "pattern", "written"),
+    [
+        (483, "(mamba2*7 attn/mlp)*60 mamba2*3", "(mamba2*7 attn/mlp)*60 mamba2*3"),
+        (902, "attn mamba2*500 attn (mamba -/mlp)*200", "attn mamba2*500 attn (mamba -/mlp)*200"),
+        (9999, "mamba2 " * 9999, "mamba2*9999"),
+    ],
+    ids=["hybrid", "parts", "thousands"],
+)
+def test_the_way_to_write_hundreds_of_layers_is_found_in_the_time_of_their_number(n, pattern, written):
+    start = time.process_time()
+    words = zoo.parse_pattern(pattern, n)
+    assert zoo.format_pattern(words) == written
+    assert zoo.parse_pattern(written, n) == words
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize("letters", ["M-M*-", "MM*-" * 9, "*"])
