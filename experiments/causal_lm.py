@@ -35,6 +35,7 @@ from experiments.loop import flags, runs
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
+from experiments.loop.run_lock import locked
 from experiments.loop.starting import check_agreement, load_start, with_options
 from experiments.loop.train import Finished, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
@@ -211,6 +212,7 @@ def start_from(config: Config, kept: Path | None, given: Collection[str]) -> tup
     return dataclasses.replace(config, model=model.config, data=data), model
 
 
+@locked
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

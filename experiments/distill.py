@@ -53,6 +53,7 @@ from experiments.loop.json_files import write_json
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig, Schedule
+from experiments.loop.run_lock import locked
 from experiments.loop.summary import Summary, table
 from experiments.loop.train import TrainConfig, split_model, train
 from zoo.published.pretrained import find_folder
@@ -297,6 +298,7 @@ def default_run_dir(config: Config) -> Path:
     return runs.default_run_dir(config, PRESETS, "distill", FREE)
 
 
+@locked
 def fit(config: Config, folder: Path) -> Distilled:
     """Distils in a folder, from where a run that was stopped there had come to.
 

@@ -31,6 +31,7 @@ from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
+from experiments.loop.run_lock import locked
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import RetrievalData, load_collections
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
@@ -171,6 +172,7 @@ def default_run_dir(config: Config) -> Path:
     return runs.default_run_dir(config, PRESETS, "needles", FREE)
 
 
+@locked
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Needles, SpecialTokens]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

@@ -37,6 +37,7 @@ from experiments.loop import flags, runs
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
+from experiments.loop.run_lock import locked
 from experiments.loop.starting import check_agreement, load_start, with_options
 from experiments.loop.train import Finished, Task, TrainConfig, sum_over, train
 
@@ -225,6 +226,7 @@ def start_from(
     return dataclasses.replace(config, model=model.config, data=data), model
 
 
+@locked
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

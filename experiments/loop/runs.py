@@ -12,6 +12,7 @@ from flax import nnx
 from experiments.loop import flags
 from experiments.loop.checkpoints import restore_params
 from experiments.loop.json_files import write_json
+from experiments.loop.run_lock import LOCK_FILE
 from experiments.loop.train import split_model
 from zoo.models.build import ModelConfig, abstract
 from zoo.models.causal import TokenConfig
@@ -62,7 +63,7 @@ def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
     """
     path = folder / "config.json"
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):
             raise ValueError(
                 f"--run-dir {folder} is not empty and holds no run (no config.json); choose another folder"
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs
+from experiments.loop.run_lock import locked
 from experiments.loop.summary import save_summary
 from experiments.loop.train import Finished, Task, train
 
@@ -64,6 +65,7 @@ def of_one(config: Any) -> Any:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=config.seeds[0]))
 
 
+@locked
 def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = None) -> tuple[Any, Finished]:
     """Trains with one seed in a folder, from the run's newest checkpoint where there is one.
 
@@ -91,6 +93,7 @@ def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = N
     return prepared, train(task, train_config, prepared.optim, folder, record=record)
 
 
+@locked
 def fit_seeds(
     experiment: Experiment,
     config: Any,

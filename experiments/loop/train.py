@@ -30,6 +30,7 @@ from experiments.loop.extending import learning_rate_of, said_of_length, said_of
 from experiments.loop.flags import UsageError, alias, usage_errors
 from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics, read_metrics
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
+from experiments.loop.run_lock import run_lock
 from experiments.loop.stopping import stop_signals
 
 Batch = dict[str, Any]
@@ -339,6 +340,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
         return nnx.merge(graphdef, zoo.unstack_layers(params), rest)
 
     with (
+        run_lock(folder),
         Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
         Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record or {}) as metrics,
         stop_signals() as stop,

@@ -33,6 +33,7 @@ from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
+from experiments.loop.run_lock import locked
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import load_collections, overlap
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
@@ -182,6 +183,7 @@ class Fitted(NamedTuple):
     special: SpecialTokens
 
 
+@locked
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 
