@@ -54,6 +54,8 @@ class Config:
     """Seed of the draws. None: a new one each time; it is printed."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint: latest, best, or a step."""
+    allow_nonfinite: bool = False
+    """Take weights that are infinite or no numbers as they are, rather than refuse them."""
 
 
 def main() -> int:
@@ -93,9 +95,13 @@ def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
         for name in ("tokenizer", "dtype"):
             if getattr(config, name) is not None:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
-        model, tokenizer, _ = load_run(cast(Path, config.run_dir), step=config.checkpoint)
+        model, tokenizer, _ = load_run(
+            cast(Path, config.run_dir), step=config.checkpoint, allow_nonfinite=config.allow_nonfinite
+        )
         return model, tokenizer, [tokenizer.eot, *tokenizer.encode(config.prompt).tolist()]
-    model, tokenizer, *_ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
+    model, tokenizer, *_ = load_published(
+        config.model, tokenizer=config.tokenizer, dtype=config.dtype, allow_nonfinite=config.allow_nonfinite
+    )
     return model, tokenizer, tokenizer.encode(config.prompt).tolist() or [tokenizer.eot]
 
 
