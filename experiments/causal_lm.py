@@ -173,7 +173,9 @@ def default_run_dir(config: Config) -> Path:
     return runs.default_run_dir(config, PRESETS, "causal_lm", FREE)
 
 
-def load_run(folder: str | Path, *, step: Any = "latest") -> tuple[zoo.CausalLM, Tokenizer, Config]:
+def load_run(
+    folder: str | Path, *, step: Any = "latest", allow_nonfinite: bool = False
+) -> tuple[zoo.CausalLM, Tokenizer, Config]:
     """The model, tokenizer and configuration of a run, for sampling or a notebook. Changes nothing in the folder.
 
     Args:
@@ -185,7 +187,7 @@ def load_run(folder: str | Path, *, step: Any = "latest") -> tuple[zoo.CausalLM,
       ValueError: a checkpoint that does not fit the configuration.
     """
     folder = Path(folder)
-    model, tokenizer, *_ = load.load_run(folder, step=step)
+    model, tokenizer, *_ = load.load_run(folder, step=step, allow_nonfinite=allow_nonfinite)
     config = flags.load_config(Config, folder / "config.json")
     return model, tokenizer, dataclasses.replace(config, model=model.config)
 

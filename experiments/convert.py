@@ -12,7 +12,6 @@ model begins and ends texts with, and a model card, README.md.
 """
 
 import dataclasses
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -22,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 import zoo
+from experiments.companions import NAMES, copy_companions, find_companions
 from experiments.data.export_tokenizer import export_generation, export_tokenizer
 from experiments.data.tokenizer_files import FILE_NAME, VOCABULARY
 from experiments.data.tokenizers import Tokenizer, published_tokenizer, restore_tokenizer
@@ -40,18 +40,8 @@ from zoo.published.pretrained import find_folder, read_config_file, what_lacks
 from zoo.published.run_folder import is_run
 from zoo.published.transformers_fields import class_fields, named_classes
 
-# What a published model has beside its weights.
-_COMPANIONS = (
-    "preprocessor_config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-    "added_tokens.json",
-)
 # What sentence-transformers reads besides, from a folder of its own: pooling, normalisation, prompts, lengths.
-_SENTENCE_FILES = (MODULES_FILE, TRANSFORMER_FILE, SENTENCE_FILE, "*/config.json")
+_SENTENCE_FILES = (MODULES_FILE, TRANSFORMER_FILE, SENTENCE_FILE, "[0-9]*/config.json")
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -72,6 +62,8 @@ class Config:
     """Which checkpoint of a run: latest, best, or a step."""
     max_shard_gb: float = 5.0
     """Largest file, in 10^9 bytes; more become numbered shards."""
+    allow_nonfinite: bool = False
+    """Take weights that are infinite or no numbers as they are, rather than refuse them."""
 
 
 def main() -> int:
@@ -84,9 +76,9 @@ def main() -> int:
         limit = int(config.max_shard_gb * 1e9)
         zoo.save_pretrained(model, config.target, config.layout, extra=extra, max_shard_bytes=limit)
         _write_companions(config, folder, model)
-        written = _params(zoo.from_pretrained(config.target))
+        written = _params(zoo.from_pretrained(config.target, allow_nonfinite=config.allow_nonfinite))
         for path, expected in _params(model).items():
-            if not np.array_equal(np.asarray(written[path]), np.asarray(expected)):
+            if np.asarray(written[path]).tobytes() != np.asarray(expected).tobytes():
                 raise ValueError(f"{config.target}: {path} does not read back as it was written")
     size = sum(param.size for param in written.values())
     print(f"{config.source} -> {config.target}: {size:,} parameters in the {config.layout} layout, read back and equal")
@@ -100,7 +92,9 @@ def main() -> int:
 def _load(config: Config) -> tuple[Model, Path, dict[str, Any]]:
     """The model, the folder of what lies beside it, and more fields of its config."""
     if is_run(folder := Path(config.source)):
-        model = zoo.from_pretrained(folder, dtype=config.dtype, revision=config.checkpoint)
+        model = zoo.from_pretrained(
+            folder, dtype=config.dtype, revision=config.checkpoint, allow_nonfinite=config.allow_nonfinite
+        )
         if (folder / IMAGES_FILE).is_file():
             return model, folder, dict(named_classes(load_meaning(folder).classes))
         if (folder / LABELS_FILE).is_file():
@@ -110,7 +104,8 @@ def _load(config: Config) -> tuple[Model, Path, dict[str, Any]]:
             return model, folder, {"eos_token_id": restore_tokenizer(folder).eot}
         return model, folder, {}
     folder = find_folder(config.source)
-    published = zoo.from_pretrained(folder, dtype=config.dtype)
+    find_companions(folder, (*NAMES, *_SENTENCE_FILES))  # what is wrong with them is said before anything is written
+    published = zoo.from_pretrained(folder, dtype=config.dtype, allow_nonfinite=config.allow_nonfinite)
     raw, _ = read_config_file(folder)
     keep = _TOKEN_IDS if config.layout != "official" else ()
     n_classes = getattr(published.config, "n_classes", getattr(published.config, "n_labels", 0))
@@ -123,11 +118,8 @@ def _write_companions(config: Config, folder: Path, model: Model) -> None:
     run = is_run(folder)
     if not run:
         sentences = (folder / MODULES_FILE).is_file() and (config.target / MODULES_FILE).is_file()
-        for pattern in (*_COMPANIONS, *(_SENTENCE_FILES if sentences else ())):
-            for path in folder.glob(pattern):
-                place = config.target / path.relative_to(folder)
-                place.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, place)
+        names = (*NAMES, *(_SENTENCE_FILES if sentences else ()))
+        copy_companions(find_companions(folder, names), folder, config.target)
     publish_target(folder, config.target)
     if (folder / IMAGES_FILE).is_file():
         write_preprocess(load_meaning(folder), config.target)

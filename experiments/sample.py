@@ -73,6 +73,8 @@ class Config:
     """Seed of the draws. None: a new one each time; it is printed."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint: latest, best, or a step."""
+    allow_nonfinite: bool = False
+    """Take weights that are infinite or no numbers as they are, rather than refuse them."""
 
     def __post_init__(self):
         for name in ("prompt", "stop"):  # one string is one of them, not its letters
@@ -210,9 +212,13 @@ def open_model(config: Config) -> tuple[zoo.CausalLM, Tokenizer, TextEnds]:
         for name in ("tokenizer", "dtype"):
             if getattr(config, name) is not None:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
-        model, tokenizer, _ = load_run(cast(Path, config.run_dir), step=config.checkpoint)
+        model, tokenizer, _ = load_run(
+            cast(Path, config.run_dir), step=config.checkpoint, allow_nonfinite=config.allow_nonfinite
+        )
         return model, tokenizer, run_ends(tokenizer)
-    model, tokenizer, folder, _ = load_published(config.model, tokenizer=config.tokenizer, dtype=config.dtype)
+    model, tokenizer, folder, _ = load_published(
+        config.model, tokenizer=config.tokenizer, dtype=config.dtype, allow_nonfinite=config.allow_nonfinite
+    )
     return model, tokenizer, published_ends(folder, tokenizer, model.config.vocab_size)
 
 

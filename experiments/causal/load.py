@@ -58,12 +58,13 @@ def load_causal(
     return own
 
 
-def load_run(folder: Path, *, step: Any = "latest") -> Pretrained:
+def load_run(folder: Path, *, step: Any = "latest", allow_nonfinite: bool = False) -> Pretrained:
     """Loads the model and the tokenizer of a run of experiments.causal_lm. Changes nothing in the folder.
 
     Args:
       folder: the run's.
       step: a checkpoint's step, "latest" or "best".
+      allow_nonfinite: whether weights may be infinite or no numbers.
 
     Raises:
       FileNotFoundError: no run, or no sound checkpoint, there.
@@ -75,12 +76,17 @@ def load_run(folder: Path, *, step: Any = "latest") -> Pretrained:
     if said is not None and not isinstance(said, zoo.CausalLMConfig):
         what = type(said).__name__.removesuffix("Config")
         raise ValueError(f"{folder} holds a {what}, expected a causal language model")
-    model = zoo.from_pretrained(folder, revision=step, kind=zoo.CausalLM)
+    model = zoo.from_pretrained(folder, revision=step, kind=zoo.CausalLM, allow_nonfinite=allow_nonfinite)
     return Pretrained(model, restore_tokenizer(folder), folder, str(folder))
 
 
 def load_published(
-    source: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, flag: str = "--tokenizer"
+    source: str | Path,
+    *,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    flag: str = "--tokenizer",
+    allow_nonfinite: bool = False,
 ) -> Pretrained:
     """Loads a published model and its tokenizer.
 
@@ -90,6 +96,7 @@ def load_published(
         the one that state-spaces' models were trained with and do not carry.
       dtype: of parameters and computation. None: as stored.
       flag: what names a tokenizer, for errors.
+      allow_nonfinite: whether weights may be infinite or no numbers.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -103,7 +110,7 @@ def load_published(
         if tokenizer or (folder / FILE_NAME).is_file():
             raise
         raise ValueError(f"{source} has no {FILE_NAME}, and {error}; name one with {flag}") from error
-    model = zoo.from_pretrained(folder, dtype=dtype)
+    model = zoo.from_pretrained(folder, dtype=dtype, allow_nonfinite=allow_nonfinite)
     if not isinstance(model, zoo.CausalLM):
         what = type(model).__name__
         raise ValueError(f"{source} is a {what}; only a causal language model goes on with a text")

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from experiments.data.deep_json import refuse_deep_json
+from experiments.data.inside import within
 from experiments.data.left_out import LeftOut
 from experiments.data.tables import Reading, check_delimiter, read_rows
 from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
@@ -106,25 +107,32 @@ def open_source(config: DataConfig) -> Source:
     return Source(flag, version, documents)
 
 
-def _walk(root: Path, skipped: set[str]) -> list[tuple[str, Path]]:
+def _walk(root: Path, skipped: set[str], say: Callable[[str], None] | None = None) -> list[tuple[str, Path]]:
     """Files below a folder by relative name, in the names' order; hidden ones are left out."""
-    files = []
+    files: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in skipped and not name.startswith(".")]
         files += [Path(folder) / name for name in names if not name.startswith(".")]
-    return sorted((file.relative_to(root).as_posix(), file) for file in files if file.is_file())
+    if say is not None:  # of others: see `inside`
+        files = within(sorted(files), root, say)
+    files = [file for file in files if file.is_file()]
+    return sorted((file.relative_to(root).as_posix(), file) for file in files)
 
 
 def _find_files(pattern: str, flag: str) -> list[tuple[str, Path]]:
     path = Path(pattern).expanduser()
+    say = LeftOut(functools.partial(log.warning, "%s: %s", flag), "files were")
     if path.is_file():
         files = [(path.name, path)]
     elif pattern and path.is_dir():  # "" is no name for the current folder
-        files = _walk(path, {"__pycache__"})
+        files = _walk(path, {"__pycache__"}, say)
     elif glob.has_magic(pattern):
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         matches = [Path(match) for match in glob.glob(str(path), recursive=True)]
-        files = sorted((file.relative_to(root).as_posix(), file) for file in matches if file.is_file())
+        matches = [file for file in within(sorted(matches), root, say) if file.is_file()]
+        files = sorted((file.relative_to(root).as_posix(), file) for file in matches)
+    elif pattern and path.exists():
+        raise ValueError(f"{flag} is a pipe, a socket or a device; expected a text file, a folder of them or a glob")
     else:
         raise FileNotFoundError(f"{flag} does not exist; expected a text file, a folder of them or a glob")
     if not files:

@@ -7,10 +7,13 @@ photos/train/cat/1.png  photos/val/cat/2.png           with splits
 import functools
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data.data_source import SPLITS
+from experiments.data.inside import what_is_wrong, within
+from experiments.data.left_out import LeftOut
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ def find_images(root: Path, where: str) -> dict[str, Files]:
     """
     while len(inside := _folders(root)) == 1 and _folders(inside[0]) and inside[0].name not in FOLDERS:
         root = inside[0]  # a folder around the classes
+    inside = _folders(root, LeftOut(functools.partial(log.warning, "%s: %s", where), "folders were"))
     splits = {folder: FOLDERS[folder.name] for folder in inside if folder.name in FOLDERS and _folders(folder)}
     if "train" not in splits.values():
         splits = {root: "train"}
@@ -65,18 +69,25 @@ def find_images(root: Path, where: str) -> dict[str, Files]:
     return found
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+def _folders(root: Path, say: Callable[[str], None] = lambda message: None) -> list[Path]:
+    found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    return within(found, root, say)
 
 
 def _files(root: Path, where: str) -> Files:
     named: list[str] = []
     stray: list[str] = []
+    left_out = LeftOut(functools.partial(log.warning, "%s: %s", where), "images were")
     for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = [name for name in subfolders if not name.startswith((".", "__"))]
+        here = [Path(folder) / name for name in subfolders if not name.startswith((".", "__"))]
+        there = Path(folder).resolve()  # a link to what it lies in would be followed for ever
+        subfolders[:] = [p.name for p in within(here, root, left_out) if not there.is_relative_to(p.resolve())]
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes():
                 path = Path(folder) / name
+                if wrong := what_is_wrong(path, root):
+                    left_out(f"'{path.relative_to(root).as_posix()}' {wrong}")
+                    continue
                 (named if Path(folder) != root else stray).append(path.relative_to(root).as_posix())
     if stray:
         log.warning(

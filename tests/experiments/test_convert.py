@@ -1,6 +1,7 @@
 """Models from one layout to another, out of runs and back."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -62,3 +63,25 @@ def test_a_published_model_comes_through_our_layout_unchanged(empty_folder, run_
     theirs, back = open_weights(PUBLISHED / "mamba1"), open_weights(empty_folder / "back")
     assert theirs.keys() == back.keys()
     assert all(np.array_equal(tensor.read(), back[name].read()) for name, tensor in theirs.items())
+
+
+def test_a_link_among_the_companions_is_named_before_anything_is_written(empty_folder, run_command):
+    shutil.copytree(PUBLISHED / "mamba_hf", empty_folder / "model")
+    (empty_folder / "model" / "tokenizer_config.json").symlink_to("/etc/hostname")
+    status, _, err = run_command(convert, "model", "out")
+    assert status != 0
+    assert "tokenizer_config.json leads out of the folder" in err
+    assert not (empty_folder / "out").exists()
+
+
+def test_broken_weights_are_converted_where_that_is_asked_for(empty_folder, run_command):
+    model = zoo.from_pretrained(PUBLISHED / "mamba_hf")
+    model.embedding.embedding[...] = model.embedding.embedding[...].at[3].set(np.nan)
+    zoo.save_pretrained(model, "broken")
+    status, _, err = run_command(convert, "broken", "out")
+    assert status != 0
+    assert "embedding.embedding holds" in err
+    assert "allow_nonfinite=True" in err
+    status, out, err = run_command(convert, "broken", "out", "--allow-nonfinite")
+    assert status == 0, err
+    assert "read back and equal" in out

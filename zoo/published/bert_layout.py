@@ -34,7 +34,7 @@ from zoo.models.encoder_heads import (
 from zoo.published.json_files import read_json
 from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
-from zoo.published.transformers_fields import class_names, read_activation, write_activation
+from zoo.published.transformers_fields import class_names, read_activation, require_plain_rope, write_activation
 from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import Word, parse_pattern
 
@@ -267,9 +267,8 @@ def _read_modernbert(raw: Json) -> Json:
 def _rope_base(raw: Json, kind: str, old_name: str, default: float) -> float:
     """Base of the rotary frequencies: in `rope_parameters`, in files before transformers 5 a field of its own."""
     parameters = (raw.get("rope_parameters") or {}).get(kind) or {}
-    scaling = parameters.get("rope_type", "default")
-    if raw.get("rope_scaling") or scaling != "default":
-        raise ValueError(f"rope_type={scaling!r}, rope_scaling={raw.get('rope_scaling')!r}: only plain RoPE is known")
+    require_plain_rope(raw.get("rope_scaling") or {}, "rope_scaling")
+    require_plain_rope(parameters, f"rope_parameters: {kind}")
     base: Any = parameters.get("rope_theta", raw.get(old_name, default))
     return float(base)
 

@@ -4,6 +4,7 @@ Source: transformers' configuration_*.py and modeling_*.py of their names.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import ssm
 from zoo.layers.attention import AttentionConfig
 from zoo.models.causal import CausalLMConfig
 from zoo.published.tensors import Json
-from zoo.published.transformers_fields import read_heads, read_rope
+from zoo.published.transformers_fields import json_number, read_heads, read_rope
 from zoo.stack.pattern import Word
 
 Words = tuple[Word, ...]
@@ -92,6 +93,23 @@ def write_mamba2(config: CausalLMConfig, mamba2: ssm.Mamba2Config) -> Json:
     """As `read_mamba2` reads it."""
     inner = round(mamba2.expand * config.d_model)
     return {"mamba_n_heads": inner // mamba2.head_dim, "mamba_d_head": mamba2.head_dim}
+
+
+def write_step_limit(limit: tuple[float, float]) -> Json:
+    """The limits of step sizes for layouts of which transformers takes `time_step_min` for the lower, and no upper."""
+    if limit[1] != math.inf:
+        warnings.warn(f"mamba2.dt_limit={limit} is written, but transformers limits no step from above", stacklevel=2)
+    # It takes the logarithm of the minimum too: this one is below every step.
+    return {"time_step_limit": [json_number(x) for x in limit], "time_step_min": limit[0] or 1e-30}
+
+
+def floored_steps(raw: Json) -> Json:
+    """A config with the limits of steps that transformers takes, whatever it says: `time_step_min` alone."""
+    if raw.get("model_type") not in ("nemotron_h", "zamba2"):
+        return raw
+    said = raw.get("mamba_dt_min", raw.get("time_step_min"))
+    limit = [0.001 if said is None else said, math.inf]
+    return {name: value for name, value in raw.items() if name != "mamba_dt_limit"} | {"time_step_limit": limit}
 
 
 def read_layer_types(types: Sequence[str], n_layers: int) -> list[str]:

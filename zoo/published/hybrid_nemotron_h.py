@@ -1,5 +1,10 @@
 """Nemotron-H and Nemotron-3 in transformers' layout: Mamba-2, attention, MLPs and mixtures, each a block of its own.
 
+The step sizes of Mamba-2 are limited as `time_step_limit` says, (0, infinity) in the published models, which were made
+so. transformers (5.24) passes it by and raises each step to `time_step_min`, which is of the initialisation: its
+logits are others, and `from_pretrained(as_transformers=True)` gives those. What is written names the lower limit in
+both fields, so that transformers computes the same; an upper one it does not keep.
+
 Source: transformers' configuration_nemotron_h.py and modeling_nemotron_h.py; arXiv:2504.03624.
 """
 
@@ -8,16 +13,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.models.causal import CausalLMConfig
-from zoo.published.hybrid_family import LAYER_TYPES, Family, Words
+from zoo.published.hybrid_family import LAYER_TYPES, Family, Words, write_step_limit
 from zoo.published.tensors import Json
-from zoo.published.transformers_fields import json_number, write_activation
+from zoo.published.transformers_fields import write_activation
 from zoo.stack.pattern import LETTERS
 
 _LAYERS = {"M": "mamba2", "*": "attn", "-": "mlp", "E": "moe"}
 
 
 def _read(raw: Json) -> dict[str, Any]:
-    letters = raw.get("hybrid_override_pattern")
+    letters = (raw.get("hybrid_override_pattern") or "").replace("|", "")  # it parts a pipeline's stages
+    if unknown := sorted({*letters} - _LAYERS.keys()):
+        raise ValueError(f"hybrid_override_pattern: {unknown[0]!r}, expected letters among {', '.join(_LAYERS)}")
     types = raw.get("layers_block_type") or raw.get("layer_types")
     if types is None:
         types = [_LAYERS[letter] for letter in letters] if letters else ["mamba2", "moe", "attn", "mlp"]
@@ -52,8 +59,7 @@ def _read(raw: Json) -> dict[str, Any]:
         "attn.position": "none",
         "mamba2.expand": inner / raw["hidden_size"],
         "mamba2.norm_eps": float(raw["layer_norm_epsilon"]),
-        # transformers' lower limit, whatever time_step_limit says.
-        "mamba2.dt_limit": (float(raw["time_step_min"]), math.inf),
+        "mamba2.dt_limit": raw.get("mamba_dt_limit", raw["time_step_limit"]),
         **attention,
         **(experts if "moe" in kinds else {}),
     }
@@ -69,8 +75,7 @@ def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> 
         "num_key_value_heads": attn.n_kv_heads,
         "head_dim": attn.head_dim,
         "mamba_num_heads": round(mamba2.expand * config.d_model) // mamba2.head_dim,
-        "time_step_min": mamba2.dt_limit[0],
-        "time_step_limit": [json_number(x) for x in mamba2.dt_limit],
+        **write_step_limit(mamba2.dt_limit),
     }
     if moe and "mlp" not in options:
         raw["mlp_hidden_act"] = write_activation(moe.activation)
@@ -95,7 +100,13 @@ NEMOTRON_H = Family(
     defaults={"vocab_size": 131_072, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
     | {"head_dim": 128, "intermediate_size": 21_504, "mlp_hidden_act": "relu2", "mlp_bias": False}
     | {"ssm_state_size": 128, "mamba_num_heads": 128, "mamba_head_dim": 64, "mamba_hidden_act": "silu", "n_groups": 8}
-    | {"conv_kernel": 4, "time_step_min": 0.001, "use_conv_bias": True, "use_bias": False, "layer_norm_epsilon": 1e-5}
+    | {
+        "conv_kernel": 4,
+        "time_step_limit": [0.0, math.inf],
+        "use_conv_bias": True,
+        "use_bias": False,
+        "layer_norm_epsilon": 1e-5,
+    }
     | {"n_routed_experts": 8, "moe_intermediate_size": 7688, "moe_shared_expert_intermediate_size": 7688}
     | {"num_experts_per_tok": 2, "routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1, "norm_topk_prob": True}
     | {"num_nextn_predict_layers": 0},

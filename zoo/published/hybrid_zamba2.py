@@ -1,5 +1,8 @@
 """Zamba2 in transformers' layout: Mamba-2, at some depths behind a transformer that several share.
 
+The step sizes of Mamba-2 are limited as `time_step_limit` says; null, as the published models have it, is no limit.
+transformers (5.24) passes it by and raises each step to `time_step_min`, as in Nemotron-H: see `hybrid_nemotron_h`.
+
 Source: transformers' configuration_zamba2.py and modeling_zamba2.py.
 """
 
@@ -8,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.models.causal import CausalLMConfig
-from zoo.published.hybrid_family import BLOCK_NAMES, Family, Words
+from zoo.published.hybrid_family import BLOCK_NAMES, Family, Words, write_step_limit
 from zoo.published.tensors import Json
 from zoo.published.transformers_fields import read_rope, whole_expand
 from zoo.stack.backbone_config import word_config
@@ -39,7 +42,7 @@ def _read(raw: Json) -> dict[str, Any]:
         "mamba2.expand": inner / d_model,
         "mamba2.head_dim": inner // raw["n_mamba_heads"],
         "mamba2.norm_eps": 1e-5,
-        "mamba2.dt_limit": (float(raw["time_step_min"]), math.inf),
+        "mamba2.dt_limit": raw.get("time_step_limit") or [0.0, math.inf],
     }
 
 
@@ -56,7 +59,7 @@ def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> 
         "n_mamba_heads": round(mamba2.expand * config.d_model) // mamba2.head_dim,
         "mamba_expand": whole_expand("mamba2", mamba2.expand),
         "mamba_headdim": mamba2.head_dim,
-        "time_step_min": mamba2.dt_limit[0],
+        **write_step_limit(mamba2.dt_limit),
         "rope_theta": base,
         "rope_parameters": {"rope_type": "default", "rope_theta": base},
     }
@@ -65,7 +68,7 @@ def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> 
 ZAMBA2 = Family(
     architecture="Zamba2ForCausalLM",
     defaults={"vocab_size": 32_000, "hidden_size": 2560, "num_hidden_layers": 54, "mamba_d_state": 64}
-    | {"mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 1, "time_step_min": 0.001, "n_mamba_heads": 8}
+    | {"mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 1, "n_mamba_heads": 8}
     | {"use_conv_bias": True, "add_bias_linear": False, "intermediate_size": None, "hidden_act": "gelu"}
     | {"num_attention_heads": 32, "num_key_value_heads": None, "num_mem_blocks": 1, "adapter_rank": 128}
     | {"use_shared_attention_adapter": False, "use_mem_rope": False, "rms_norm_eps": 1e-5, "use_long_context": False}

@@ -23,7 +23,6 @@ from zoo.published.transformers_fields import (
     read_activation,
     read_heads,
     read_rope,
-    require_plain_weights,
     write_activation,
 )
 from zoo.stack.pattern import Word, parse_pattern
@@ -64,7 +63,6 @@ def read_config(raw: Json) -> CausalLMConfig:
       ValueError: an option that there is none for here, such as scaled RoPE: names it.
     """
     raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
-    require_plain_weights(raw)
     activation = read_activation(raw["hidden_act"])
     base, _ = read_rope(raw)
     return CausalLMConfig(

@@ -37,18 +37,22 @@ from zoo.published import (
     vim_layout,
     vit_layout,
 )
+from zoo.published.bounds import require_counts, require_layers, require_values
 from zoo.published.checkpoint_files import read_params
+from zoo.published.hybrid_family import floored_steps
 from zoo.published.json_files import read_json
 from zoo.published.layout_options import Layout, require_layout
 from zoo.published.model_types import require_model_type
+from zoo.published.plain_weights import copied, require_floating, require_plain_config
 from zoo.published.presets import presets
 from zoo.published.sharding_rules import ShardingRule
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.transformers_fields import with_both_ways
-from zoo.published.weight_files import LazyTensor, open_weights, save_weights
+from zoo.published.weight_files import FILES, LazyTensor, open_weights, save_weights
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
+_ADAPTER_FILE = "adapter_config.json"  # peft's, of a LoRA say
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
 _TOKEN_VECTORS = (
     *EMBEDDINGS.values(),
@@ -69,6 +73,8 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
+    allow_nonfinite: bool = False,
+    as_transformers: bool = False,
 ) -> Kind: ...
 @overload
 def from_pretrained(
@@ -79,6 +85,8 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
+    allow_nonfinite: bool = False,
+    as_transformers: bool = False,
 ) -> Model: ...
 def from_pretrained(
     path_or_repo: str | os.PathLike,
@@ -88,6 +96,8 @@ def from_pretrained(
     sharding: Sharding | ShardingRule | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
+    allow_nonfinite: bool = False,
+    as_transformers: bool = False,
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
@@ -103,7 +113,8 @@ def from_pretrained(
 
     Strict: every tensor in the files is used, every parameter is set, all shapes agree, and what is stored twice (a
     head beside the embedding it is tied to) is stored equal. Weights are read from memory-mapped files, one tensor at a
-    time, and nothing that a `.bin` or `.pth` file says is executed.
+    time, and nothing that a `.bin` or `.pth` file says is executed. They are floating-point numbers, all finite in the
+    dtype that they are loaded in; quantised ones are refused.
 
     Args:
       path_or_repo: a folder with config.json (or params.json) and weights, in our own layout or that of
@@ -120,6 +131,10 @@ def from_pretrained(
       revision: branch, tag or commit on the hub; of a run, its checkpoint: a step, "latest" or "best". None: latest.
       leave_dense: whether a folder of sentence-transformers may have Dense modules, which the model's `embed` lacks and
         the caller applies. Otherwise one that has them is an error.
+      allow_nonfinite: whether weights may be infinite or not numbers, to look at a model that has broken. Otherwise a
+        tensor with such values is an error that names it.
+      as_transformers: whether to compute what transformers (5.24) does where that is not what the config says: in
+        Nemotron-H and Zamba2, whose steps it raises to time_step_min.
 
     Raises:
       FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
@@ -137,15 +152,18 @@ def from_pretrained(
         if native_layout.is_native(raw):
             opened = _open_native(place, raw, source, kind)
         else:
+            raw = floored_steps(raw) if as_transformers else raw
             opened = _open_published(place, raw, source, kind, leave_dense=leave_dense)
     config = opened.config
     with _errors_name(opened.source):
         if dtype is not None or opened.stored is not None:
             name = jnp.dtype(opened.stored if dtype is None else dtype).name
             config = dataclasses.replace(config, dtype=name, param_dtype=name)
+        require_layers(config, len(opened.tensors))
         model = abstract(config)
+        params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+        require_values(params, opened.tensors.values())
     tensors, table = opened.tensors, opened.table(model)
-    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     _require_a_fit(place, table, tensors, params)
     for name, entry in table.entries.items():
         parts = [tensors[part].mapped for part in table.stacks.get(name, ())]
@@ -153,7 +171,8 @@ def from_pretrained(
         arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
         for path, array in zip(entry.paths, arrays, strict=True):
             rule = sharding(path, array.shape) if callable(sharding) else sharding
-            params[path] = params[path].replace(_place(array, params[path].dtype, rule))
+            copy = functools.partial(copied, named=f"{place}: {name}", allow_nonfinite=allow_nonfinite)
+            params[path] = params[path].replace(_place(array, params[path].dtype, rule, copy))
     nnx.update(model, nnx.from_flat_state(list(params.items())))
     return model
 
@@ -181,6 +200,7 @@ def _open_run(folder: Path, kind: type | None, revision: str | int | None) -> _O
 
 def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Opened:
     with _errors_name(source):
+        require_plain_config(raw)
         config = native_layout.read_config(raw)
         require_kind(kind, config, "the model")
     return _Opened(source, config, open_weights(place), native_layout.tensor_table, None)
@@ -188,7 +208,7 @@ def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Op
 
 def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, leave_dense: bool) -> _Opened:
     stored_tensors = open_weights(place)
-    tensors = {re.sub(r"^(module\.|model\.)+", "", name): tensor for name, tensor in stored_tensors.items()}
+    tensors = {_without_wrappers(name): tensor for name, tensor in stored_tensors.items()}
     if len(tensors) < len(stored_tensors):
         raise ValueError(f"{place}: tensors that differ in the prefix 'model.' alone")
     with _errors_name(source):
@@ -295,6 +315,8 @@ def _describe_published(model: Model, extra: Json, *, layout: Layout) -> _Writte
     shapes = {name: entry.shape([params[path].shape for path in entry.paths]) for name, entry in table.entries.items()}
     said = (shapes, classes, beside.get(bert_layout.POOLING_FILE))
     described = _read_config(raw, *said)
+    if layout == "official" and isinstance(model, CausalLM):
+        ssm_layout.require_official_fields(extra)
     raw |= with_both_ways(extra, classes)
     if _read_config(raw, *said) != described:
         raise ValueError(f"extra={extra!r} describes another model")
@@ -381,15 +403,24 @@ def read_config_file(place: Path) -> tuple[Json, Path]:
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is not a JSON object.
+      ValueError: it is not a JSON object, or what is there is an adapter of a model.
     """
     folder = place.parent if place.is_file() else place
     path = next((folder / name for name in _CONFIG_FILES if (folder / name).is_file()), None)
+    adapter = folder / _ADAPTER_FILE
+    if adapter.is_file() and not any((folder / name).is_file() for name in FILES):
+        base = read_json(adapter).get("base_model_name_or_path")
+        raise ValueError(f"{folder} holds an adapter of {base!r:.80}, no model: merge it into that, and save the whole")
     if path is None and (place.is_file() or any(folder.glob("*.pth"))):
         return {"model_type": "vim"}, place
     if path is None:
         raise FileNotFoundError(f"{folder} holds no {' or '.join(_CONFIG_FILES)}")
     return read_json(path), path
+
+
+def _without_wrappers(name: str) -> str:
+    """A tensor's name without what parallel training (module.) and torch.compile (_orig_mod.) put before names."""
+    return re.sub(r"^(module\.|model\.)+", "", re.sub(r"(^|\.)_orig_mod\.", r"\1", name))
 
 
 class _errors_name:
@@ -402,9 +433,13 @@ class _errors_name:
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, ValueError | TypeError | KeyError):
-            said = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{self.path}: {said}") from error
+        if isinstance(error, KeyError):
+            raise ValueError(f"{self.path}: {error.args[0]} is missing") from error
+        if isinstance(error, ValueError | TypeError):
+            raise ValueError(f"{self.path}: {error}") from error
+        # What values of other kinds than expected, or absurd ones, make Python raise.
+        if isinstance(error, ArithmeticError | IndexError | AttributeError | RecursionError | MemoryError):
+            raise ValueError(f"{self.path} describes no model: {type(error).__name__}: {error}") from error
 
 
 def _is_bert(raw: Json) -> bool:
@@ -413,6 +448,8 @@ def _is_bert(raw: Json) -> bool:
 
 def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: int, pooling: Json | None) -> ModelConfig:
     """The model of a config; tensors are the shapes of those in the file."""
+    require_plain_config(raw)
+    require_counts(raw, len(tensors))
     if vim_layout.is_vim(raw):
         return vim_layout.read_config(raw, tensors)
     if vit_layout.is_vit(raw):
@@ -486,9 +523,11 @@ def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor],
     ]
     if parts:
         raise ValueError(f"{place}: the tensors do not fit the config. " + "; ".join(parts))
+    require_floating(place, tensors, shapes)
     for name in sorted(table.copies.keys() & tensors.keys()):
         original = table.copies[name]
-        if not np.array_equal(tensors[name].mapped, tensors[original].mapped):
+        stored, other = tensors[name].mapped, tensors[original].mapped
+        if not np.array_equal(stored, other) and not np.array_equal(stored, other, equal_nan=True):
             raise ValueError(f"{place}: {name} differs from {original}, which the config says it is tied to")
     for name in sorted(table.constants.keys() & tensors.keys()):
         stored, constant = tensors[name].mapped, table.constants[name]
@@ -499,10 +538,10 @@ def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor],
             raise ValueError(f"{place}: {name} is not what follows from the config")
 
 
-def _place(array: np.ndarray, dtype: Dtype, sharding: Sharding | None) -> jax.Array:
+def _place(
+    array: np.ndarray, dtype: Dtype, sharding: Sharding | None, copy: Callable[[np.ndarray, Dtype], np.ndarray]
+) -> jax.Array:
     """A parameter in memory of its own, from a view of a mapped file; each device reads its part alone."""
     if sharding is None:
-        return jnp.array(np.array(array, dtype, order="C"))
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: np.array(array[index], dtype, order="C"), dtype=dtype
-    )
+        return jnp.array(copy(array, dtype))
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: copy(array[index], dtype), dtype=dtype)

@@ -72,6 +72,12 @@ _OFFICIAL_FIELDS = _names(
     "d_model d_intermediate n_layer vocab_size ssm_cfg attn_layer_idx attn_cfg rms_norm residual_in_fp32 "
     "fused_add_norm pad_vocab_size_multiple tie_embeddings"
 )
+# What the repositories of others write beside them, and no model reads: of training, of tokens, of how it was saved.
+_OFFICIAL_SILENT = _names(
+    "model_type architectures torch_dtype dtype _name_or_path transformers_version auto_map use_cache seq_len "
+    "max_seq_len max_length context_length n_ctx n_positions max_position_embeddings bos_token_id eos_token_id "
+    "pad_token_id initializer_cfg initializer_range"
+)
 # Options that say how to compute, not what.
 _OFFICIAL_RUNTIME = _names(
     "chunk_size use_fast_path use_mem_eff_path layer_idx device dtype process_group sequence_parallel dropout n_layer "
@@ -142,8 +148,14 @@ def read_config(raw: Json) -> CausalLMConfig:
     )
 
 
+def require_official_fields(extra: Json) -> None:
+    """Raises a ValueError where fields are to be written that the official code does not know, and would not load."""
+    if unknown := extra.keys() - _OFFICIAL_FIELDS:
+        raise ValueError(unknown_name("field of an official config", sorted(unknown)[0], _OFFICIAL_FIELDS))
+
+
 def _read_official(raw: Json) -> CausalLMConfig:
-    if unknown := raw.keys() - _OFFICIAL_FIELDS - {"model_type", "architectures", "torch_dtype", "dtype"}:
+    if unknown := {name for name, value in raw.items() if value is not None} - _OFFICIAL_FIELDS - _OFFICIAL_SILENT:
         raise ValueError(unknown_name("field of an official config", sorted(unknown)[0], _OFFICIAL_FIELDS))
     options = dict(raw.get("ssm_cfg") or {})
     layer = options.pop("layer", "Mamba1")
@@ -185,7 +197,7 @@ def _read_official(raw: Json) -> CausalLMConfig:
 def _read_codestral(raw: Json) -> CausalLMConfig:
     if raw.get("model_type", "mamba") != "mamba":
         raise ValueError(f"model_type={raw['model_type']!r} in a params.json, expected 'mamba'")
-    if unknown := raw.keys() - CODESTRAL_FIELDS:
+    if unknown := {name for name, value in raw.items() if value is not None} - CODESTRAL_FIELDS - _OFFICIAL_SILENT:
         raise ValueError(unknown_name("field of a params.json", sorted(unknown)[0], CODESTRAL_FIELDS))
     return _read_official(
         {

@@ -87,11 +87,7 @@ def read_rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> tuple[
     """
     field = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"  # the first prevails there
     said = raw.get(field) or {}
-    kind = said.get("rope_type", said.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"{field}: rope_type={kind!r} is not supported, only 'default'")
-    for name in said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}:
-        raise ValueError(f"{field}: {name}={said[name]!r} is not supported beside rope_type='default'")
+    require_plain_rope(said, field)
     base: Any = said.get("rope_theta", raw.get("rope_theta", 10_000.0))
     part_said: Any = said.get("partial_rotary_factor", raw.get("partial_rotary_factor", part))
     if part_said != part and not any_part:
@@ -99,10 +95,31 @@ def read_rope(raw: Json, part: float = 1.0, *, any_part: bool = False) -> tuple[
     return float(base), float(part_said)
 
 
-def require_plain_weights(raw: Json) -> None:
-    """Raises a ValueError where weights are quantised."""
-    if "quantization_config" in raw:
-        raise ValueError(f"quantization_config={raw['quantization_config']!r} is not supported, only plain weights")
+# What the kinds of scaling read, and nothing else does.
+_OF_SCALING = {"factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"}
+_OF_SCALING |= {"short_factor", "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim"}
+
+
+def require_plain_rope(said: Json, field: str) -> None:
+    """Raises a ValueError where rotary frequencies are other than those of the base.
+
+    They are not where each is divided by a factor of 1, and what belongs to a kind of scaling means nothing where
+    another is named, or none.
+
+    Args:
+      said: what a config says of them.
+      field: where it does, for the error.
+    """
+    named = said.get("rope_type", said.get("type"))
+    kind = "default" if named is None else named
+    if kind in ("linear", "llama3") and said.get("factor") == 1:
+        kind = "default"
+    if kind != "default":
+        raise ValueError(f"{field}: rope_type={kind!r} is not supported, only 'default'")
+    if named is None and "factor" in said and said["factor"] != 1:
+        raise ValueError(f"{field}: factor={said['factor']!r} is not supported without a rope_type")
+    for name in said.keys() - {"rope_type", "type", "rope_theta", "partial_rotary_factor"} - _OF_SCALING:
+        raise ValueError(f"{field}: {name}={said[name]!r} is not supported beside rope_type='default'")
 
 
 def class_names(n_classes: int) -> Json:

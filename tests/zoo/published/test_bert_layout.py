@@ -332,10 +332,10 @@ def test_a_layers_kind_becomes_its_word(kinds, pattern):
         (MODERN | {"decoder_bias": False}, "decoder_bias=False is not supported, only True"),
         (MODERN | {"layer_types": ["full_attention"]}, "layer_types has 1, expected 4 of full_attention"),
         (MODERN | {"layer_types": ["full_attention"] * 3 + ["chunked"]}, "layer_types has chunked, expected 4 of"),
-        (MODERN | {"rope_scaling": {"type": "linear"}}, "only plain RoPE is known"),
+        (MODERN | {"rope_scaling": {"type": "linear"}}, "rope_scaling: rope_type='linear' is not supported"),
         (
             MODERN | {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e4}}},
-            "rope_type='yarn'.*only plain RoPE is known",
+            "rope_parameters: full_attention: rope_type='yarn' is not supported",
         ),
         (MODERN | {"hidden_activation": "mish"}, "hidden_activation='mish', expected one of"),
     ],

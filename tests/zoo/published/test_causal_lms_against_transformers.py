@@ -122,7 +122,7 @@ def case(request, tmp_path_factory):
         scale = 0.5 if "embed" in name else 0.3 if param.ndim == 1 or "A_log" in name else size / param.shape[-1] ** 0.5
         param.data.copy_(scale * noise + ("norm" in name) - 2 * ("dt_" in name and "bias" in name))
     model.save_pretrained(folder)
-    return folder, model, zoo.from_pretrained(folder)
+    return folder, model, zoo.from_pretrained(folder, as_transformers=True)
 
 
 def theirs(model, ids, **options):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import shutil
 
 import jax
 import numpy as np
@@ -126,7 +128,7 @@ def test_what_a_layout_has_no_word_for_is_an_error(config, message, tmp_path):
         ("jamba", {"num_experts": 2}, "in the file that the model does not have: .*experts.2.down_proj.weight"),
         ("jamba", {"num_experts": 1}, "in the file that the model does not have: .*experts.0.down_proj.weight"),
         ("jamba", {"intermediate_size": 8}, r"experts\.0\.down_proj\.weight is \(16, 12\), expected \(16, 8\)"),
-        ("jamba", {"quantization_config": {"bits": 4}}, r"quantization_config=\{'bits': 4\} is not supported"),
+        ("jamba", {"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised"),
         ("bamba", {"mamba_n_heads": 4}, "mamba_n_heads \\* mamba_d_head=16, expected the inner width 32"),
         ("bamba", {"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn' is not supported"),
         (
@@ -182,3 +184,43 @@ def test_experts_may_be_on_several_devices(tmp_path):
     model = zoo.from_pretrained(PUBLISHED / "jamba", sharding=zoo.shard_experts(mesh), dtype="bfloat16")
     plain = zoo.from_pretrained(PUBLISHED / "jamba", dtype="bfloat16")
     jax.tree.map(np.testing.assert_array_equal, nnx.state(model), nnx.state(plain))
+
+
+@pytest.mark.parametrize(
+    ("change", "limit"),
+    [
+        ({}, (0.0, math.inf)),
+        ({"time_step_limit": [0.0, 0.01]}, (0.0, 0.01)),
+        ({"time_step_limit": [0.002, {"__float__": "Infinity"}], "time_step_min": 0.5}, (0.002, math.inf)),
+        ({"time_step_limit": None}, (0.0, math.inf)),
+        ({"time_step_min": 0.5}, (0.0, math.inf)),
+    ],
+)
+@pytest.mark.parametrize("name", ["nemotron_h", "zamba2"])
+def test_steps_are_limited_as_the_config_says(name, change, limit, tmp_path):
+    """Not as transformers (5.24) limits them, unless that is asked for: by time_step_min, whatever the config says.
+
+    With the limits of the config put into its modules, transformers' logits are ours to 1e-4; else they are 0.08 off.
+    """
+    folder = shutil.copytree(PUBLISHED / name, tmp_path / name)
+    raw = json.loads((folder / "config.json").read_text())
+    raw = {field: value for field, value in raw.items() if not field.startswith("time_step")} | change
+    (folder / "config.json").write_text(json.dumps(raw))
+    model = zoo.from_pretrained(folder)
+    assert model.config.mamba2.dt_limit == limit
+    floored = zoo.from_pretrained(folder, as_transformers=True)
+    assert floored.config.mamba2.dt_limit == (change.get("time_step_min", 0.001), math.inf)
+    if limit[1] == math.inf:
+        wrote = write_config(model.config, "transformers")
+        assert wrote["time_step_min"] == (limit[0] or 1e-30)  # transformers takes its logarithm
+    else:
+        with pytest.warns(UserWarning, match="transformers limits no step from above"):
+            wrote = write_config(model.config, "transformers")
+    assert read_config(json.loads(json.dumps(wrote))).mamba2.dt_limit == limit
+
+
+def test_the_borders_of_a_pipeline_change_no_layer():
+    raw = {"model_type": "nemotron_h", "hidden_size": 32, "hybrid_override_pattern": "M-|M*|-"}
+    assert read_config(raw) == read_config(raw | {"hybrid_override_pattern": "M-M*-"})
+    with pytest.raises(ValueError, match=r"hybrid_override_pattern: 'X', expected letters among M, \*, -, E"):
+        read_config(raw | {"hybrid_override_pattern": "M-X"})

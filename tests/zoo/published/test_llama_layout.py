@@ -121,10 +121,10 @@ def test_the_base_is_read_as_old_files_and_new_ones_spell_it(rope):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: rope_type='linear' is not supported"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling: rope_type='dynamic' is not supp"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling: rope_type='yarn' is not supported"),
-        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling: factor=2.0 is not supported beside rope_type='default'"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling: factor=2.0 is not supported without a rope_type"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5 is not supported, only 1"),
         ({"rope_parameters": {"rope_theta": 5.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor=0.5 is not s"),
-        ({"quantization_config": {"bits": 4}}, r"quantization_config=\{'bits': 4\} is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: the weights are quantised"),
         ({"num_hidden_layers": 3}, r"9 missing in the file: layers\.2\.input_layernorm\.weight"),
         ({"num_key_value_heads": 4}, r"4 of another shape: layers\.0\.self_attn\.k_proj\.weight is \(16, 32\), expec"),
         ({"num_key_value_heads": 3}, "n_kv_heads=3 must divide n_heads=4"),
@@ -201,3 +201,20 @@ def test_the_published_config_describes_the_preset():
     config, preset = read_config(SMOLLM2), zoo.presets["smollm2-135m"]
     assert config == dataclasses.replace(preset, pad_vocab_multiple=1)
     assert preset.padded_vocab_size == config.vocab_size
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"type": "linear", "factor": 1.0},
+        {"rope_type": "llama3", "factor": 1, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_type": "default", "factor": 8.0},
+        {"rope_type": "default", "original_max_position_embeddings": 2048},
+        {"factor": 1.0},
+    ],
+)
+def test_rotary_settings_that_change_nothing_are_taken(said):
+    """transformers reads what belongs to a kind of scaling where that kind is named, and nowhere else."""
+    raw = {name: value for name, value in config_file("llama_tied").items() if name != "rope_parameters"}
+    raw |= {"rope_theta": 5000.0}
+    assert read_config(raw | {"rope_scaling": said}) == read_config(raw)

@@ -740,3 +740,31 @@ def test_published_configs_describe_the_published_models(raw, preset, parameters
 def test_the_published_config_of_the_official_hybrid_describes_the_preset():
     config, preset = read_config(HYBRID), zoo.presets["mamba2attn-2.7b"]
     assert config == preset
+
+
+def test_names_that_wrappers_gave_are_those_of_the_model(tmp_path):
+    """torch.compile puts _orig_mod. before the names of what it compiled, parallel training module. before all."""
+    tensors = {name: tensor.read() for name, tensor in open_weights(PUBLISHED / "mamba_hf").items()}
+    wrapped = {f"module._orig_mod.{name}".replace("layers.0.", "layers.0._orig_mod."): x for name, x in tensors.items()}
+    save_weights(tmp_path, wrapped, format="bin")
+    shutil.copy(PUBLISHED / "mamba_hf" / "config.json", tmp_path)
+    read, expected = (nnx.state(zoo.from_pretrained(folder)) for folder in (tmp_path, PUBLISHED / "mamba_hf"))
+    jax.tree.map(np.testing.assert_array_equal, read, expected)
+
+
+def test_fields_that_no_model_reads_are_taken_beside_an_official_config():
+    raw = {"d_model": 64, "n_layer": 1, "vocab_size": 24}
+    said = {"seq_len": 2048, "eos_token_id": 0, "transformers_version": "4.37.0", "quantization_config": None}
+    assert read_config(raw | said) == read_config(raw)
+    with pytest.raises(ValueError, match="unknown field of an official config 'seq_lenn'"):
+        read_config(raw | {"seq_lenn": 1})
+
+
+def test_an_adapter_is_told_to_be_one(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/model"}')
+    (tmp_path / "adapter_model.safetensors").touch()
+    for config in (None, '{"model_type": "llama"}'):
+        if config:
+            (tmp_path / "config.json").write_text(config)
+        with pytest.raises(ValueError, match="holds an adapter of 'some/model', no model: merge it into that"):
+            zoo.from_pretrained(tmp_path)

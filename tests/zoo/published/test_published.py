@@ -32,6 +32,7 @@ NOT_WRITTEN |= {"sliding_window", "expand", "mamba_proj_bias", "attention_bias",
 # What there are several words for.
 RESPELLED = {"layer_types", "layers_block_type", "position_embedding_type", "time_step_limit", "rope_parameters"}
 RESPELLED |= {
+    "time_step_min",
     "fused_add_norm",
     "attn_cfg",
     "ssm_cfg",
