@@ -13,7 +13,7 @@ from experiments.causal.pair import DISTANCES, Pair, measure
 from experiments.data.corpus import evaluation_batches, make_batches
 from experiments.data.streams import TokenStream
 from experiments.loop.frozen import freeze, thaw
-from experiments.loop.train import Loss, Task, mean_loss, sum_over
+from experiments.loop.train import Loss, Task, mean_loss, mean_of, sum_over
 
 
 class StageKind(NamedTuple):
@@ -62,7 +62,7 @@ class Evaluation:
     def __call__(self, pair: Pair) -> dict[str, float]:
         """These of a student, and its distances from its teacher."""
         sums = sum_over(thaw(pair), measure, self.batches)
-        means = {name: total / sums["weight"] for name, total in sums.items() if name != "weight"}
+        means = {name: mean_of(total, sums["weight"]) for name, total in sums.items() if name != "weight"}
         return describe(means.pop("nats"), self.bits_per_nat) | means
 
 

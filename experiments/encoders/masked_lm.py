@@ -39,7 +39,7 @@ from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
 from experiments.loop.starting import check_agreement, load_start, with_options
-from experiments.loop.train import Finished, Task, TrainConfig, sum_over, train
+from experiments.loop.train import Finished, Task, TrainConfig, mean_of, sum_over, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +177,8 @@ def make_task(config: Config, corpus: Corpus, rows: Rows, held_out: Rows, init: 
 
     def evaluate(model):
         sums = sum_over(model, masked_sums, make_batches(make_held_out, n_batches=n_batches, prefetch=4))
-        loss = sums.total / sums.weight
-        return {"loss": loss, "accuracy": sums.correct / sums.weight} | describe(loss)
+        loss = mean_of(sums.total, sums.weight)
+        return {"loss": loss, "accuracy": mean_of(sums.correct, sums.weight)} | describe(loss)
 
     return Task(
         init=lambda rngs: zoo.MaskedLM(config.model, rngs=rngs) if init is None else init,

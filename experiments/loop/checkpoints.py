@@ -4,6 +4,7 @@
     run/checkpoints/120/record.json     dtype and shape of each array, data_state, metrics
     run/checkpoints/120/manifest.json   size and SHA-256 of every other file
     run/checkpoints/110.damaged/        set aside: a file of it was not what had been written
+    run/checkpoints/120.diverged/       set aside: the run's loss had gone astray before, see `divergence`
     run/checkpoints/130.partial/        half written or half deleted: cleared away when the run goes on
 
 A checkpoint is written into `130.partial`, manifest last, and becomes `130` by one rename. So a folder whose name is a
@@ -16,6 +17,7 @@ part of the format. One process at a time may save into a folder; others may rea
 checkpoint is read and checked is in `zoo.published.checkpoint_files`, where `zoo.from_pretrained` is, too.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -94,12 +96,12 @@ class Checkpoints:
         if json.loads(record)["data_state"] != data_state:
             raise ValueError(f"data_state={data_state} must be plain JSON: string keys, lists, no tuples")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             partial.mkdir(parents=True)
             _write_arrays(partial / "state", arrays)
             (partial / "record.json").write_text(record)
             _write_manifest(partial)
-            if final.exists():
+            if os.path.lexists(final):
                 final.rename(replaced)
             partial.rename(final)
             _sync(self.root)
@@ -120,16 +122,30 @@ class Checkpoints:
         Raises:
           ValueError: the checkpoint is sound, but of another model.
         """
-        for step in reversed(self.steps()):
-            folder = self.root / str(step)
-            try:
-                check_checkpoint(folder)
-            except Damaged as damage:
-                self._set_aside(step, damage)
-                continue
-            record = read_record(folder)
-            return Restored(step, _restore(folder, record, like), record["data_state"], record["metrics"])
-        return None
+        found = (self.restore(step, like) for step in reversed(self.steps()))
+        return next((restored for restored in found if restored is not None), None)
+
+    def restore(self, step: int, like: Tree) -> Restored | None:
+        """The checkpoint of a step; None of a damaged one, which is set aside. As `restore_latest` otherwise."""
+        folder = self.root / str(step)
+        try:
+            check_checkpoint(folder)
+        except Damaged as damage:
+            self._set_aside(step, damage)
+            return None
+        record = read_record(folder)
+        return Restored(step, _restore(folder, record, like), record["data_state"], record["metrics"])
+
+    def set_aside(self, step: int, why: str) -> str:
+        """Renames a checkpoint that the run shall not go on from, to "<step>.<why>" or "<step>.<why>-2".
+
+        Returns:
+          its new name.
+        """
+        names = (f"{step}.{why}" + (f"-{count}" if count > 1 else "") for count in range(1, 1000))
+        aside = next(self.root / name for name in names if not os.path.lexists(self.root / name))
+        (self.root / str(step)).rename(aside)
+        return aside.name
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
@@ -165,23 +181,30 @@ class Checkpoints:
     def _set_aside(self, step: int, damage: Damaged) -> None:
         """Renames a damaged checkpoint, so that a new one can be saved at its step and none is lost by mistake."""
         folder = self.root / str(step)
-        names = (f"{step}.damaged" + (f"-{count}" if count > 1 else "") for count in range(1, 1000))
-        aside = next(self.root / name for name in names if not (self.root / name).exists())
         try:
-            folder.rename(aside)
+            aside = self.set_aside(step, "damaged")
         except OSError as error:
             logger.warning("checkpoint %s is damaged (%s); skipped, not renamed: %s", folder, damage, error.strerror)
         else:
-            logger.warning("checkpoint %s is damaged (%s); skipped, set aside as %s", folder, damage, aside.name)
+            logger.warning("checkpoint %s is damaged (%s); skipped, set aside as %s", folder, damage, aside)
 
     def _clear_leftovers(self) -> None:
         """Finishes or undoes what a killed process had begun."""
-        for path in self.root.iterdir():
+        for path in self.root.iterdir() if self.root.is_dir() else ():
             step, _, suffix = path.name.partition(".")
-            if suffix == "replaced" and not (self.root / step).exists():
+            if suffix == "replaced" and not os.path.lexists(self.root / step):
                 path.rename(self.root / step)  # killed between the two renames of `save`
             elif step.isdecimal() and suffix in ("partial", "replaced"):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a folder, or whatever lies in its place, as far as that is allowed."""
+    if path.is_symlink() or path.is_file():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def restore_params(
@@ -247,6 +270,8 @@ def look(folder: Path) -> Kept:
             complaints.append(f"checkpoint {number} is half written")
         elif suffix.startswith("damaged"):
             complaints.append(f"checkpoint {number} was damaged and is set aside")
+        elif suffix.startswith("diverged"):
+            complaints.append(f"checkpoint {number} had diverged and is set aside")
     return Kept(steps, complaints)
 
 

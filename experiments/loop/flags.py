@@ -176,5 +176,5 @@ def load_config(kind: type[Config], path: Path) -> Config:
     """
     try:
         return from_dict(kind, json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable {kind.__name__}: {error}") from error

@@ -160,7 +160,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return {}, f"there is no {path.name}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return {}, f"{path.name} cannot be read: {' '.join(str(error).split())}"
     return (content, "") if isinstance(content, dict) else ({}, f"{path.name} holds no configuration")
 

@@ -9,6 +9,7 @@ Names are spelled out and carry their unit: loss (nats), bits_per_byte, accuracy
 tokens_per_second (images_per_second), mfu (0 to 1), seconds_left.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
@@ -50,6 +51,7 @@ class Metrics:
         self._tensorboard_wanted = tensorboard
         self._tensorboard: Any = None
         self._purge_step: int | None = None
+        self._file: TextIO | None = None
         self._keep_until(math.inf)
 
     def write(self, step: int, scalars: Mapping[str, Any], split: Literal["train", "validation"] = "train") -> None:
@@ -57,8 +59,10 @@ class Metrics:
         numbers = {name: getattr(value, "item", lambda value=value: value)() for name, value in scalars.items()}
         # JSON has no NaN: as text it stays readable for everything else.
         record = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
-        with _path(self.folder).open("a") as file:
-            file.write(json.dumps({"step": int(step), "split": split, **record}, allow_nan=False) + "\n")
+        self.restore()
+        assert self._file is not None
+        self._file.write(json.dumps({"step": int(step), "split": split, **record}, allow_nan=False) + "\n")
+        self._file.flush()
         tagged = {f"{split}/{name}": value for name, value in numbers.items()}
         if self._tensorboard_wanted:
             for tag, value in tagged.items():
@@ -66,6 +70,28 @@ class Metrics:
                     self._writer().add_scalar(tag, value, step)
         if self._wandb is not None:
             self._wandb.log({"step": int(step), **tagged})
+
+    def restore(self) -> bool:
+        """Makes the file of the records be there, if need be again: what is deleted is kept as long as it is open.
+
+        Returns:
+          whether it had been deleted.
+        """
+        path, before = _path(self.folder), ""
+        if self._file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(self._file.fileno())):
+                    return False
+            self._file.seek(0)
+            before = self._file.read()
+            self._close_file()
+            self._close_tensorboard()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+")
+        if before and not path.stat().st_size:
+            self._file.write(before)
+            self._file.flush()
+        return bool(before)
 
     def rewind(self, step: int) -> None:
         """Forgets what was written after this step: a run that goes on from its checkpoint will write it again."""
@@ -75,6 +101,7 @@ class Metrics:
 
     def close(self) -> None:
         """Writes out what TensorBoard and Weights & Biases hold back."""
+        self._close_file()
         self._close_tensorboard()
         if self._wandb is not None:
             self._wandb.finish()
@@ -88,6 +115,7 @@ class Metrics:
 
     def _keep_until(self, step: float) -> None:
         """Drops records after a step, and a last line that a killed process left half written."""
+        self._close_file()
         path = _path(self.folder)
         if not path.exists():
             return
@@ -112,6 +140,11 @@ class Metrics:
             )
         return self._tensorboard
 
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def _close_tensorboard(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -126,6 +159,14 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         {name: float(value) if value in ("nan", "inf", "-inf") else value for name, value in record.items()}
         for record in records
     ]
+
+
+def set_metrics_aside(folder: Path) -> Path | None:
+    """Renames the records of a run that begins once more, to metrics.before-1.jsonl; None where there are none."""
+    if not read_metrics(folder):
+        return None
+    aside = next(path for n in range(1, 10**6) if not (path := folder / f"metrics.before-{n}.jsonl").exists())
+    return _path(folder).rename(aside)
 
 
 def unreadable_lines(folder: Path) -> list[int]:
@@ -201,10 +242,16 @@ def _record(line: str) -> dict[str, Any] | None:
     """The record of a line; None where it was half written when the process was killed, or is damaged."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("split"), str)
-    return record if whole else None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
+        return None
+    return record if all(_is_number(value) for name, value in record.items() if name != "split") else None
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `write` may have written it."""
+    return value in ("nan", "inf", "-inf") if isinstance(value, str) else type(value) in (int, float)
 
 
 def _open_wandb(project: str, folder: Path, config: Mapping[str, Any] | None) -> Any:

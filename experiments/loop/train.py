@@ -12,6 +12,7 @@ same program at any depth. Checkpoints hold every layer by itself all the same.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,11 +27,22 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import zoo
 from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.disk_space import bytes_of, said_of_space
+from experiments.loop.divergence import step_back
 from experiments.loop.extending import learning_rate_of, said_of_length, said_of_rate, said_of_warmup
 from experiments.loop.flags import UsageError, alias, usage_errors
-from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics, read_metrics
+from experiments.loop.kept_files import KeptFiles
+from experiments.loop.metrics import (
+    Metrics,
+    Progress,
+    format_line,
+    peak_flops,
+    plot_metrics,
+    read_metrics,
+    set_metrics_aside,
+)
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
-from experiments.loop.run_lock import run_lock
+from experiments.loop.run_lock import lock_again, run_lock
 from experiments.loop.stopping import stop_signals
 
 Batch = dict[str, Any]
@@ -208,7 +220,9 @@ def make_train_step(
       ema: decay of the state's `average`, where it has one: (1 + step) / (10 + step) as long as that is less.
 
     Returns:
-      step(state, batch) -> (state, {"loss", "grad_norm", "param_norm"}), and "auxiliary_loss" where the loss has one.
+      step(state, batch) -> (state, {"loss", "grad_norm", "param_norm", "skipped"}), and "auxiliary_loss" where the loss
+      has one. A batch of no weight, of padding alone, say, is skipped: its loss is 0 and the parameters, their mean and
+      the schedule stay as they are; the optimiser's running means see a gradient of 0.
     """
     graphdef, _, rest = split_model(model)
 
@@ -249,20 +263,31 @@ def make_train_step(
             zeros = jax.tree.map(jnp.zeros_like, shapes)
             (sums, gradients), carry = jax.lax.scan(add, zeros, inputs)
             carry = join(carry)
-        gradients = jax.tree.map(lambda g: g / sums.weight.astype(g.dtype), gradients)
+        empty = sums.weight == 0
+        weight = jnp.where(empty, 1, sums.weight)
+
+        def unless_empty(new, old):
+            return jax.tree.map(lambda new, old: jnp.where(empty, old, new), new, old)
+
+        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = unless_empty(optax.apply_updates(state.params, updates), state.params)
+        # The counts of steps alone: to choose among the moments too would cost their memory once more.
+        opt_state = jax.tree.map(
+            lambda new, old: new if jnp.ndim(new) else unless_empty(new, old), opt_state, state.opt_state
+        )
         metrics = {
-            "loss": sums.total / sums.weight,
+            "loss": sums.total / weight,
             "grad_norm": optax.tree.norm(gradients),
             "param_norm": optax.tree.norm(state.params),
+            "skipped": empty,
         }
         if sums.auxiliary is not None:
-            metrics["auxiliary_loss"] = sums.auxiliary / sums.weight
+            metrics["auxiliary_loss"] = sums.auxiliary / weight
         average = state.average
         if average is not None:
             decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
-            average = optax.incremental_update(params, average, 1 - decay)
+            average = unless_empty(optax.incremental_update(params, average, 1 - decay), average)
         return TrainState(state.step + 1, params, opt_state, state.key, carry, average), metrics
 
     compiled = jax.jit(step, donate_argnums=0)
@@ -270,9 +295,14 @@ def make_train_step(
 
 
 def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
-    """The loss over all batches together, without dropout, in nats a token (or example)."""
+    """The loss over all batches together, without dropout, in nats a token (or example); nan where there is none."""
     sums = sum_over(model, loss, batches)
-    return sums.total / sums.weight
+    return mean_of(sums.total, sums.weight)
+
+
+def mean_of(total: float, weight: float) -> float:
+    """total / weight, and nan of nothing."""
+    return total / weight if weight else math.nan
 
 
 def sum_over(model: nnx.Module, function: Callable[[Any, Batch, None], Any], batches: Iterable[Batch]) -> Any:
@@ -307,7 +337,9 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
       with 130 or 143, see `stopping`.
 
     Raises:
-      FloatingPointError: the loss or the gradient stopped being finite: names the step and the last good checkpoint.
+      FloatingPointError: the loss or the gradient stopped being finite: names the step and the last good checkpoint;
+        newer ones, which had diverged already, are set aside.
+      UsageError: another process trains in the folder, or the disk has no room for one checkpoint.
     """
     mesh = make_mesh()
     if config.batch_size % (mesh.size * config.accumulate):
@@ -317,6 +349,13 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
         )
     if config.carry_state and (task.carried_loss is None or task.init_carry is None):
         raise UsageError("carry_state=True, but this experiment's batches do not go on from one another")
+    with run_lock(folder):
+        return _train(task, config, optim, folder, mesh, record or {})
+
+
+def _train(
+    task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, mesh: jax.sharding.Mesh, record: dict
+) -> Finished:
     model = task.init(nnx.Rngs(params=jax.random.key(config.seed)))
     optimizer = make_optimizer(optim, config.steps, model)
     schedule = make_schedule(optim, config.steps)
@@ -340,19 +379,24 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
         return nnx.merge(graphdef, zoo.unstack_layers(params), rest)
 
     with (
-        run_lock(folder),
         Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
-        Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record or {}) as metrics,
+        Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record) as metrics,
         stop_signals() as stop,
     ):
         first, before = 0, None
         with usage_errors():  # a checkpoint of another model
             restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
+        shardings, like = jax.tree.map(lambda x: x.sharding, state), jax.eval_shape(lambda: state)
+        kept = KeptFiles(folder)
+
+        def to_devices(saved: TrainState) -> TrainState:
+            return jax.device_put(zoo.stack_like(saved, like), shardings)
+
         if restored:
-            shardings = jax.tree.map(lambda x: x.sharding, state)
-            first, state = restored.step, jax.device_put(zoo.stack_like(restored.state, state), shardings)
+            first, state = restored.step, to_devices(restored.state)
             task.batches.set_state(restored.data_state)
             before = learning_rate_of(restored, read_metrics(folder))
+        aside = None if restored else set_metrics_aside(folder)
         metrics.rewind(first)
 
         with Progress(config.steps, start=first) as progress:
@@ -361,28 +405,57 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
             for line in (said_of_warmup(optim, config.steps), said_of_rate(optim, config.steps, before)):
                 if line and first < config.steps:
                     progress.print(line)
+            if aside:
+                progress.print(
+                    f"no checkpoint in {folder}: it begins again; the metrics until now are kept in {aside.name}"
+                )
+            if first < config.steps:
+                with usage_errors():
+                    line = said_of_space(folder, bytes_of(state), config.keep_last + 1)
+                if line:
+                    progress.print(line)
             clock, clock_step = time.perf_counter(), first
-            saved, pending = first or None, None
+            saved, pending, went_well, skipped = first or None, None, None, 0
 
-            def check(step, values):
+            def look_back(batch):
+                """Which checkpoint is good, for the last step was not; its state is given up."""
+                by_layer = _by_layer(state)
+                jax.tree.map(lambda x: x.delete(), state)  # two of them may not fit
+                records = read_metrics(folder)
+                losses = [r["loss"] for r in records if r["split"] == "train" and np.isfinite(r.get("loss", np.nan))]
+
+                def try_step(saved):
+                    _, values = step_function(to_devices(saved), spread(batch, mesh))
+                    return float(values["loss"]) if np.isfinite(float(values["grad_norm"])) else np.nan
+
+                return step_back(checkpoints, by_layer, try_step, losses[0] if losses else np.inf)
+
+            def check(step, values, batch):
                 """Waits for a step's metrics, and stops the run where they are not finite."""
+                nonlocal went_well, skipped
                 values = {name: float(value) for name, value in values.items()}
                 for name in ("loss", "grad_norm"):
                     if not np.isfinite(values[name]):
-                        last_good = f"the last good checkpoint is step {saved}" if saved else "no checkpoint yet"
-                        raise FloatingPointError(f"{name} is {values[name]} at step {step} in {folder}; {last_good}")
+                        found = look_back(batch if went_well is None else went_well)
+                        raise FloatingPointError(f"{name} is {values[name]} at step {step} in {folder}; {found}")
+                if values.pop("skipped"):
+                    if not skipped:
+                        progress.print(f"step {step} has nothing to learn from and is skipped; others will be counted")
+                    skipped += 1
+                    return {}
+                went_well = batch
                 return values
 
-            def report(step, values):
+            def report(step, values, batch):
                 """Writes the log line of a step, at its times."""
                 nonlocal clock, clock_step
-                values = check(step, values)
-                progress.update(step, loss=values["loss"])
+                values = check(step, values, batch)
+                progress.update(step, loss=values.get("loss"))
                 if step % config.log_every and step != config.steps:
                     return
                 speed = (step - clock_step) * task.tokens_per_batch / (time.perf_counter() - clock)
                 clock, clock_step = time.perf_counter(), step
-                values |= task.describe(values["loss"])
+                values |= task.describe(values["loss"]) if values else {}
                 values |= {"learning_rate": float(schedule(step - 1)), f"{task.unit}_per_second": speed}
                 if peak and task.flops_per_token:
                     values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
@@ -391,10 +464,11 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                 progress.print(format_line(step, config.steps, values | left))
 
             for step in range(first + 1, config.steps + 1):
-                state, values = step_function(state, spread(next(task.batches), mesh))
+                batch = next(task.batches)
+                state, values = step_function(state, spread(batch, mesh))
                 if pending:
                     report(*pending)  # one step late, so that the device never waits for the log
-                pending = (step, values)
+                pending = (step, values, batch)
                 last = step == config.steps or stop.requested
                 evaluates = step % config.eval_every == 0 or step == config.steps
                 if not (last or evaluates or step % config.save_every == 0):
@@ -405,12 +479,18 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
                     held_out = task.evaluate(current_model())
                     metrics.write(step, held_out, split="validation")
                     progress.print("held out: " + format_line(step, config.steps, held_out))
+                if gone := write_again(folder, kept, metrics):
+                    progress.print(f"deleted under the run and written again: {', '.join(gone)}")
+                if saved and not (checkpoints.root / str(saved)).exists():
+                    progress.print(f"the checkpoint of step {saved} was deleted under the run; step {step} is saved")
                 said = {"learning_rate": float(schedule(step - 1))} | (held_out or {})
                 checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=said)
                 saved = step
                 clock += time.perf_counter() - pause  # the speed shown is that of training alone
                 if last:
                     break
+            if skipped:
+                progress.print(f"{skipped} of {step - first} steps had nothing to learn from and were skipped")
     plot_metrics(folder)
     finished = Finished(state, current_model(), stopped=stop.requested)
     if finished.stopped:
@@ -418,6 +498,18 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
             f"stopped at step {state.step} of {config.steps}, saved in {folder}; the same command resumes", flush=True
         )
     return finished
+
+
+def write_again(folder: Path, kept: KeptFiles, metrics: Metrics) -> list[str]:
+    """Writes what has been deleted from a run's folder since the run began, all but its checkpoints.
+
+    Returns:
+      the paths.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock_again(folder)
+    gone = [str(path) for path in kept.restore()]
+    return [*gone, str(folder / "metrics.jsonl")] if metrics.restore() else gone
 
 
 def _by_layer(state: TrainState) -> TrainState:

@@ -31,7 +31,7 @@ class Damaged(Exception):
 
 def checkpoints_root(folder: Path) -> Path:
     """Where the checkpoints of a run are."""
-    return Path(folder).resolve() / "checkpoints"  # orbax wants it absolute
+    return Path(os.path.realpath(folder)) / "checkpoints"  # orbax wants it absolute
 
 
 def checkpoint_steps(root: Path) -> list[int]:
@@ -120,16 +120,29 @@ def check_checkpoint(folder: Path, *, only: str | None = None, digests: bool = T
                     raise Damaged(f"{name} has {actual} bytes instead of {size}")
                 if digests and hashlib.file_digest(file, "sha256").hexdigest() != digest:
                     raise Damaged(f"{name} has other bytes than were written")
+        _check_record(folder)
     except (FileNotFoundError, NotADirectoryError):
         raise Damaged(f"{name} is missing") from None
     except IsADirectoryError:
         raise Damaged(f"{name} is a folder") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise Damaged(f"{name} is behind links that lead in a circle") from None
         if error.errno != errno.EIO:  # no permission, say: nothing is known about the bytes
             raise
         raise Damaged(f"{name} cannot be read from the disk") from None
-    except (ValueError, TypeError):  # from json or the unpacking
+    except (ValueError, TypeError, KeyError, RecursionError):  # from json or the unpacking
         raise Damaged("manifest.json makes no sense") from None
+
+
+def _check_record(folder: Path) -> None:
+    """Raises Damaged where a record agrees with its manifest and is none all the same."""
+    try:
+        record = read_record(folder)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not {"arrays", "data_state", "metrics"} <= record.keys():
+        raise Damaged("record.json makes no sense")
 
 
 def read_record(folder: Path) -> dict[str, Any]:

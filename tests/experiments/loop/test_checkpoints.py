@@ -1,6 +1,7 @@
 """A checkpoint comes back bit for bit, or else the one before it: after kills, damage, full disks, on other devices."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ import pytest
 from flax import nnx
 
 from experiments.loop import checkpoints
-from experiments.loop.checkpoints import Checkpoints, restore_params
+from experiments.loop.checkpoints import Checkpoints, look, restore_params
 from tests.places import ROOT
 
 
@@ -326,6 +327,35 @@ def test_an_empty_folder_or_a_file_in_place_of_a_checkpoint_is_damage(tmp_path, 
         assert_restores_small(tmp_path, 1)
         assert "set aside as 2.damaged-2" in caplog.messages[1]
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2.damaged", "2.damaged-2", "3.damaged", "3.damaged-2"]
+
+
+def test_links_that_lead_in_a_circle_are_damage(tmp_path, caplog):
+    save_small(tmp_path, 1)
+    for name in ("2", "3.partial"):
+        (tmp_path / "checkpoints" / name).symlink_to(tmp_path / "checkpoints" / name)
+    assert "is damaged" in look(tmp_path).complaints[0]
+    restore_params(tmp_path, small_state(0)["params"])
+    assert_restores_small(tmp_path, 1)
+    assert "links that lead in a circle" in caplog.text
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2.damaged"]
+    (tmp_path / "checkpoints" / "2").symlink_to(tmp_path / "checkpoints" / "2")
+    save_small(tmp_path, 2, 3)
+    assert_restores_small(tmp_path, 3)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "record.json"])
+def test_json_that_is_nested_too_deep_is_damage(name, tmp_path, caplog):
+    save_small(tmp_path, 1, 2)
+    folder = tmp_path / "checkpoints" / "2"
+    deep = b"[" * 100_000 + b"]" * 100_000
+    (folder / name).write_bytes(deep)
+    if name == "record.json":  # which its manifest agrees with
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest[name] = [len(deep), hashlib.sha256(deep).hexdigest()]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert look(tmp_path).complaints == [f"checkpoint 2 is damaged: {name} makes no sense"]
+    assert_restores_small(tmp_path, 1)
+    assert f"{name} makes no sense" in caplog.text
 
 
 def test_damaged_checkpoints_do_not_count_in_retention(tmp_path):

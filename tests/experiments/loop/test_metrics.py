@@ -11,7 +11,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments.loop.metrics import Metrics, Progress, format_line, peak_flops, plot_metrics, read_metrics
+from experiments.loop.metrics import (
+    Metrics,
+    Progress,
+    format_line,
+    last_evaluation,
+    peak_flops,
+    plot_metrics,
+    read_metrics,
+    unreadable_lines,
+)
 
 
 def write_steps(folder, *steps, **options):
@@ -230,3 +239,35 @@ def test_progress_is_a_bar_with_loss_and_time_left_in_a_terminal(capsys, monkeyp
 )
 def test_peak_flops_are_of_the_whole_device_or_unknown(kind, flops):
     assert peak_flops(types.SimpleNamespace(device_kind=kind)) == flops
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "4", "split": "train", "loss": 1.0}',
+        '{"step": true, "split": "train", "loss": 1.0}',
+        '{"step": 4, "split": "train", "loss": "low"}',
+        '{"step": 4, "split": "train", "loss": [1.0]}',
+        '{"step": 4, "split": "train", "loss": null}',
+        "[" * 100_000,
+    ],
+    ids=["text step", "true step", "text", "list", "null", "deep"],
+)
+def test_a_line_that_no_run_has_written_is_no_record(line, tmp_path):
+    with Metrics(tmp_path, tensorboard=False) as metrics:
+        metrics.write(3, {"loss": 2.0}, split="validation")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    assert unreadable_lines(tmp_path) == [2]
+    assert [record["step"] for record in read_metrics(tmp_path)] == [3]
+    assert last_evaluation(tmp_path)["loss"] == 2.0
+    assert plot_metrics(tmp_path)
+
+
+def test_records_whose_file_is_deleted_are_written_again(tmp_path):
+    with Metrics(tmp_path / "run", tensorboard=False) as metrics:
+        metrics.write(1, {"loss": 2.0})
+        (tmp_path / "run" / "metrics.jsonl").unlink()
+        (tmp_path / "run").rmdir()
+        metrics.write(2, {"loss": 1.0})
+    assert [record["loss"] for record in read_metrics(tmp_path / "run")] == [2.0, 1.0]

@@ -55,8 +55,8 @@ def loss_without_dropout(model, batch, rngs):
 class CountingBatches:
     """Batches that are a function of their number: text that counts upwards, with rows of unequal weight."""
 
-    def __init__(self, spoil_at=None):
-        self.number, self.spoil_at = 0, spoil_at
+    def __init__(self, spoil_at=None, empty_at=()):
+        self.number, self.spoil_at, self.empty_at = 0, spoil_at, empty_at
 
     def __next__(self):
         rng = np.random.default_rng(self.number)
@@ -65,6 +65,8 @@ class CountingBatches:
         weights = (np.arange(LENGTH) < rng.integers(1, LENGTH, size=(ROWS, 1))).astype(np.float32)
         if self.number == self.spoil_at:
             weights[0, 0] = np.nan
+        if self.number in self.empty_at:
+            weights[:] = 0
         return {"tokens": text[:, :-1], "targets": text[:, 1:], "weights": weights}
 
     def get_state(self):
@@ -223,6 +225,36 @@ def test_mean_loss_weighs_tokens_not_batches():
     together = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     sums = loss_without_dropout(model, jax.tree.map(jnp.asarray, together), None)
     assert mean_loss(model, loss, batches) == pytest.approx(float(sums.total / sums.weight), rel=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_of_padding_alone_leaves_the_parameters_bit_for_bit(accumulate):
+    step, start = make_start(accumulate, "float32", loss_without_dropout)
+    batches = CountingBatches(empty_at=(2,))
+    before, _ = step(jax.tree.map(jnp.copy, start), next(batches))
+    kept = as_numbers(before)
+    after, metrics = step(before, next(batches))
+    jax.tree.map(np.testing.assert_array_equal, as_numbers(after.params), kept.params)
+    assert metrics["skipped"]
+    assert (float(metrics["loss"]), float(metrics["grad_norm"])) == (0, 0)
+    assert int(after.step) == 2
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(after.opt_state))
+    _, metrics = step(after, next(batches))
+    assert not metrics["skipped"]
+    assert np.isfinite(metrics["loss"])
+
+
+def test_steps_without_targets_are_skipped_counted_and_said(tmp_path, capsys):
+    train(make_task(empty_at=(1, 3)), make_config(4), OPTIM, tmp_path)
+    said = capsys.readouterr().out
+    assert "step 1 has nothing to learn from and is skipped" in said
+    assert "2 of 4 steps had nothing to learn from and were skipped" in said
+    records = [record for record in read_metrics(tmp_path) if record["split"] == "train"]
+    assert [record["step"] for record in records if "loss" in record] == [2, 4]
+
+
+def test_the_mean_loss_of_nothing_is_not_a_number():
+    assert np.isnan(mean_loss(make_model(), loss, [next(CountingBatches(empty_at=(1,)))]))
 
 
 def test_learns_to_count(tmp_path):
