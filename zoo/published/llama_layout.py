@@ -23,6 +23,7 @@ from zoo.published.transformers_fields import (
     read_activation,
     read_heads,
     read_rope,
+    require_numbers,
     require_plain_weights,
     write_activation,
 )
@@ -64,6 +65,7 @@ def read_config(raw: Json) -> CausalLMConfig:
       ValueError: an option that there is none for here, such as scaled RoPE: names it.
     """
     raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
+    require_numbers(raw, _DEFAULTS)
     require_plain_weights(raw)
     activation = read_activation(raw["hidden_act"])
     base, _ = read_rope(raw)
