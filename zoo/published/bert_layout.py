@@ -34,7 +34,13 @@ from zoo.models.encoder_heads import (
 from zoo.published.json_files import read_json
 from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
-from zoo.published.transformers_fields import class_names, read_activation, require_plain_rope, write_activation
+from zoo.published.transformers_fields import (
+    class_names,
+    read_activation,
+    require_numbers,
+    require_plain_rope,
+    write_activation,
+)
 from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import Word, parse_pattern
 
@@ -182,6 +188,7 @@ def read_config(
         if raw.get(name, value) != value:
             raise ValueError(f"{name}={raw[name]!r} is not supported, only {value!r}")
     raw = _DEFAULTS[family] | {name: value for name, value in raw.items() if value is not None}
+    require_numbers(raw, _DEFAULTS[family])
     fields = _read_bert(raw) if family == "bert" else _read_modernbert(raw)
     head = "cls.predictions." if family == "bert" else "decoder."
     if not tensors or any(name.startswith(head) for name in tensors):

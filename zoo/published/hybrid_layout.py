@@ -30,6 +30,7 @@ from zoo.published.transformers_fields import (
     json_number,
     number,
     read_activation,
+    require_numbers,
     write_activation,
 )
 from zoo.stack.pattern import Word, format_pattern, mixer_name, parse_pattern
@@ -67,6 +68,7 @@ def read_config(raw: Json) -> CausalLMConfig:
     family = FAMILIES[kind]
     null = {name: None for name in _NULLABLE if name in raw}  # where it means something else than nothing said
     raw = family.defaults | null | {name: value for name, value in raw.items() if value is not None}
+    require_numbers(raw, family.defaults)
     for name, value in family.only.items():
         if raw[name] != value:
             raise ValueError(f"{name}={raw[name]!r} is not supported in {kind}, only {value!r}")

@@ -23,6 +23,7 @@ from zoo.published.transformers_fields import (
     read_activation,
     read_heads,
     read_rope,
+    require_numbers,
     write_activation,
 )
 from zoo.stack.pattern import Word, parse_pattern
@@ -63,6 +64,7 @@ def read_config(raw: Json) -> CausalLMConfig:
       ValueError: an option that there is none for here, such as scaled RoPE: names it.
     """
     raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
+    require_numbers(raw, _DEFAULTS)
     activation = read_activation(raw["hidden_act"])
     base, _ = read_rope(raw)
     return CausalLMConfig(

@@ -26,6 +26,7 @@ from zoo.models.encoder_heads import (
 )
 from zoo.published.layout_options import FREE, Layout, require_layout, require_same
 from zoo.published.tensors import Entry, Json, Kind, Rule, Table, renamed
+from zoo.published.transformers_fields import require_numbers
 
 WORD_EMBEDDINGS = "bert.embeddings.word_embeddings.weight"
 
@@ -94,6 +95,7 @@ def read_config(
         if name not in raw:
             raise ValueError(f"the config says nothing of {name}, which has no default")
     raw = _DEFAULTS | raw
+    require_numbers(raw, _DEFAULTS)
     activation = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}.get(raw["hidden_act"])
     if activation != "gelu":
         raise ValueError(f"hidden_act={raw['hidden_act']!r}, expected 'gelu'")

@@ -25,7 +25,7 @@ from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.published import hybrid_layout, llama_layout, mha_layout
 from zoo.published.layout_options import FREE, INITIAL, Layout, require_layout, require_same, resolved
 from zoo.published.tensors import Entry, Json, Table
-from zoo.published.transformers_fields import NO_SPECIAL_TOKENS, json_number, number, whole_expand
+from zoo.published.transformers_fields import NO_SPECIAL_TOKENS, json_number, number, require_numbers, whole_expand
 from zoo.stack.pattern import Word, format_pattern, parse_pattern
 
 EMBEDDINGS: dict[Layout, str] = {
@@ -119,6 +119,17 @@ _TRANSFORMERS_DEFAULTS: dict[str, Json] = {
     "mamba2": {"vocab_size": 32768, "hidden_size": 4096, "num_hidden_layers": 64, "tie_word_embeddings": False}
     | {"n_groups": 8},
 }
+# Fields without a default here that are numbers, too.
+_NUMBERS: tuple[str, ...] = (
+    "state_size",
+    "conv_kernel",
+    "expand",
+    "intermediate_size",
+    "head_dim",
+    "num_heads",
+    "layer_norm_epsilon",
+)
+_NUMBERS += ("time_step_min", "time_step_max", "time_step_floor", "time_step_scale")
 
 
 def official_mlp(d_intermediate: int) -> MLPConfig:
@@ -214,6 +225,7 @@ def _read_transformers(raw: Json) -> CausalLMConfig:
     if kind not in _TRANSFORMERS:
         raise ValueError(unknown_name("model_type", str(kind), [*_TRANSFORMERS, "llama", *hybrid_layout.FAMILIES]))
     raw = _TRANSFORMERS_DEFAULTS[kind] | raw
+    require_numbers(raw, _TRANSFORMERS_DEFAULTS[kind] | dict.fromkeys(_NUMBERS, 0))
     family = _TRANSFORMERS[kind]
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise ValueError(f"hidden_act={raw['hidden_act']!r}, expected 'silu'")

@@ -28,6 +28,18 @@ def number(value) -> float:
     return float(value["__float__"] if isinstance(value, dict) else value)
 
 
+def require_numbers(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Checks the fields whose defaults are numbers, before anything is computed with them.
+
+    Raises:
+      ValueError: a text or a truth value: names the field as the file does. Lists and dicts say more to their readers.
+    """
+    for name, default in defaults.items():
+        a_number = isinstance(default, int | float) and not isinstance(default, bool)
+        if a_number and isinstance(value := raw.get(name), str | bool):
+            raise ValueError(f"{name}={value!r}, expected a number")
+
+
 def json_number(value: float) -> float | dict[str, str]:
     """A number as transformers writes it: infinity so that the file stays JSON."""
     return {"__float__": "Infinity"} if math.isinf(value) else value

@@ -21,7 +21,7 @@ from zoo.layers.mlp import MLPConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published.layout_options import FREE, require_same_model, resolved
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
-from zoo.published.transformers_fields import class_names, read_activation, write_activation
+from zoo.published.transformers_fields import class_names, read_activation, require_numbers, write_activation
 from zoo.stack.pattern import Word, parse_pattern
 
 Family = Literal["vit", "deit"]
@@ -93,6 +93,7 @@ def read_config(raw: Json, tensors: Collection[str] = (), n_classes: int = 0) ->
     """
     family: Family = raw["model_type"]
     raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
+    require_numbers(raw, _DEFAULTS)
     sizes = {name: raw[name] for name in ("image_size", "patch_size")}
     for name, size in sizes.items():
         if isinstance(size, list):

@@ -89,6 +89,10 @@ class BackboneConfig:
     """Options of "moe", a mixture of experts."""
 
     def __post_init__(self):
+        for name in ("dtype", "param_dtype"):
+            object.__setattr__(self, name, _dtype_name(getattr(self, name)))
+            if getattr(self, name) not in (known := ("bfloat16", "float16", "float32", "float64")):
+                raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
         settle(self)
         for name in ("d_model", "n_layers"):
             if getattr(self, name) < 1:
@@ -97,10 +101,6 @@ class BackboneConfig:
             raise ValueError(f"dropout={self.dropout}, expected 0 <= dropout < 1")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path={self.drop_path}, expected 0 <= drop_path < 1")
-        for name in ("dtype", "param_dtype"):
-            object.__setattr__(self, name, _dtype_name(getattr(self, name)))
-            if getattr(self, name) not in (known := ("bfloat16", "float16", "float32", "float64")):
-                raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.drop_path and not self.mixer_residual:
             raise ValueError(f"drop_path={self.drop_path} with mixer_residual=False: nothing is left of what skips")
         if self.norm not in ("rms", "layer"):

@@ -296,13 +296,13 @@ def test_other_numbers_do_not_compile_again(hybrid):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -1.0}, "temperature=-1.0, expected at least 0"),
+        ({"temperature": -1.0}, "temperature=-1.0, expected 0 for the most likely token, or a finite number"),
         ({"top_k": -1}, "top_k=-1, expected at least 0"),
         ({"top_p": 0.0}, "top_p=0.0, expected 0 < top_p <= 1"),
         ({"top_p": 1.5}, "top_p=1.5, expected 0 < top_p <= 1"),
         ({"min_p": -0.1}, "min_p=-0.1, expected 0 <= min_p <= 1"),
         ({"min_p": 1.1}, "min_p=1.1, expected"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0, expected more than 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0, expected 1e-06 to 1000000.0"),
     ],
 )
 def test_sampling_errors_name_the_option(options, message):

@@ -1,6 +1,7 @@
 """What a user of the library gets wrong is answered by a line that says what was expected."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -138,3 +139,17 @@ def test_an_unknown_type_is_told_all_that_are_known(tmp_path, raw):
         zoo.from_pretrained(tmp_path)
     for known in ("bert", "modernbert", "vit", "deit", "vim", "m2_bert", "llama", "mamba2", "falcon_h1", "zamba2"):
         assert f" {known}," in str(error.value) or str(error.value).endswith(f" {known}")
+
+
+FIELDS = ["layer_norm_epsilon", "hidden_size", "state_size", "time_step_min"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("value", ["x", True])
+def test_a_field_that_is_no_number_is_named_as_in_its_file(tmp_path, field, value):
+    pytest.importorskip("safetensors")
+    zoo.save_pretrained(CAUSAL, tmp_path, "transformers")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {field: value}))
+    with pytest.raises(ValueError, match=rf"config\.json: {field}={re.escape(repr(value))}, expected a number"):
+        zoo.from_pretrained(tmp_path)
