@@ -24,7 +24,7 @@ from flax import nnx
 
 import zoo
 from experiments.data.packaged_data import Archive, Counts
-from experiments.data.tokenizers import FILE_NAME
+from experiments.data.tokenizers import FILE_NAME, first_line
 from zoo.published.weight_files import save_weights
 
 # Theirs to transformers', {} the number of a layer.
@@ -66,9 +66,17 @@ def convert_llama(file: Path, folder: Path) -> Counts:
         import gguf
     except ImportError as error:
         raise ValueError("a GGUF file needs the package gguf to be read: pip install gguf") from error
-    reader = gguf.GGUFReader(file)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    config = read_config(fields, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
+    try:
+        reader = gguf.GGUFReader(file)
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+    except Exception as error:  # damaged bytes make NumPy and the package raise many kinds
+        raise ValueError(f"{file} is truncated or damaged, {type(error).__name__}: {first_line(error)}") from error
+    try:
+        config = read_config(fields, tied=all(tensor.name != "output.weight" for tensor in reader.tensors))
+    except (KeyError, TypeError, ArithmeticError) as error:
+        raise ValueError(f"{file} does not describe a Llama, {type(error).__name__}: {first_line(error)}") from error
+    if config["num_hidden_layers"] > len(reader.tensors):
+        raise ValueError(f"{file} says {config['num_hidden_layers']} layers, but holds {len(reader.tensors)} tensors")
     names = dict(_TENSORS)
     for i in range(config["num_hidden_layers"]):
         names |= {theirs.format(i): ours.format(i) for theirs, ours in _LAYER_TENSORS.items()}

@@ -4,12 +4,12 @@ Each block of a model has a tensor at least, and each dimension of a parameter i
 are. So a config of a few bytes makes nothing that takes more memory or time than the files that lie beside it explain.
 """
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from zoo.models.build import ModelConfig
 from zoo.published.tensors import Json
 from zoo.published.weight_files import LazyTensor
 
@@ -26,6 +26,10 @@ _SIZES = (
     *("long_conv_l_max", "hyena_emb_dim", "hyena_filter_order", "monarch_mlp_nblocks", "pad_vocab_size_multiple"),
 )
 _MAY_BE_ZERO = ("intermediate_size", "type_vocab_size", "local_attention")
+_WIDTHS = ("hidden_size", "d_model", "dim", "long_conv_l_max", "hyena_emb_dim", "l_max", "emb_dim")
+# Names of positions and of features of M2's filters, as M2-BERT's files say them and as ours do.
+_FILTERS = (("long_conv_l_max", "l_max"), ("hyena_emb_dim", "emb_dim"))
+_FEW_VALUES = 1 << 22
 # A run of any model has fewer; blocks that share their parameters have no tensors each.
 _MOST_LAYERS = 100_000
 # Values beyond those in the files that a model may have before it is refused, and not only found to lack tensors.
@@ -53,18 +57,50 @@ def require_counts(raw: Json, n_tensors: int) -> None:
             raise ValueError(f"{name} says {count:,} layers, the files hold {n_tensors:,} tensors: expected no more")
 
 
-def require_layers(config: ModelConfig, n_tensors: int) -> None:
+def require_widths(said: Any, tensors: Iterable[LazyTensor]) -> None:
+    """Raises a ValueError where a width, or filters of some widths, have more values than the files have bytes.
+
+    What a model computes once, from NumPy, is as long: it must not be made before this.
+
+    Args:
+      said: what a config file says, of this library or others.
+      tensors: in the files.
+    """
+    most = max(_FEW_VALUES, count_bytes(tensors))
+    for there in _objects(said):
+        sizes = {name: there[name] for name in _WIDTHS if type(there.get(name)) is int}
+        words = re.findall(rf"({'|'.join(_WIDTHS)})=(\d{{1,30}})", str(there.get("pattern", "")))
+        for name, size in [*sizes.items(), *((name, int(size)) for name, size in words)]:
+            if size > most:
+                raise ValueError(f"{name}={size:,}, more than the values in the files, {most:,} at most")
+    positions, features = (
+        max((there[name] for there in _objects(said) for name in names if type(there.get(name)) is int), default=1)
+        for names in _FILTERS
+    )
+    if positions * features > most:
+        raise ValueError(
+            f"filters of {positions:,} positions by {features:,} features, more than the values in the files"
+        )
+
+
+def _objects(said: Any, depth: int = 4) -> Iterator[dict]:
+    """An object of JSON and those in it."""
+    if isinstance(said, dict):
+        yield said
+        for value in said.values() if depth else ():
+            yield from _objects(value, depth - 1)
+
+
+def require_layers(n_layers: Any, pattern: Any, n_tensors: int) -> None:
     """Raises a ValueError where a config of ours has more blocks than could have tensors.
 
     Args:
-      config: the model's.
+      n_layers, pattern: what it says, of any type.
       n_tensors: in the files.
     """
-    most = _MOST_LAYERS if "@" in config.pattern else max(n_tensors, 64)
-    if config.n_layers > most:
-        raise ValueError(
-            f"n_layers={config.n_layers:,}, the files hold {n_tensors:,} tensors: expected at most {most:,}"
-        )
+    most = _MOST_LAYERS if "@" in str(pattern) else max(n_tensors, 64)
+    if isinstance(n_layers, int) and n_layers > most:
+        raise ValueError(f"n_layers={n_layers:,}, the files hold {n_tensors:,} tensors: expected at most {most:,}")
 
 
 def require_values(params: Mapping[tuple, Any], tensors: Iterable[LazyTensor]) -> None:

@@ -37,7 +37,7 @@ from zoo.published import (
     vim_layout,
     vit_layout,
 )
-from zoo.published.bounds import require_counts, require_layers, require_values
+from zoo.published.bounds import require_counts, require_layers, require_values, require_widths
 from zoo.published.checkpoint_files import read_params
 from zoo.published.hybrid_family import floored_steps
 from zoo.published.json_files import read_json
@@ -159,7 +159,7 @@ def from_pretrained(
         if dtype is not None or opened.stored is not None:
             name = jnp.dtype(opened.stored if dtype is None else dtype).name
             config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        require_layers(config, len(opened.tensors))
+        require_layers(config.n_layers, config.pattern, len(opened.tensors))
         model = abstract(config)
         params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
         require_values(params, opened.tensors.values())
@@ -199,11 +199,14 @@ def _open_run(folder: Path, kind: type | None, revision: str | int | None) -> _O
 
 
 def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Opened:
+    tensors = open_weights(place)
     with _errors_name(source):
         require_plain_config(raw)
+        require_layers(raw["config"].get("n_layers"), raw["config"].get("pattern"), len(tensors))
+        require_widths(raw["config"], tensors.values())
         config = native_layout.read_config(raw)
         require_kind(kind, config, "the model")
-    return _Opened(source, config, open_weights(place), native_layout.tensor_table, None)
+    return _Opened(source, config, tensors, native_layout.tensor_table, None)
 
 
 def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, leave_dense: bool) -> _Opened:
@@ -212,6 +215,7 @@ def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, 
     if len(tensors) < len(stored_tensors):
         raise ValueError(f"{place}: tensors that differ in the prefix 'model.' alone")
     with _errors_name(source):
+        require_widths(raw, tensors.values())
         pooling = None
         if _is_bert(raw):
             folder = place.parent if place.is_file() else place

@@ -88,7 +88,7 @@ def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
         and the nearest), a value that an option does not take, or more words than layers.
     """
     try:
-        words = _read(_spell_out(pattern.strip()))
+        words = _read(_spell_out(pattern.strip()), n_layers)
     except ValueError as error:
         raise ValueError(f"pattern={pattern!r}: {error}") from error
     if not words:
@@ -205,14 +205,16 @@ def _spell_out(pattern: str) -> str:
 _MIXER = r"[^/*+@\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
 _COUNT = r"(?:\*(?P<count>\d+))?"
 _WORD = rf"(?P<mixers>{_MIXER}(?:\+{_MIXER})*)(?:/(?P<channel>{_MIXER}))?(?:@(?P<shared>\w+))?{_COUNT}"
+# Of a pattern with too many blocks so many are counted one by one.
+_MOST_SPELT = 100_000
 _EXPECTED = (
     "expected mixer or mixer+mixer, perhaps with /channel, @name and *count, in this order and without blanks, each "
     "mixer perhaps with [option=value,...]; several words as (...)*count"
 )
 
 
-def _read(pattern: str) -> list[Word]:
-    """The words of a pattern, each as often as it says."""
+def _read(pattern: str, most: int) -> list[Word]:
+    """The words of a pattern, each as often as it says; `most` blocks have a place."""
     groups: list[list[Word]] = [[]]  # one for each open parenthesis, and that of all
     shared: dict[str, Word] = {}
     for text in re.findall(r"\(|\)[^\s()]*|[^\s()]+", pattern):
@@ -231,6 +233,8 @@ def _read(pattern: str) -> list[Word]:
             raise ValueError(f"{text!r} is an empty {'group' if closes else 'block'}")
         if (name := words[0].shared) and (first := shared.setdefault(name, words[0])) != words[0]:
             raise ValueError(f"{str(first)!r} and {str(words[0])!r}, expected @{name} to be one block")
+        if (n := len(groups[-1]) + len(words) * count) > max(most, _MOST_SPELT):
+            raise ValueError(f"{text!r:.60} makes {n:,} blocks, more than n_layers={most}")
         groups[-1] += words * count
     if len(groups) > 1:
         raise ValueError("'(' is not closed")

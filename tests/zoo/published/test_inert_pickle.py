@@ -43,7 +43,8 @@ def test_what_is_named_is_neither_imported_nor_called():
 
 def nested_key(depth):
     """A dict whose key is a tuple of twice the same tuple, and so on: to hash it takes 2 ** depth steps."""
-    return b"\x80\x02})q\x00" + b"".join(b"h%ch%c\x86q%c" % (i, i, i + 1) for i in range(depth)) + b"K\x01s."
+    doubled = b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(depth))
+    return b"\x80\x02})q\x00" + doubled + b"K\x01s."
 
 
 @pytest.mark.parametrize(
