@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from experiments.data.data_source import datasets_library
 from experiments.data.left_out import LeftOut
 from experiments.data.tables import Reading, check_delimiter, read_rows
 from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
@@ -262,8 +263,7 @@ def _texts(load: Callable[[], Any], column: str, warn: _Complaints) -> Iterator[
 
 def _datasets() -> Any:
     """The `datasets` library, which takes seconds to import and is needed for the hub only."""
-    import datasets
-
+    datasets = datasets_library()
     datasets.config.TORCH_AVAILABLE = False  # where torch is installed, streaming would import it to no use
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # its exceptions say the same
     if not sys.stderr.isatty():
