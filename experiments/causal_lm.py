@@ -232,7 +232,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         fitted = fit_vocabulary(started, corpus.tokenizer)
         task = make_task(fitted, corpus, init)
         save_tokenizer(corpus.tokenizer, folder)
-        runs.begin(config, folder, fitted.model)
+        runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 

@@ -48,6 +48,7 @@ from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load
 from experiments.data.tokenizers import FILE_NAME, published_tokenizer, save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.checkpoints import Checkpoints
+from experiments.loop.fingerprints import check_inputs
 from experiments.loop.frozen import thaw
 from experiments.loop.json_files import write_json
 from experiments.loop.metrics import last_evaluation
@@ -322,6 +323,8 @@ def fit(config: Config, folder: Path) -> Distilled:
         with flags.usage_errors():
             teacher, student, corpus = _begin(config, load_teacher(folder / "teacher"))
 
+    with flags.usage_errors():
+        check_inputs(folder, corpus.inputs(), config.train.allow_changed)
     sizes = f"{count_params(teacher.config):,} parameters, the student {count_params(student.config):,}"
     print(f"{teacher.config.pattern} -> {student.config.pattern}: {sizes}; {folder}", flush=True)
     path = folder / RESULTS_FILE

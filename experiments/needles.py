@@ -39,7 +39,7 @@ from experiments.retrieval.embed import make_rows
 from experiments.retrieval.haystacks import Needles, find_needles, hunt, needle_batch
 from experiments.retrieval.needle_curves import RESULTS, plot, read_results, save_results, table
 from experiments.retrieval.ranking import mean_over
-from experiments.retrieval.start import BiEncoderConfig, start_from, training_texts
+from experiments.retrieval.start import BiEncoderConfig, inputs, start_from, training_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +206,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         last = find("test", n_queries=config.eval_queries)
         task = make_task(config, trained, held_out, special, started.model, started.init)
         save_tokenizer(started.tokenizer, folder)
-        runs.begin(config, folder, started.model)
+        runs.begin(config, folder, started.model, inputs(collections, started.tokenizer))
     print(describe_size(started.model, folder), flush=True)
     print(f"{len(trained.queries):,} needles to train on, {len(trained.filler):,} passages of filler", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(config)), last, special

@@ -62,6 +62,7 @@ EXPERIMENT = seeds.Experiment(
     describe=describe,
     record=lambda prepared: {"model": dataclasses.asdict(prepared.model)},
     free=FREE,
+    inputs=lambda prepared: {f"data {name}": images.content() for name, images in prepared.data.splits.items()},
 )
 
 

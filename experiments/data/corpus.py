@@ -42,6 +42,12 @@ class Corpus(NamedTuple):
     train: TokenStream
     validation: TokenStream
 
+    def inputs(self) -> dict[str, str]:
+        """What a run learns from, see `fingerprints.check_inputs`."""
+        return {"tokenizer": self.tokenizer.to_json()} | {
+            f"data {stream.name}": stream.digest for stream in (self.train, self.validation)
+        }
+
 
 def load_corpus(config: DataConfig, folder: Path | None = None) -> Corpus:
     """Reads, splits and tokenises the text that `config` names, or finds all that in the cache.

@@ -1,4 +1,10 @@
-"""What labelled texts and images share: where `--data.*` says that they are, and what their splits are called."""
+"""What labelled texts and images share: where `--data.*` says that they are, and what their splits are called.
+
+What is on this machine is read without asking anybody. The network is used where a command names something on it, and
+only then: a data set, a model or a tokenizer by its name on the Hugging Face hub (--data.hub, --data.loco-*, --init,
+--data.tokenizer, a model to sample or convert), `experiments.data fetch`, which asks a package index, and
+--train.wandb. With HF_HUB_OFFLINE=1 the hub is not asked, and what was downloaded earlier is used.
+"""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,14 +55,21 @@ def local(config: Source) -> tuple[Path, str] | None:
     return None
 
 
+def datasets_library() -> Any:
+    """The library `datasets`, which takes seconds to import, and which reports to nobody what it is used for."""
+    import datasets
+
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # a request for each data set, local files' too
+    return datasets
+
+
 def load_hub(spec: str) -> Any:
     """The splits of a data set of the Hugging Face hub, NAME or NAME:CONFIG, as the library `datasets` has them.
 
     Raises:
       ValueError: no network, no such data set, or no access to it.
     """
-    import datasets
-
+    datasets = datasets_library()
     datasets.disable_progress_bars()
     name, _, subset = spec.partition(":")
     try:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from experiments.data.data_source import datasets_library
 from experiments.data.deep_json import refuse_deep_json
 from experiments.data.inside import within
 from experiments.data.left_out import LeftOut
@@ -275,8 +276,7 @@ def _texts(load: Callable[[], Any], column: str, warn: _Complaints) -> Iterator[
 
 def _datasets() -> Any:
     """The `datasets` library, which takes seconds to import and is needed for the hub only."""
-    import datasets
-
+    datasets = datasets_library()
     datasets.config.TORCH_AVAILABLE = False  # where torch is installed, streaming would import it to no use
     logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)  # its exceptions say the same
     if not sys.stderr.isatty():

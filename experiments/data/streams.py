@@ -6,6 +6,7 @@ Kept in a cache folder as memory-mapped arrays, so that only the first run over 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import logging
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from experiments.data.documents import DataConfig, Source, digest, split
 from experiments.data.tokenizers import Tokenizer, first_line, utf8
+from experiments.loop.fingerprints import fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,11 @@ class TokenStream:
     @property
     def n_documents(self) -> int:
         return len(self.starts)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """The fingerprint of tokens, documents and bytes."""
+        return fingerprint(self.tokens, self.starts, self.n_bytes)
 
     def document_name(self, index: int) -> str:
         return self.names[index].decode("utf-8", errors="replace")
@@ -192,8 +199,12 @@ class _Writer:
             self.file.close()
             np.save(self.folder / f"{self.side}.starts.npy", starts)
             np.save(self.folder / f"{self.side}.names.npy", names)
-            (self.folder / f"{self.side}.json").write_text(json.dumps({"n_bytes": self.n_bytes}))
-        return _read_stream(self.side, self.folder, int(self.eot[0]))
+            said = {"n_bytes": self.n_bytes}
+            (self.folder / f"{self.side}.json").write_text(json.dumps(said))
+        stream = _read_stream(self.side, self.folder, int(self.eot[0]))
+        with _writing():
+            (self.folder / f"{self.side}.json").write_text(json.dumps(said | {"digest": stream.digest}))
+        return stream
 
     def _write(self, ids: np.ndarray) -> None:
         self.n_tokens += len(ids)
@@ -211,8 +222,10 @@ def _read_stream(side: str, folder: Path, eot: int) -> TokenStream:
     """A stream in files, its arrays mapped rather than read. Anything may be raised if they are damaged."""
     mapped = [np.load(folder / f"{side}.{part}.npy", mmap_mode="r") for part in ("tokens", "starts", "names")]
     tokens, starts, names = (values.view(np.ndarray) for values in mapped)  # the memmap subclass is slow to index
-    n_bytes = json.loads((folder / f"{side}.json").read_text())["n_bytes"]
-    stream = TokenStream(side, tokens, starts, names, n_bytes)
+    said = json.loads((folder / f"{side}.json").read_text())
+    stream = TokenStream(side, tokens, starts, names, said["n_bytes"])
+    if said.get("digest", stream.digest) != stream.digest:  # earlier versions have kept none
+        raise ValueError(f"the {side} tokens are not those that were written")
     sample = stream.starts[:: max(1, stream.n_documents // 1000)]
     if len(stream.names) != stream.n_documents or (stream.tokens[[*sample, -1]] != eot).any():
         raise ValueError("starts and tokens do not belong together")

@@ -69,6 +69,10 @@ EXPERIMENT = seeds.Experiment(
     describe=describe,
     record=lambda prepared: {"encoder": dataclasses.asdict(prepared.encoder)},
     free=FREE,
+    inputs=lambda prepared: (
+        {"tokenizer": prepared.objective.tokenizer.to_json()}
+        | {f"data {name}": examples for name, examples in prepared.data.splits.items()}
+    ),
     save_once=lambda prepared, folder: save_tokenizer(prepared.objective.tokenizer, folder),
 )
 

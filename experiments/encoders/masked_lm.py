@@ -248,7 +248,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         rows, held_out = make_rows(fitted, corpus)
         task = make_task(fitted, corpus, rows, held_out, init)
         save_tokenizer(corpus.tokenizer, folder)
-        runs.begin(config, folder, fitted.model)
+        runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
     print(f"{corpus.train.n_tokens:,} tokens; {fitted.rows} rows, {rows.fill:.1%} of them text", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus

@@ -11,6 +11,7 @@ from flax import nnx
 
 from experiments.loop import flags
 from experiments.loop.checkpoints import restore_params
+from experiments.loop.fingerprints import check_inputs
 from experiments.loop.json_files import write_json
 from experiments.loop.run_lock import LOCK_FILE
 from experiments.loop.train import split_model
@@ -27,7 +28,8 @@ Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, 
 
 # Fields that may change between two starts of one run.
 FREE = ("run_dir", "model.remat", "model.scan_layers", "optim.decay_fraction") + tuple(
-    f"train.{name}" for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb")
+    f"train.{name}"
+    for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb", "allow_changed")
 )
 
 
@@ -85,14 +87,19 @@ def resumed(config: Any, folder: Path, free: Collection[str] = ()) -> Path | Non
     return folder if holds_run(config, folder, free) else None
 
 
-def begin(config: Any, folder: Path, model: ModelConfig | None = None) -> None:
+def begin(config: Any, folder: Path, model: ModelConfig | None = None, inputs: Mapping[str, Any] | None = None) -> None:
     """Writes what a run's folder says before its first step; config.json is the last, and makes it a run.
 
     Args:
       config: an experiment's configuration.
       model: which model the checkpoints are of. None: of no model, or of several.
+      inputs: what it learns from, see `fingerprints.check_inputs`.
+
+    Raises:
+      ValueError: the run is there and has learned from something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    check_inputs(folder, inputs or {}, config.train.allow_changed)
     if model is not None:
         save_model_config(model, folder)
     flags.save_config(config, folder / "config.json")

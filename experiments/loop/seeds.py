@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs
+from experiments.loop.fingerprints import check_inputs
 from experiments.loop.run_lock import locked
 from experiments.loop.summary import save_summary
 from experiments.loop.train import Finished, Task, train
@@ -27,6 +28,8 @@ class Experiment(NamedTuple):
     """record(what is shared) is what loggers keep besides the configuration."""
     free: Collection[str] = ()
     """Fields that may change between two starts of one run, besides those of every experiment."""
+    inputs: Callable[[Any], Mapping[str, Any]] = lambda prepared: {}
+    """inputs(what is shared) is what runs learn from, see `fingerprints.check_inputs`."""
     save_once: Callable[[Any, Path], None] = lambda prepared, folder: None
     """save_once(what is shared, folder of several runs) writes what `prepare` takes from there when they go on."""
 
@@ -85,6 +88,7 @@ def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = N
         prepared = prepared or experiment.prepare(config, folder if going_on else None)
         task = experiment.make_task(config, prepared)
         folder.mkdir(parents=True, exist_ok=True)
+        check_inputs(folder, experiment.inputs(prepared), config.train.allow_changed)
         experiment.save(prepared, folder)
         flags.save_config(config, folder / "config.json")
     print(experiment.describe(prepared, folder), flush=True)

@@ -30,6 +30,7 @@ from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.disk_space import bytes_of, said_of_space
 from experiments.loop.divergence import step_back
 from experiments.loop.extending import learning_rate_of, said_of_length, said_of_rate, said_of_warmup
+from experiments.loop.fingerprints import Changeable
 from experiments.loop.flags import UsageError, alias, usage_errors
 from experiments.loop.kept_files import KeptFiles
 from experiments.loop.metrics import (
@@ -77,6 +78,8 @@ class TrainConfig:
     """Whether to write TensorBoard files beside the JSON lines."""
     wandb: str | None = None
     """Weights & Biases project to log to, where wandb is installed."""
+    allow_changed: Annotated[tuple[Changeable, ...], alias("--allow-changed")] = ()
+    """What a run may go on with though it is not what it was begun with, of data, tokenizer and code."""
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "log_every", "eval_every", "save_every", "keep_last"):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.data.data_source import datasets_library
 from experiments.data.documents import DataConfig, open_source
 from experiments.data.tables import delimiter_of
 from experiments.data.text_files import OPENERS, check_encoding, open_text, read_text, stem_and_suffix
@@ -296,9 +297,9 @@ def _loco_rows(source: str, columns: tuple[str, ...], encoding: str) -> Iterator
 
 
 def _hub_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    import datasets
     import huggingface_hub
 
+    datasets = datasets_library()
     try:
         # One quick question first: without a network, `datasets` tries for half a minute.
         revision = huggingface_hub.HfApi().dataset_info(source, timeout=10).sha

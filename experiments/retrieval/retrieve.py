@@ -42,7 +42,7 @@ from experiments.retrieval.pairs import Pairs, Prepared, Teaching, learn_from, p
 from experiments.retrieval.ranking import mean_over, measure
 from experiments.retrieval.results import RESULTS, evaluate, table
 from experiments.retrieval.searches import searches
-from experiments.retrieval.start import BiEncoderConfig, check_row_len, start_from, training_texts
+from experiments.retrieval.start import BiEncoderConfig, check_row_len, inputs, start_from, training_texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +213,8 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
             teaching = learn_from(config.objective, prepared, **lengths)
             task = make_task(config, prepared, special, started.model, started.init, teaching)
             save_tokenizer(started.tokenizer, folder)
-        runs.begin(config, folder, None if config.zero_shot else started.model)
+        read = inputs(collections, started.tokenizer)
+        runs.begin(config, folder, None if config.zero_shot else started.model, read)
     counts = {s: sum(len(one.qrels.get(s, {})) for one in collections) for s in ("train", "dev", "test")}
     print(describe_size(started.model, folder), flush=True)
     print(

@@ -68,6 +68,11 @@ def check_row_len(name: str, length: int) -> None:
         raise ValueError(f"{name}={length}, expected at least 3: [CLS], a token, [SEP]")
 
 
+def inputs(collections: Sequence[Collection], tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a run learns from, see `fingerprints.check_inputs`."""
+    return {"tokenizer": tokenizer.to_json()} | {f"data {one.name}": one for one in collections}
+
+
 def training_texts(collections: Sequence[Collection]) -> list[str]:
     """The queries and documents of the training split."""
     texts = []

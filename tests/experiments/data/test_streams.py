@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,7 @@ def test_changed_text_or_option_is_tokenised_again(text, builds):
     assert len(builds) == 5
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "overwrite", "shift"])
+@pytest.mark.parametrize("damage", ["truncate", "remove", "overwrite", "shift", "two bytes", "n_bytes"])
 def test_damaged_cache_entry_is_built_again(damage, text, cache, builds, caplog):
     first = load_corpus(text)
     kept = first.train.tokens.tolist()
@@ -131,6 +132,11 @@ def test_damaged_cache_entry_is_built_again(damage, text, cache, builds, caplog)
         tokens.write_bytes(content[:-100])
     elif damage == "remove":
         tokens.unlink()
+    elif damage == "two bytes":
+        tokens.write_bytes(content[:-9] + bytes(byte ^ 1 for byte in content[-9:-7]) + content[-7:])
+    elif damage == "n_bytes":
+        said = json.loads((entry / "train.json").read_text())
+        (entry / "train.json").write_text(json.dumps(said | {"n_bytes": said["n_bytes"] // 2}))
     elif damage == "overwrite":
         (entry / "validation.json").write_text("{")
     else:

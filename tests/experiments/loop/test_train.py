@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ from experiments.loop.train import (
     train,
 )
 from tests.numerics import assert_close
+from zoo.published.checkpoint_files import choose_checkpoint, read_arrays, read_record
 
 VOCAB, LENGTH, ROWS = 11, 12, 8
 OPTIM = OptimConfig(learning_rate=1e-2, warmup_steps=2)
@@ -388,3 +391,62 @@ def test_eight_devices_train_as_one_does(tmp_path):
     count, on_eight = json.loads(out.splitlines()[-1])
     assert count == 8
     np.testing.assert_allclose(on_eight, rms(on_one.state), rtol=1e-3)
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from flax import nnx
+from experiments.loop.train import train
+from tests.experiments.loop.test_train import *
+
+nnx.set_graph_mode(False)
+folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+draw = random.Random(seed)
+config = make_config(10 * kills, eval_every=4 * kills, save_every=3)
+task = make_task()
+
+def begin(name):
+    process = os.fork()  # nothing of JAX has begun, so that what is imported may be shared
+    if not process:
+        status = 1
+        try:
+            train(task, config, OPTIM, folder / name)
+            status = 0
+        finally:
+            os._exit(status)
+    return process
+
+assert os.waitpid(begin("whole"), 0)[1] == 0
+killed, longest = 0, 4.0
+while killed < kills:
+    process = begin("killed")
+    time.sleep(draw.uniform(0, longest))
+    os.kill(process, signal.SIGKILL)
+    status = os.waitpid(process, 0)[1]
+    if status == 0:
+        break  # it was faster
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL, status
+    killed += 1
+assert os.waitpid(begin("killed"), 0)[1] == 0
+print("killed", killed, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_a_hundred_times_is_bitwise_the_run_that_was_not(tmp_path):
+    kills, seed = int(os.environ.get("KILLS", "100")), int(os.environ.get("KILLS_SEED", time.time_ns() % 10**9))
+    print(f"KILLS={kills} KILLS_SEED={seed}")
+    arguments = [sys.executable, "-c", KILLS, str(tmp_path), str(kills), str(seed)]
+    done = subprocess.run(arguments, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert int(done.stdout.split()[-1]) >= kills // 2
+    whole, killed = (choose_checkpoint(tmp_path / name) for name in ("whole", "killed"))
+    assert whole.name == killed.name == str(10 * kills)
+    shapes = {name: shape for name, (_, shape) in read_record(whole)["arrays"].items()}
+    states = [read_arrays(checkpoint / "state", shapes) for checkpoint in (whole, killed)]
+    for name in shapes:
+        np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
+    timeless = lambda r: {k: v for k, v in r.items() if k != "tokens_per_second"}  # noqa: E731
+    records = [[timeless(r) for r in read_metrics(tmp_path / name)] for name in ("whole", "killed")]
+    assert records[0] == records[1]
