@@ -1,5 +1,6 @@
 """Whether a run's checkpoints will fit on the disk, asked before the first step."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,13 @@ def said_of_space(folder: Path, size: int, n_checkpoints: int) -> str:
       n_checkpoints: how many lie there at once, at most.
 
     Raises:
-      UsageError: not even one fits.
+      UsageError: not even one fits, or their folder is read-only.
     """
+    root = folder / "checkpoints"
+    if root.exists() and not os.access(root, os.W_OK | os.X_OK):
+        raise UsageError(f"{root} cannot be written, so no checkpoint could be saved")
     free = shutil.disk_usage(folder).free
-    there = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
+    there = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
     text = f"{folder} has {_short(free)} of disk space left; a checkpoint takes {_short(size)}"
     if free < size:
         raise UsageError(f"{text}, so none could be saved")

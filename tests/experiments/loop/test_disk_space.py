@@ -38,5 +38,12 @@ def test_a_disk_without_room_for_all_is_said_and_what_lies_there_counts(free, tm
     assert said_of_space(tmp_path, 1_000_000, 3) == ""
 
 
+def test_checkpoints_that_are_read_only_are_said_before_training(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    monkeypatch.setattr(os, "access", lambda *arguments: False)  # root may write anywhere
+    with pytest.raises(UsageError, match="checkpoints cannot be written"):
+        said_of_space(tmp_path, 1, 1)
+
+
 def test_the_size_of_a_state_is_that_of_its_arrays():
     assert bytes_of({"a": jnp.zeros((3, 4)), "b": jnp.int32(0), "key": jax.random.key(0)}) == 52

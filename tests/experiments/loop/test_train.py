@@ -18,6 +18,11 @@ import pytest
 from flax import nnx
 
 import zoo
+from experiments.causal.next_token import next_token_loss
+from experiments.data.tokenizers import ByteTokenizer
+from experiments.encoders.masked_loss import masked_loss
+from experiments.encoders.objectives import Target, make_objective
+from experiments.encoders.shapes import small_encoder
 from experiments.loop.metrics import read_metrics
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
 from experiments.loop.train import (
@@ -32,6 +37,7 @@ from experiments.loop.train import (
     train,
 )
 from tests.numerics import assert_close
+from zoo.models.build import build
 from zoo.published.checkpoint_files import choose_checkpoint, read_arrays, read_record
 
 VOCAB, LENGTH, ROWS = 11, 12, 8
@@ -245,6 +251,41 @@ def test_a_batch_of_padding_alone_leaves_the_parameters_bit_for_bit(accumulate):
     _, metrics = step(after, next(batches))
     assert not metrics["skipped"]
     assert np.isfinite(metrics["loss"])
+
+
+def _padding_for(kind):
+    """A model, its loss and a batch of nothing but padding, as the tasks make them."""
+    tokens = np.zeros((2, 8), np.int32)
+    if kind == "causal":
+        batch = {"tokens": tokens, "targets": tokens, "segment_ids": tokens, "weights": np.zeros((2, 8), np.float32)}
+        return make_model(), next_token_loss, batch
+    encoder = dataclasses.replace(
+        small_encoder(16, 1, 8), pattern="attn/mlp", vocab_size=VOCAB, attn=zoo.AttentionConfig(head_dim=8)
+    )
+    batch = {"tokens": tokens, "mask": np.zeros((2, 8), bool)}
+    if kind == "masked":
+        some = np.zeros((2, 3), np.int32)
+        batch |= {"positions": some, "targets": some, "weights": np.zeros((2, 3), np.float32)}
+        fields = {field.name: getattr(encoder, field.name) for field in dataclasses.fields(encoder)}
+        return zoo.MaskedLM(zoo.MaskedLMConfig(**fields), rngs=nnx.Rngs(0)), masked_loss, batch
+    objective = make_objective(Target("classification", classes=("a", "b"), max_len=8), ByteTokenizer())
+    model = build(objective.config(encoder, pool="mean", dropout=0.0), rngs=nnx.Rngs(0))
+    batch |= {"token_types": tokens, "labels": np.zeros(2, np.int32), "weights": np.zeros(2, np.float32)}
+    return model, objective.loss, batch
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked", "finetune"])
+def test_the_loss_of_each_task_leaves_the_parameters_where_all_is_padding(kind):
+    model, loss_of_task, batch = _padding_for(kind)
+    optimizer = make_optimizer(OPTIM, 10, model)
+    step = make_train_step(model, loss_of_task, optimizer)
+    state = init_state(model, optimizer, jax.random.key(0))
+    kept = as_numbers(state).params
+    state, metrics = step(jax.tree.map(jnp.copy, state), batch)
+    jax.tree.map(np.testing.assert_array_equal, as_numbers(state.params), kept)
+    assert metrics["skipped"]
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state.opt_state))
+    assert np.isnan(mean_loss(model, loss_of_task, [batch]))
 
 
 def test_steps_without_targets_are_skipped_counted_and_said(tmp_path, capsys):
