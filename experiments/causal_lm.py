@@ -112,7 +112,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
 }
 
 # Fields that may change between two starts of one run, besides those of every experiment.
-FREE = ("eval_batches", "prompt", "data.cache_dir")
+FREE = ("eval_batches", "prompt", "data.cache_dir", "data.skip_bad")
 
 
 def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) -> Task:

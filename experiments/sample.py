@@ -27,6 +27,7 @@ from experiments.causal_lm import load_run
 from experiments.data.tokenizers import Tokenizer
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
+from zoo.published.run_folder import is_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Config:
     """Continues a text with a trained model."""
 
     run_dir: Annotated[Path | None, flags.Positional] = None
-    """Folder of the run. Not with --model."""
+    """Folder of the run, or of a saved or published model. Not with --model."""
     model: str | None = None
     """A published model instead of a run: a folder in a published layout, or a name on the Hugging Face hub."""
     tokenizer: str | None = None
@@ -208,6 +209,8 @@ def open_model(config: Config) -> tuple[zoo.CausalLM, Tokenizer, TextEnds]:
     """The model, its tokenizer, and what opens and ends its texts."""
     if (config.run_dir is None) == (config.model is None):
         raise ValueError("expected either the folder of a run or --model, one of the two")
+    if config.run_dir is not None and not is_run(config.run_dir) and _holds_weights(config.run_dir):
+        config = dataclasses.replace(config, run_dir=None, model=str(config.run_dir))  # as the other commands take it
     if config.model is None:
         for name in ("tokenizer", "dtype"):
             if getattr(config, name) is not None:
@@ -220,6 +223,11 @@ def open_model(config: Config) -> tuple[zoo.CausalLM, Tokenizer, TextEnds]:
         config.model, tokenizer=config.tokenizer, dtype=config.dtype, allow_nonfinite=config.allow_nonfinite
     )
     return model, tokenizer, published_ends(folder, tokenizer, model.config.vocab_size)
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether a folder is that of a model that was saved or published."""
+    return any(any(folder.glob(pattern)) for pattern in ("*.safetensors*", "*.bin*", "*.pth"))
 
 
 def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:

@@ -23,7 +23,8 @@ from experiments.causal.load import load_published
 from experiments.causal.scoring import Score, score_texts
 from experiments.causal.text_ends import published_ends, run_ends
 from experiments.causal_lm import load_run
-from experiments.data.tables import read_rows
+from experiments.data.tables import TABLES, Reading, read_rows
+from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import Tokenizer, utf8
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
@@ -41,7 +42,9 @@ class Config:
     out: str | None = None
     """A row for each document goes there: .jsonl, .csv or .tsv; -: JSON lines to standard output."""
     lines: bool = False
-    """Whether each line of a plain text is a document."""
+    """Whether each line of a plain text is a document; empty ones are none."""
+    encoding: str = "utf-8"
+    """Of the file, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...). It may be compressed."""
     text_column: str = "text"
     """The column that holds the texts."""
     begin: bool | None = None
@@ -61,11 +64,9 @@ class Config:
     """Whether OUT may exist already."""
 
     def __post_init__(self):
+        check_encoding(self.encoding, "--encoding")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
-
-
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def read_documents(config: Config) -> list[dict[str, Any]]:
@@ -77,8 +78,11 @@ def read_documents(config: Config) -> list[dict[str, Any]]:
     path = Path(config.file)
     if config.file != STANDARD and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a file of texts")
-    if path.suffix in TABLES:
-        rows = list(read_rows(path, config.file))
+    if config.file != STANDARD and stem_and_suffix(path)[1] in TABLES:
+        try:
+            rows = list(read_rows(path, config.file, Reading(config.encoding)))
+        except BadFile as error:
+            raise ValueError(str(error).replace("--data.", "--")) from error
         for number, row in enumerate(rows, start=1):
             if not isinstance(row.get(config.text_column), str):
                 there = ", ".join(map(str, row))
@@ -86,8 +90,11 @@ def read_documents(config: Config) -> list[dict[str, Any]]:
                     f"{path} row {number} has no text in {config.text_column!r}; --text-column may be one of {there}"
                 )
         return rows
-    raw = sys.stdin.read() if config.file == STANDARD else path.read_bytes().decode("utf-8", errors="surrogateescape")
-    documents = raw.removesuffix("\n").split("\n") if config.lines else [raw]
+    if config.file == STANDARD:
+        raw = sys.stdin.read()
+    else:
+        raw = read_text(path, config.file, config.encoding, flag="--encoding")
+    documents = [line for line in raw.split("\n") if line.strip()] if config.lines else [raw]
     return [{config.text_column: text} for text in documents]
 
 

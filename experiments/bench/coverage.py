@@ -17,6 +17,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -131,7 +133,7 @@ def write_data(folder: Path) -> None:
             table.writerows((line, label(line) if label else name) for name, line in lines[::4])
     tagged = [line.split() for _, line in lines[::4]]
     records = [
-        {"tokens": words, "tags": ["name" if word.isidentifier() else "other" for word in words]} for words in tagged
+        {"words": words, "tags": ["name" if word.isidentifier() else "other" for word in words]} for words in tagged
     ]
     _write_lines(folder / "tags.jsonl", records)
     answers = [
@@ -172,7 +174,8 @@ def call(command: str, *more: str) -> str:
         if not ended.code:
             return "yes"
         said = errors.getvalue().strip().splitlines()
-        return said[-1].removeprefix("error: ") if said else f"exit status {ended.code}"
+        why = said[-1].removeprefix("error: ").removesuffix("; layout='native' holds every model") if said else ""
+        return re.sub("^pattern='[^']*' has", "the pattern has", why) or f"exit status {ended.code}"
     finally:
         sys.argv = argv
     return "yes"
@@ -184,6 +187,7 @@ def try_out(task: str, family: str, call: Callable[..., str] = call) -> Line:
     Args:
       call: call(command, *arguments) runs a command and says "yes", or why not.
     """
+    jax.clear_caches()  # programs of other models
     for name in ("run", "out", *LAYOUTS):
         shutil.rmtree(name, ignore_errors=True)
     for old in Path().glob("out.*"):

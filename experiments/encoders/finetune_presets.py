@@ -151,4 +151,4 @@ PRESETS |= {
 }
 
 # Fields that may change between two starts of one run, besides those of every experiment.
-FREE = ("metrics", "baseline")
+FREE = ("metrics", "baseline", "data.skip_bad")

@@ -132,7 +132,7 @@ PRESETS |= {
 }
 
 # Fields that may change between two starts of one run, besides those of every experiment.
-FREE = ("eval_batches", "examples", "data.cache_dir")
+FREE = ("eval_batches", "examples", "data.cache_dir", "data.skip_bad")
 
 
 def masked_batch(rows: Rows, masking: Masking, indices: np.ndarray, random: np.random.Generator, rate: float) -> Batch:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from experiments.data.labelled import LAYOUTS
-from experiments.data.tables import read_rows
+from experiments.data.tables import Reading, check_delimiter, read_rows
+from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
 from experiments.encoders.objectives import Target
 from experiments.encoders.predictor import Predictor
 from experiments.loop import flags
@@ -43,6 +44,10 @@ class Config:
     """The column of second texts, or of the contexts that answers are in. None: that of the run's training."""
     format: Literal["txt", "csv", "tsv", "jsonl"] = "txt"
     """What standard input holds."""
+    encoding: str = "utf-8"
+    """Of the file, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...). It may be compressed."""
+    delimiter: str | None = None
+    """What is between the cells of .csv and .tsv: a character, or comma, semicolon, tab. None: what fits the header."""
     probabilities: bool = True
     """Whether the probability of every class is written, or that of the predicted one alone."""
     batch_size: int = 32
@@ -55,31 +60,42 @@ class Config:
     """Whether OUT may exist already."""
 
     def __post_init__(self):
+        check_encoding(self.encoding, "--encoding")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
 
 
-def read_file(file: str, format: str) -> tuple[list[dict[str, Any]], str]:
+def read_file(config: Config) -> tuple[list[dict[str, Any]], str]:
     """The rows of a file or of standard input, and what errors call it; a line of plain text is a row with "text".
 
     Raises:
       FileNotFoundError, ValueError: one line that names the file, and the row.
     """
+    file, format = config.file, config.format
     if file == STANDARD:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"input.{format}"
             path.write_text(sys.stdin.read(), encoding="utf-8")
-            return _rows(path, "standard input"), "standard input"
+            return _rows(path, "standard input", config), "standard input"
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} does not exist; expected a file of texts")
-    return _rows(Path(file), file), file
+    return _rows(Path(file), file, config), file
 
 
-def _rows(path: Path, where: str) -> list[dict[str, Any]]:
-    if path.suffix != ".txt":
-        return list(read_rows(path, where))
+def is_plain(config: Config) -> bool:
+    """Whether the texts have no columns: a line of the file is one."""
+    return (f".{config.format}" if config.file == STANDARD else stem_and_suffix(Path(config.file))[1]) == ".txt"
+
+
+def _rows(path: Path, where: str, config: Config) -> list[dict[str, Any]]:
+    encoding = "utf-8" if config.file == STANDARD else config.encoding
+    if not is_plain(config):
+        try:
+            return list(read_rows(path, where, Reading(encoding, check_delimiter(config.delimiter))))
+        except BadFile as error:
+            raise ValueError(str(error).replace("--data.", "--")) from error
     # Lines end in "\n" alone: a form feed or U+2028 inside one is text.
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    lines = read_text(path, where, encoding, flag="--encoding").split("\n")
     return [{"text": line} for line in (lines if lines[-1] else lines[:-1])]
 
 
@@ -90,7 +106,7 @@ def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: s
       ValueError: they are not there.
     """
     there = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-    text, second = _trained_columns(Path(config.model))
+    text, second = ("text", None) if is_plain(config) else _trained_columns(Path(config.model))
     text, second = config.text_column or text, config.second_column or second
     paired = target.kind == "span-qa" or target.pairs
     usual = [(first, other) for first, other, _ in LAYOUTS if not paired or other]
@@ -137,7 +153,7 @@ def main() -> int:
     with flags.usage_errors():
         config = flags.parse_one(Config, prog="python -m experiments.bert predict", description=__doc__)
         check_out(config.out, overwrite=config.overwrite)
-        rows, where = read_file(config.file, config.format)
+        rows, where = read_file(config)
         ask = Predictor.from_pretrained(config.model, step=config.checkpoint, max_len=config.max_len)
         if rows:
             rows = list(predicted_rows(ask, rows, *columns(rows, config, ask.target, where), config))

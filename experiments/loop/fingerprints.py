@@ -18,6 +18,7 @@ import numpy as np
 
 import zoo
 from experiments.loop.json_files import write_json
+from zoo.published.checkpoint_files import checkpoint_steps, checkpoints_root
 
 INPUTS_FILE = "inputs.json"
 Changeable = Literal["data", "tokenizer", "code"]
@@ -55,8 +56,9 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], allowed: Collection[st
         before = {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / INPUTS_FILE} makes no sense; without it, {folder} goes on unchecked") from error
+    learned = bool(checkpoint_steps(checkpoints_root(folder)))  # without a checkpoint it begins anew
     for name, digest in now.items():
-        if before.get(name, digest) == digest:
+        if before.get(name, digest) == digest or not learned:
             continue
         kind, _, which = name.partition(" ")
         what = f"the {kind}{f' ({which})' if which else ''}"

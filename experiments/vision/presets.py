@@ -188,4 +188,4 @@ PRESETS |= {
 }
 
 # Fields that may change between two starts of one run, besides those of every experiment.
-FREE = ("threads", "mistakes")
+FREE = ("threads", "mistakes", "data.skip_bad")

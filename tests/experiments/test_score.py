@@ -1,6 +1,7 @@
 """Texts of any length are scored as the whole would be, by their own units."""
 
 import functools
+import gzip
 import io
 import json
 import math
@@ -54,6 +55,20 @@ def test_documents_of_any_length_are_scored_by_a_carried_state(tmp_path, command
     total = sum(expected) / math.log(2) / sum(row["bytes"] for row in rows)
     assert float(out.split("bits/token, ")[1].split()[0]) == pytest.approx(total, abs=2e-4)
     assert "the state carried through each" in out
+
+
+def test_a_compressed_file_of_another_encoding_is_the_text_in_it(tmp_path, command):
+    write_run(tmp_path / "run", "mamba")
+    text = "un été à Besançon"
+    (tmp_path / "plain.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "latin.txt").write_text(text, encoding="cp1252")
+    (tmp_path / "packed.txt.gz").write_bytes(gzip.compress(text.encode()))
+    plain, packed = (command("run", name) for name in ("plain.txt", "packed.txt.gz"))
+    assert plain == packed == command("run", "latin.txt", "--encoding", "cp1252")
+    assert plain[0] == 0
+    status, _, err = command("run", "latin.txt")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "--encoding" in err
 
 
 def test_long_convolutions_read_in_windows_and_say_so(tmp_path, command):

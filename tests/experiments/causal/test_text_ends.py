@@ -1,6 +1,7 @@
 """What opens a prompt and what ends a text is what a model's own files say."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tokenizers as hf
@@ -65,6 +66,8 @@ def test_a_prompt_begins_with_what_its_tokenizer_puts_first(tmp_path):
     ids = sample.load(sample.Config(model="model", prompt="plain words"))[2]
     assert ids == tokenizer.encode("plain words").ids
     assert sample.load(sample.Config(model="model"))[2] == [1]
+    as_others_take_it = sample.Config(run_dir=Path("model"), prompt="plain words")
+    assert sample.load(as_others_take_it)[2] == ids
 
 
 def test_sampling_stops_at_any_of_the_ends(tmp_path, run_command):

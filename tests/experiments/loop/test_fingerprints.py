@@ -45,7 +45,9 @@ def test_of_a_large_array_blocks_are_read(monkeypatch):
 
 
 def test_what_changed_is_refused_by_name_until_it_is_allowed(tmp_path, capsys):
-    check_inputs(tmp_path, {"data train": "a", "data validation": "b", "tokenizer": "t"}, ())
+    check_inputs(tmp_path, {"data train": "other"}, ())
+    check_inputs(tmp_path, {"data train": "a", "data validation": "b", "tokenizer": "t"}, ())  # nothing learned yet
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     before = (tmp_path / INPUTS_FILE).read_text()
     for inputs, what in (
         ({"data train": "A"}, r"the data \(train\) changed .*--allow-changed data "),

@@ -11,7 +11,7 @@ import ssm
 import zoo
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.runs import begin
-from experiments.loop.train import split_model
+from experiments.loop.train import TrainConfig, split_model
 from zoo.models.build import build
 from zoo.published.run_folder import MODEL_FILE
 
@@ -23,6 +23,7 @@ class Said:
     """A run's configuration, as earlier versions left it alone."""
 
     model: zoo.CausalLMConfig
+    train: TrainConfig = TrainConfig()
 
 
 def save(folder, models, *, average=None):
