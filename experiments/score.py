@@ -24,7 +24,7 @@ from experiments.causal.scoring import Score, score_texts
 from experiments.causal.text_ends import published_ends, run_ends
 from experiments.causal_lm import load_run
 from experiments.data.tables import TABLES, Reading, read_rows
-from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
+from experiments.data.text_files import check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import Tokenizer, utf8
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
@@ -79,10 +79,7 @@ def read_documents(config: Config) -> list[dict[str, Any]]:
     if config.file != STANDARD and not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected a file of texts")
     if config.file != STANDARD and stem_and_suffix(path)[1] in TABLES:
-        try:
-            rows = list(read_rows(path, config.file, Reading(config.encoding)))
-        except BadFile as error:
-            raise ValueError(str(error).replace("--data.", "--")) from error
+        rows = list(read_rows(path, config.file, Reading(config.encoding, flag="--encoding")))
         for number, row in enumerate(rows, start=1):
             if not isinstance(row.get(config.text_column), str):
                 there = ", ".join(map(str, row))

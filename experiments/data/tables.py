@@ -31,6 +31,8 @@ class Reading(NamedTuple):
     in .tsv."""
     skip: Callable[[str], None] | None = None
     """Called with what is wrong with a row, which is left out then. None: an exception."""
+    flag: str = "--data.encoding"
+    """What names the encoding at the command line, for messages."""
 
     def bad(self, message: str) -> None:
         """Skips a row, or raises."""
@@ -69,7 +71,8 @@ def read_rows(path: Path, name: str, how: Reading = Reading(), *, column: str | 
         yield from _parquet_rows(path, name, column)
         return
     try:
-        with open_text(path, name, how.encoding, newline="" if suffix in (".csv", ".tsv") else "\n") as file:
+        newline = "" if suffix in (".csv", ".tsv") else "\n"
+        with open_text(path, name, how.encoding, newline=newline, flag=how.flag) as file:
             if suffix in (".csv", ".tsv"):
                 yield from _csv_rows(file, name, suffix, how)
             elif suffix in (".json", ".jsonl"):

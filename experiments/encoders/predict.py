@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from experiments.data.labelled import LAYOUTS
 from experiments.data.tables import Reading, check_delimiter, read_rows
-from experiments.data.text_files import BadFile, check_encoding, read_text, stem_and_suffix
+from experiments.data.text_files import check_encoding, read_text, stem_and_suffix
 from experiments.encoders.objectives import Target
 from experiments.encoders.predictor import Predictor
 from experiments.loop import flags
@@ -90,10 +90,8 @@ def is_plain(config: Config) -> bool:
 def _rows(path: Path, where: str, config: Config) -> list[dict[str, Any]]:
     encoding = "utf-8" if config.file == STANDARD else config.encoding
     if not is_plain(config):
-        try:
-            return list(read_rows(path, where, Reading(encoding, check_delimiter(config.delimiter))))
-        except BadFile as error:
-            raise ValueError(str(error).replace("--data.", "--")) from error
+        how = Reading(encoding, check_delimiter(config.delimiter), flag="--encoding")
+        return list(read_rows(path, where, how))
     # Lines end in "\n" alone: a form feed or U+2028 inside one is text.
     lines = read_text(path, where, encoding, flag="--encoding").split("\n")
     return [{"text": line} for line in (lines if lines[-1] else lines[:-1])]

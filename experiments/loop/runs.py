@@ -7,15 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flax import nnx
-
 from experiments.loop import flags
-from experiments.loop.checkpoints import restore_params
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.json_files import write_json
 from experiments.loop.run_lock import LOCK_FILE
-from experiments.loop.train import split_model
-from zoo.models.build import ModelConfig, abstract
+from zoo.models.build import ModelConfig
 from zoo.models.causal import TokenConfig
 from zoo.published.run_folder import MODEL_FILE
 from zoo.stack.backbone_config import BackboneConfig, word_config
@@ -135,19 +131,6 @@ def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-le
 def save_model_config(model: ModelConfig, folder: Path) -> None:
     """Writes which model the checkpoints of a run are of, in one step; `read_model_config` reads it."""
     write_json({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, folder / MODEL_FILE)
-
-
-def restore_model(folder: Path, config: ModelConfig, *, step: Any = "latest") -> Any:
-    """The model of a run's checkpoint. Changes nothing in the folder.
-
-    Args:
-      folder: the run's.
-      config: the model's, its vocabulary known.
-      step: a checkpoint's step, "latest" or "best".
-    """
-    model = abstract(config)
-    graphdef, params, rest = split_model(model)
-    return nnx.merge(graphdef, restore_params(folder, params, step=step), rest)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

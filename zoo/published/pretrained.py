@@ -308,9 +308,10 @@ def _describe_native(model: Model, extra: Json) -> _Written:
 
 
 def _describe_published(model: Model, extra: Json, *, layout: Layout) -> _Written:
-    if reason := what_lacks(model, layout):
-        raise ValueError(f"{reason}; layout='native' holds every model")
-    raw = _write_config(model.config, layout)
+    try:
+        raw = _write_config(model.config, layout)
+    except ValueError as error:
+        raise ValueError(f"{error}; layout='native' holds every model") from error
     table = _table(model, layout, raw)
     encoder = model.config if isinstance(model.config, EncoderConfig) and _is_bert(raw) else None
     beside = {} if encoder is None else bert_layout.pooling_files(encoder)
