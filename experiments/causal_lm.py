@@ -253,7 +253,7 @@ def main() -> int:
     if config.prompt:
         print_sample(finished.model, corpus.tokenizer, config.prompt)
     print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
-    print(f'more text:  python -m experiments.sample {folder} --prompt "class "')
+    print(flags.as_called(f'more text:  python -m experiments.sample {folder} --prompt "class "'))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0
 

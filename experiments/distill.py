@@ -417,7 +417,7 @@ def main() -> int:
     print("on held-out text:")
     print("\n".join(f"  {line}" for line in table(rows)))
     print(f"run folder: {folder} (results.json, stages.png; a folder for each stage, and the student's)")
-    print(f'text:       python -m experiments.sample {folder / "student"} --prompt "def "')
+    print(flags.as_called(f'text:       python -m experiments.sample {folder / "student"} --prompt "def "'))
     return 0
 
 

@@ -1,9 +1,9 @@
 """How likely a causal language model finds texts: perplexity a token, and bits a token and a byte.
 
-python -m experiments.score runs/causal_lm/tiny text.txt                        # the whole file is one document
-python -m experiments.score runs/causal_lm/tiny lines.txt --lines --out scores.jsonl
-python -m experiments.score state-spaces/mamba-130m documents.jsonl --text-column body
-cat text.txt | python -m experiments.score runs/causal_lm/tiny -
+    python -m experiments.score runs/causal_lm/tiny text.txt                        # the whole file is one document
+    python -m experiments.score runs/causal_lm/tiny lines.txt --lines --out scores.jsonl
+    python -m experiments.score state-spaces/mamba-130m documents.jsonl --text-column body
+    cat text.txt | python -m experiments.score runs/causal_lm/tiny -
 
 MODEL is a run, a published folder, or a name on the hub. Documents may have any length: the state is carried through
 each, so that every token is guessed from all before it; a model with an m2 reads in windows as long as its filters, and

@@ -45,6 +45,12 @@ def usage_errors():
         raise UsageError(" ".join(str(error).split())) from error
 
 
+def as_called(text: str) -> str:
+    """A text whose commands are as this process was started: `subq sample` for `python -m experiments.sample`."""
+    by_name = Path(sys.argv[0]).name in ("subq", "subq.exe")
+    return re.sub(r"python -m\s+experiments\.", "subq ", text) if by_name else text
+
+
 def parse(
     presets: Mapping[str, tuple[str, Config]],
     *,
@@ -64,6 +70,7 @@ def parse(
     if asked and not asked.startswith("-") and asked not in presets:
         raise UsageError(unknown_name("preset", asked, presets))
     presets = {name: (line, make_way(preset, given(type(preset)))) for name, (line, preset) in presets.items()}
+    prog, description = as_called(prog), as_called(description)
     with _errors_in_one_line(prog):
         return tyro.extras.overridable_config_cli(presets, prog=prog, description=description)
 
@@ -91,6 +98,7 @@ def _flags_of(kind: type, prefix: str = "") -> dict[str, set[str]]:
 
 def parse_one(kind: type[Config], *, prog: str, description: str) -> Config:
     """Reads the command line of a command without presets."""
+    prog, description = as_called(prog), as_called(description)
     with _errors_in_one_line(prog):
         return tyro.cli(kind, prog=prog, description=description)
 
@@ -155,7 +163,7 @@ def run(main: Callable[[], int | None]) -> None:
         except (UsageError, FloatingPointError, OSError, ImportError) as error:
             if os.environ.get("TRACEBACK") == "1":
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {as_called(str(error))}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
