@@ -3,6 +3,7 @@
     python -m experiments.bert predict runs/finetune/tiny texts.csv out.csv       # every column, and what is predicted
     python -m experiments.bert predict FOLDER texts.jsonl out.jsonl --text-column body
     python -m experiments.bert predict FOLDER pairs.csv out.csv --text-column question --second-column answer
+    python -m experiments.bert predict FOLDER texts.csv --out out.csv             # OUT as a flag
     cut -f 2 texts.tsv | python -m experiments.bert predict FOLDER -              # a text a line -> JSON lines
 
 MODEL is a run of `finetune`, a published folder, or a name on the hub. A row of the output has what it had, so that it
@@ -25,7 +26,7 @@ from experiments.data.text_files import check_encoding, read_text, stem_and_suff
 from experiments.encoders.objectives import Target
 from experiments.encoders.predictor import Predictor
 from experiments.loop import flags
-from experiments.loop.row_files import STANDARD, check_out, write_rows
+from experiments.loop.row_files import STANDARD, check_out, one_out, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Config:
     """Texts: .txt has one a line; .csv, .tsv, .jsonl, .json and .parquet have columns. -: standard input."""
     out: Annotated[str, flags.Positional] = STANDARD
     """.csv, .tsv or .jsonl. -: JSON lines to standard output."""
+    out_file: Annotated[str | None, flags.named("out")] = None
+    """The same as OUT, as a flag."""
     text_column: str | None = None
     """The column that holds the texts. None: that of the run's training, or a usual name."""
     second_column: str | None = None
@@ -60,6 +63,7 @@ class Config:
     """Whether OUT may exist already."""
 
     def __post_init__(self):
+        object.__setattr__(self, "out", one_out(self.out, self.out_file))
         check_encoding(self.encoding, "--encoding")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")

@@ -32,6 +32,11 @@ def alias(flag: str) -> Any:
     return tyro.conf.arg(aliases=(flag,))
 
 
+def named(flag: str) -> Any:
+    """Marks a field, `Annotated[str, named("out")]`, whose flag has another name than the field."""
+    return tyro.conf.arg(name=flag)
+
+
 class UsageError(ValueError):
     """Something that the person at the command line can mend. Its message is one line."""
 
