@@ -13,7 +13,6 @@ a CSV a column p(NAME) each. Taggers take lists of words, or split strings at wh
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -42,9 +41,9 @@ class Config:
     out_file: Annotated[str | None, flags.named("out")] = None
     """The same as OUT, as a flag."""
     text_column: str | None = None
-    """The column that holds the texts. None: that of the run's training, or a usual name."""
+    """The column that holds the texts. None: that of the model's training, or a usual name."""
     second_column: str | None = None
-    """The column of second texts, or of the contexts that answers are in. None: that of the run's training."""
+    """The column of second texts, or of the contexts that answers are in. None: that of the model's training."""
     format: Literal["txt", "csv", "tsv", "jsonl"] = "txt"
     """What standard input holds."""
     encoding: str = "utf-8"
@@ -108,7 +107,7 @@ def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: s
       ValueError: they are not there.
     """
     there = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-    text, second = ("text", None) if is_plain(config) else _trained_columns(Path(config.model))
+    text, second = ("text", None) if is_plain(config) else (target.text_column, target.second_column)
     text, second = config.text_column or text, config.second_column or second
     paired = target.kind == "span-qa" or target.pairs
     usual = [(first, other) for first, other, _ in LAYOUTS if not paired or other]
@@ -123,15 +122,6 @@ def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: s
         if name is not None and name not in there:
             raise ValueError(f"{where} has no column '{name}'; --{flag}-column must be one of {', '.join(there)}")
     return text, second
-
-
-def _trained_columns(folder: Path) -> tuple[str | None, str | None]:
-    """The columns that a run was tuned on, where its command named them."""
-    try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"]
-        return data.get("text_column"), data.get("second_column")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None, None
 
 
 def predicted_rows(

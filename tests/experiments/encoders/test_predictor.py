@@ -196,3 +196,10 @@ def test_a_pair_model_takes_the_columns_of_its_training(tmp_path, run_command):
     status, out, err = run_command(command, run, "in.jsonl")
     assert status == 0, err
     assert json.loads(out)["predicted"] in CLASSES
+    # So do what it exports, and what that exports.
+    for source, target in ((run, "out"), ("out", "again")):
+        status, _, err = run_command(convert, source, target)
+        assert status == 0, err
+    status, exported, err = run_command(command, "again", "in.jsonl")
+    assert status == 0, err
+    assert exported == out
