@@ -293,7 +293,7 @@ def open_model(config: Config) -> Opened:
             if getattr(config, name) is not None:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
         folder = cast(Path, config.run_dir)
-        template = _template(config, folder)
+        template = _template(config, folder) if is_run(folder) else None  # what it is instead, loading it says
         model, tokenizer, _ = load_run(folder, step=config.checkpoint, allow_nonfinite=config.allow_nonfinite)
         if template is None:
             return Opened(model, tokenizer, run_ends(tokenizer), None)

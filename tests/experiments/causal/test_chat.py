@@ -68,6 +68,7 @@ def test_conversations_of_several_turns_come_from_a_file(tmp_path, run_command):
     ("arguments", "message"),
     [
         (("plain", "--chat", "--prompt", "a"), "plain has no chat template, so that it has no --chat"),
+        (("nothing", "--chat", "--prompt", "a"), "nothing holds no run"),
         (("model", "--chat"), "--chat, expected a --prompt"),
         (("model", "--prompt", "a", "--system", "b"), "--system belongs to --chat"),
         (("model", "--prompts-file", "asked.jsonl"), "asked.jsonl line 1 has messages; --chat"),

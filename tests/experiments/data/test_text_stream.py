@@ -2,12 +2,15 @@
 
 import functools
 
+import jax
+import numpy as np
 import pytest
 import tokenizers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.causal.continuations import first_of, until_stop
+import zoo
+from experiments.causal.continuations import Continuation, continue_prompts, first_of, until_stop
 from experiments.data import text_stream
 from experiments.data.text_stream import TextStream, stream_text
 from experiments.data.tokenizers import BERT_SPECIALS, ByteTokenizer, SubwordTokenizer, train_bpe, wordpiece
@@ -112,6 +115,18 @@ def test_the_space_before_the_first_word_is_said():
     prompt, more = tokenizer.encode("a cat").tolist(), tokenizer.encode("sat").tolist()
     assert streamed(tokenizer, more, prompt) == " sat"
     assert streamed(tokenizer, more) == "sat"  # at the start of a text there is none
+
+
+@pytest.mark.parametrize(("apart", "expected"), [(False, " sat the cat"), (True, "sat the cat")])
+def test_a_continuation_reads_on_behind_its_prompt(monkeypatch, apart, expected):
+    tokenizer = made("metaspace")
+    more = [*tokenizer.encode("sat the cat").tolist(), tokenizer.eot]
+    monkeypatch.setattr(zoo, "generate_stream", lambda *_, **__: (np.array([i]) for i in more))
+    prompt, options = tokenizer.encode("a cat").tolist(), {"sampling": zoo.Sampling(), "key": jax.random.key(0)}
+    (said,) = continue_prompts(None, tokenizer, [prompt], 99, **options, apart=apart)
+    assert said == Continuation(expected, len(more), "end")
+    (said,) = continue_prompts(None, tokenizer, [prompt], 99, **options, apart=apart, stop=["e c", "nothing"])
+    assert (said.text, said.finished) == (expected.removesuffix("e cat"), "stop")
 
 
 def test_a_character_comes_when_it_is_complete():
