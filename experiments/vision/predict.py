@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from PIL import Image
 
+from experiments.data.text_files import lines_of
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
 from experiments.vision.predictor import Predictor
@@ -53,7 +54,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     known, files = Image.registered_extensions(), []
     for name in given:
         if name == STANDARD:
-            files += find_images(tuple(line for line in sys.stdin.read().splitlines() if line))
+            files += find_images(tuple(line for line in lines_of(sys.stdin.read()) if line))
         elif Path(name).is_dir():
             there = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in known and path.is_file())
             if not there:
