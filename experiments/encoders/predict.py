@@ -12,7 +12,6 @@ a CSV a column p(NAME) each. Taggers take lists of words, or split strings at wh
 """
 
 import dataclasses
-import json
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from experiments.encoders.objectives import Target
 from experiments.encoders.predictor import Predictor
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
+from zoo.published.json_files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: s
 def _trained_columns(folder: Path) -> tuple[str | None, str | None]:
     """The columns that a run was tuned on, where its command named them."""
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"]
+        data = read_json(folder / "config.json")["data"]
         return data.get("text_column"), data.get("second_column")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None, None
