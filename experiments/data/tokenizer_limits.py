@@ -43,11 +43,16 @@ def _growth(step: Any) -> float:
 
 
 @contextlib.contextmanager
-def panics_are_errors() -> Iterator[None]:
-    """Turns a panic of the library, such as a regular expression without an end, into a ValueError."""
+def failures_are_errors() -> Iterator[None]:
+    """Turns what the library makes of a text that it cannot read into a ValueError.
+
+    That is a bare Exception, where a vocabulary lacks the token for what is unknown, or a panic, where a regular
+    expression finds no end.
+    """
     try:
         yield
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # its class has no public name, and is no Exception
+        panic = type(error).__name__ == "PanicException"  # its class has no public name, and is no Exception
+        if not panic and type(error) is not Exception:
             raise
         raise ValueError(f"the tokenizer fails on a text: {' '.join(str(error).split())}") from error

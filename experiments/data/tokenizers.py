@@ -27,7 +27,7 @@ from experiments.data.tokenizer_files import (
     read_files,
     read_frame,
 )
-from experiments.data.tokenizer_limits import check_growth, panics_are_errors
+from experiments.data.tokenizer_limits import check_growth, failures_are_errors
 from zoo.published.json_files import parse_json
 
 EOT = "<|endoftext|>"
@@ -134,7 +134,7 @@ class SubwordTokenizer:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.declared = declared
-        with panics_are_errors():
+        with failures_are_errors():
             self.frame = None if declared is None else read_frame(tokenizer)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         roles = {} if declared is None else declared.roles
@@ -157,7 +157,7 @@ class SubwordTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         clean = [_clean(text) for text in texts]
-        with panics_are_errors():
+        with failures_are_errors():
             encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
@@ -167,12 +167,12 @@ class SubwordTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; eot, special tokens and ids of a padded vocabulary are skipped."""
         kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.eot]
-        with panics_are_errors():
+        with failures_are_errors():
             return self._tokenizer.decode(kept, skip_special_tokens=True)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids, and where each token begins and ends in the text: (n,) and (n, 2) int32, in characters."""
-        with panics_are_errors():
+        with failures_are_errors():
             encoding = self._tokenizer.encode(_clean(text), add_special_tokens=False)
         return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
 

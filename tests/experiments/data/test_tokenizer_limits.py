@@ -49,6 +49,12 @@ def test_what_published_tokenizers_do_is_no_growth(tmp_path):
         assert load_tokenizer(str(write(tmp_path / str(i), normalizer=several("normalizers", steps))), [], 0)
 
 
+def test_a_vocabulary_without_what_is_unknown_is_one_line(tmp_path):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    with pytest.raises(ValueError, match=r"the tokenizer fails on a text: WordPiece error: Missing \[UNK\] token"):
+        published_tokenizer(tmp_path).encode("b")
+
+
 def test_an_expression_without_an_end_is_one_line(tmp_path):
     folder = write(tmp_path / "tokenizer", normalizer=replace("x", kind="Regex", pattern="(a+)+$"))
     tokenizer = load_tokenizer(str(folder), [], 0)
