@@ -25,7 +25,7 @@ COMMANDS = {
 def main() -> int:
     """Hands the command line on to one of the commands."""
     if len(sys.argv) == 1 or sys.argv[1] in ("-h", "--help"):
-        print(__doc__)
+        print(flags.as_called(__doc__ or ""))
         return 0
     return flags.hand_on(COMMANDS)
 

@@ -27,6 +27,7 @@ import jax
 import ssm
 import zoo
 from experiments.causal import load
+from experiments.causal.chat import keep_chat
 from experiments.causal.flops import flops_per_token
 from experiments.causal.next_token import continued_loss, describe, next_token_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
@@ -231,6 +232,8 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         corpus = load_corpus(started.data, kept)
         fitted = fit_vocabulary(started, corpus.tokenizer)
         task = make_task(fitted, corpus, init)
+        if kept is None:
+            keep_chat(started.data.tokenizer, folder, corpus.tokenizer, fitted.model.vocab_size)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
@@ -250,7 +253,7 @@ def main() -> int:
     if config.prompt:
         print_sample(finished.model, corpus.tokenizer, config.prompt)
     print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
-    print(f'more text:  python -m experiments.sample {folder} --prompt "class "')
+    print(flags.as_called(f'more text:  python -m experiments.sample {folder} --prompt "class "'))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0
 

@@ -11,7 +11,8 @@ from experiments.data.inside import what_is_wrong
 NAMES = (
     *("preprocessor_config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "tokenizer.model.v3", "tekken.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
 """What a published model has beside its weights."""
 # The largest published tokenizer has 35 MB.

@@ -8,7 +8,7 @@
 `zoo.from_pretrained`, and every command here that takes a model, read what is written; it is read back and compared
 before the command says so. In our own layout it says, too, which published layouts would hold the model, and what the
 others lack. Beside the weights go the tokenizer, in files from which AutoTokenizer gives the same ids, what a causal
-model begins and ends texts with, and a model card, README.md.
+model begins and ends texts with, its chat template where it has one, and a model card, README.md.
 """
 
 import dataclasses
@@ -21,7 +21,9 @@ import numpy as np
 from flax import nnx
 
 import zoo
+from experiments.causal.text_ends import chat_ends
 from experiments.companions import NAMES, copy_companions, find_companions
+from experiments.data.chat_template import chat_templates, save_chat_templates
 from experiments.data.export_tokenizer import export_generation, export_tokenizer
 from experiments.data.tokenizer_files import FILE_NAME, VOCABULARY
 from experiments.data.tokenizers import Tokenizer, published_tokenizer, restore_tokenizer
@@ -128,10 +130,14 @@ def _write_companions(config: Config, folder: Path, model: Model) -> None:
         if isinstance(said, zoo.EncoderConfig):
             types = said.type_vocab_size > 1
             export_tokenizer(tokenizer, config.target, rows="encoder", max_length=longest(said), token_types=types)
-        else:
-            export_tokenizer(tokenizer, config.target, rows="documents" if run else "plain")
+        elif isinstance(said, zoo.CausalLMConfig):
+            templates = chat_templates(folder) if run else {}
+            if templates:
+                save_chat_templates(templates, config.target)
+            export_tokenizer(tokenizer, config.target, rows="chats" if templates else "documents" if run else "plain")
             if config.layout != "official":
-                export_generation(tokenizer, config.target)
+                ends = chat_ends(folder, tokenizer, said.vocab_size).closing if templates else ()
+                export_generation(tokenizer, config.target, ends)
     write_card(config.target, model, source=config.source, layout=config.layout, step=config.checkpoint)
 
 

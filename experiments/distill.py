@@ -40,6 +40,7 @@ from flax import nnx
 import ssm
 import zoo
 from experiments import causal_lm
+from experiments.causal.chat import keep_chat
 from experiments.causal.pair import Pair, make_pair
 from experiments.causal.stage_plot import plot_stages
 from experiments.causal.stages import STAGES, Evaluation, make_task
@@ -313,7 +314,8 @@ def fit(config: Config, folder: Path) -> Distilled:
             chosen_layers(config.pattern, teacher_config(config).model)
             load_corpus(config.data)
         else:
-            teacher, student, corpus = _begin(config, load_teacher(config.teacher))
+            found = load_teacher(config.teacher)
+            teacher, student, corpus = _begin(config, found)
         runs.begin(config, folder)
     if config.teacher is None:
         print("the teacher first:", flush=True)
@@ -321,7 +323,8 @@ def fit(config: Config, folder: Path) -> Distilled:
         if trained.stopped:
             return Distilled(trained.model, {}, stopped=True)
         with flags.usage_errors():
-            teacher, student, corpus = _begin(config, load_teacher(folder / "teacher"))
+            found = load_teacher(folder / "teacher")
+            teacher, student, corpus = _begin(config, found)
 
     with flags.usage_errors():
         check_inputs(folder, corpus.inputs(), config.train.allow_changed)
@@ -356,7 +359,7 @@ def fit(config: Config, folder: Path) -> Distilled:
         assert held_out is not None  # `train` evaluates at its last step
         rows[name] = {metric: held_out[metric] for metric in rows["seeded"]}
         save_results(config, rows, folder)
-    save_student(config, pair.student, corpus, folder / "student")
+    save_student(config, pair.student, corpus, folder / "student", found.folder)
     plot_stages(rows, folder)
     return Distilled(pair.student, rows, stopped=False)
 
@@ -386,12 +389,17 @@ def save_results(config: Config, rows: Mapping[str, Mapping[str, float]], folder
     write_json({"pattern": config.pattern, "init": config.init, "rows": rows}, folder / RESULTS_FILE)
 
 
-def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: Path) -> None:
-    """Writes the student as a run of experiments.causal_lm, to sample from, to convert, or to learn from."""
+def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: Path, teacher: Path) -> None:
+    """Writes the student as a run of experiments.causal_lm, to sample from, to convert, or to learn from.
+
+    Args:
+      teacher: its folder, of which the student has its chat template.
+    """
     steps = sum(getattr(config, name).steps for name in STAGES)
     loop = {name: getattr(config.train, name) for name in ("batch_size", "seed")}
     data = dataclasses.replace(config.data, tokenizer=str(folder / FILE_NAME))
     said = causal_lm.Config(student.config, data, TrainConfig(steps=steps, **loop))
+    keep_chat(teacher, folder, corpus.tokenizer, student.config.vocab_size)
     save_tokenizer(corpus.tokenizer, folder)
     runs.begin(said, folder, student.config)
     with Checkpoints(folder) as checkpoints:
@@ -409,7 +417,7 @@ def main() -> int:
     print("on held-out text:")
     print("\n".join(f"  {line}" for line in table(rows)))
     print(f"run folder: {folder} (results.json, stages.png; a folder for each stage, and the student's)")
-    print(f'text:       python -m experiments.sample {folder / "student"} --prompt "def "')
+    print(flags.as_called(f'text:       python -m experiments.sample {folder / "student"} --prompt "def "'))
     return 0
 
 

@@ -1,32 +1,46 @@
 """Text from a run's checkpoint, or from a published model, as it is generated.
 
-python -m experiments.sample runs/causal_lm/tiny --prompt "def "
-python -m experiments.sample runs/causal_lm/tiny --prompt "class " --temperature 0 --max-new-tokens 500
-python -m experiments.sample --model state-spaces/mamba-130m --prompt "Mamba is"
-python -m experiments.sample --model ./my-mamba2 --dtype bfloat16 --prompt "Mamba is"
-python -m experiments.sample RUN --prompt "def " --prompt "class " --stop $'\\n\\n'   # each up to a blank line
-python -m experiments.sample RUN --prompts-file prompts.txt --out out.jsonl          # a prompt a line; JSON lines
-echo "def f" | python -m experiments.sample RUN --prompt - --jsonl
+    python -m experiments.sample runs/causal_lm/tiny --prompt "def "
+    python -m experiments.sample runs/causal_lm/tiny --prompt "class " --temperature 0 --max-new-tokens 500
+    python -m experiments.sample --model state-spaces/mamba-130m --prompt "Mamba is"
+    python -m experiments.sample --model ./my-mamba2 --dtype bfloat16 --prompt "Mamba is"
+    python -m experiments.sample RUN --prompt "def " --prompt "class " --stop $'\\n\\n'   # each up to a blank line
+    python -m experiments.sample RUN --prompts-file prompts.txt --out out.jsonl          # a prompt a line; JSON lines
+    echo "def f" | python -m experiments.sample RUN --prompt - --jsonl
+    python -m experiments.sample --model FOLDER --chat --system "Be brief." --prompt "Why is the sky blue?"
+
+With --chat a prompt is what a user says, put into the words that the model was trained to answer: by the chat template
+of its folder, or of the one that its run was begun from. What is printed is the answer. Special tokens that a message
+spells are read as such, as in transformers.
 """
 
 import dataclasses
-import json
 import secrets
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import jax
 
 import zoo
 from experiments.causal.continuations import continue_prompts, until_stop
 from experiments.causal.load import load_published
-from experiments.causal.text_ends import TextEnds, published_ends, run_ends
+from experiments.causal.text_ends import TextEnds, chat_ends, published_ends, run_ends
 from experiments.causal_lm import load_run
+from experiments.data.chat_template import (
+    ChatTemplate,
+    Message,
+    check_messages,
+    find_chat_template,
+    render_chats,
+)
+from experiments.data.text_stream import stream_text
 from experiments.data.tokenizers import Tokenizer
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
+from zoo.published.json_files import parse_json
+from zoo.published.pretrained import find_folder
 from zoo.published.run_folder import is_run
 
 
@@ -45,7 +59,12 @@ class Config:
     prompt: Annotated[tuple[str, ...], flags.Repeated] = ()
     """Text to continue; several by the flag again. Empty starts a new document. -: all of standard input."""
     prompts_file: str | None = None
-    """Prompts: .jsonl has strings, or objects with "prompt"; any other a prompt a line. -: lines of standard input."""
+    """Prompts: .jsonl has strings, or objects with "prompt", or with --chat with "messages", a conversation each; any
+    other a prompt a line. -: lines of standard input."""
+    chat: bool = False
+    """Put prompts into the words of a chat, by the model's chat template."""
+    system: str | None = None
+    """With --chat: what stands before each conversation as the system's message."""
     stop: Annotated[tuple[str, ...], flags.Repeated] = ()
     """A string that ends a text, and is not part of it; several by the flag again."""
     jsonl: bool = False
@@ -83,6 +102,27 @@ class Config:
                 object.__setattr__(self, name, (value,))
 
 
+class Opened(NamedTuple):
+    """A model, and what is known of its texts."""
+
+    model: zoo.CausalLM
+    tokenizer: Tokenizer
+    ends: TextEnds
+    template: ChatTemplate | None
+    """Of --chat."""
+
+
+class Prompt(NamedTuple):
+    """What a text goes on from."""
+
+    record: dict[str, Any]
+    """As it was given: {"prompt": "def "}, or {"messages": [...]}."""
+    shown: str
+    """What is printed before what follows it."""
+    ids: list[int]
+    """Tokens, with what opens a text."""
+
+
 def main() -> int:
     """Loads the model and prints or writes continuations."""
     config = flags.parse_one(Config, prog="python -m experiments.sample", description=__doc__)
@@ -94,52 +134,39 @@ def main() -> int:
                 f"--batch-size {config.batch_size} --stop {config.stop}, expected 1 or more, and no empty ones"
             )
         sampling = zoo.Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
-        prompts = read_prompts(config)
-        model, tokenizer, ends = open_model(config)
+        asked = read_prompts(config)
+        opened = open_model(config)
+        prompts = make_prompts(asked, opened)
         seed = secrets.randbelow(2**31) if config.seed is None else config.seed
-        rows = _continued(config, model, tokenizer, ends, prompts, sampling, seed)
+        rows = _continued(config, opened, prompts, sampling, seed)
         if config.out is not None:
             write_rows(rows, config.out)
         elif config.jsonl:
             write_rows(rows, STANDARD)
         else:
-            _print(config, model, tokenizer, ends, prompts, sampling, seed)
+            _print(config, opened, prompts, sampling, seed)
     print(f"seed {seed}", file=sys.stderr)
     return 0
 
 
 def _continued(
-    config: Config,
-    model: zoo.CausalLM,
-    tokenizer: Tokenizer,
-    ends: TextEnds,
-    prompts: Sequence[str],
-    sampling: zoo.Sampling,
-    seed: int,
+    config: Config, opened: Opened, prompts: Sequence[Prompt], sampling: zoo.Sampling, seed: int
 ) -> Iterator[dict[str, Any]]:
     """A record of each continuation: prompts in batches, those of one sample together."""
     for sample in range(config.samples):
         key = jax.random.fold_in(jax.random.key(seed), sample)
         for first in range(0, len(prompts), config.batch_size):
             part = prompts[first : first + config.batch_size]
-            ids = [prompt_ids(prompt, tokenizer, ends) for prompt in part]
             options: dict[str, Any] = {"sampling": sampling, "key": key, "stop": config.stop, "first_row": first}
-            options["ends"] = ends.closing
-            said = continue_prompts(model, tokenizer, ids, config.max_new_tokens, **options)
+            options |= {"ends": opened.ends.closing, "apart": config.chat}
+            ids = [prompt.ids for prompt in part]
+            said = continue_prompts(opened.model, opened.tokenizer, ids, config.max_new_tokens, **options)
             for number, (prompt, one) in enumerate(zip(part, said, strict=True), start=first):
-                about = {"prompt": prompt} if len(prompts) == 1 else {"number": number, "prompt": prompt}
+                about = prompt.record if len(prompts) == 1 else {"number": number} | prompt.record
                 yield about | {"sample": sample, **one._asdict(), "seed": seed}
 
 
-def _print(
-    config: Config,
-    model: zoo.CausalLM,
-    tokenizer: Tokenizer,
-    ends: TextEnds,
-    prompts: Sequence[str],
-    sampling: zoo.Sampling,
-    seed: int,
-) -> None:
+def _print(config: Config, opened: Opened, prompts: Sequence[Prompt], sampling: zoo.Sampling, seed: int) -> None:
     """One text after another as it is generated: the same that `_continued` gives."""
     for number, prompt in enumerate(prompts):
         for i in range(config.samples):
@@ -148,26 +175,49 @@ def _print(
                 print(f"--- {', '.join(named)} " + "-" * 40)
             key = jax.random.fold_in(jax.random.key(seed), i)
             tokens = zoo.generate_stream(
-                model,
-                prompt_ids(prompt, tokenizer, ends),
+                opened.model,
+                prompt.ids,
                 config.max_new_tokens,
                 sampling=sampling,
-                eos_id=ends.closing,
+                eos_id=opened.ends.closing,
                 key=jax.random.fold_in(key, number)[None],
             )
-            print(prompt, end="")
-            for text in until_stop(stream_text(tokenizer, (int(token[0]) for token in tokens)), config.stop):
+            said = stream_text(
+                opened.tokenizer,
+                (int(token[0]) for token in tokens),
+                before=() if config.chat else prompt.ids,
+                ends=opened.ends.closing,
+            )
+            print(prompt.shown, end="", flush=True)
+            for text in until_stop(said, config.stop):
                 print(text, end="", flush=True)
             print()
 
 
-def read_prompts(config: Config) -> list[str]:
-    """The prompts that are asked for, at least one.
+def read_prompts(config: Config) -> list[str | list[Message]]:
+    """The prompts that are asked for, at least one: texts, or with --chat conversations.
 
     Raises:
       FileNotFoundError, ValueError: one line that names the file and the line.
     """
+    if config.system is not None and not config.chat:
+        raise ValueError("--system belongs to --chat")
+    asked = _read_prompts(config)
+    if not config.chat:
+        return asked
+    conversations: list[Any] = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in asked]
+    if config.system is None:
+        return conversations
+    for number, messages in enumerate(conversations, start=1):
+        if messages[0]["role"] in ("system", "developer"):
+            raise ValueError(f"--system, but conversation {number} begins with a {messages[0]['role']} message itself")
+    return [[{"role": "system", "content": config.system}, *messages] for messages in conversations]
+
+
+def _read_prompts(config: Config) -> list[Any]:
     if config.prompts_file is None:
+        if config.chat and not config.prompt:
+            raise ValueError("--chat, expected a --prompt, or a --prompts-file: what the user says")
         return [
             sys.stdin.read().removesuffix("\n") if prompt == STANDARD else prompt for prompt in config.prompt or [""]
         ]
@@ -175,29 +225,56 @@ def read_prompts(config: Config) -> list[str]:
         raise ValueError("--prompt and --prompts-file exclude each other")
     name = config.prompts_file
     text = sys.stdin.read() if name == STANDARD else Path(name).read_text(encoding="utf-8-sig")
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines: list[Any] = text.removesuffix("\n").split("\n") if text else []
     if name.endswith(".jsonl"):
-        lines = [_prompt(line, f"{name} line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+        lines = [
+            _prompt(line, f"{name} line {number}", config.chat)
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
     if not lines:
         raise ValueError(f"--prompts-file {name} has no prompts")
     return lines
 
 
-def _prompt(line: str, where: str) -> str:
+def _prompt(line: str, where: str, chat: bool) -> str | list[Any]:
     try:
-        said = json.loads(line)
+        said = parse_json(line)
     except ValueError as error:
         raise ValueError(f"{where} is not JSON ({error})") from error
+    if isinstance(said, dict) and "messages" in said:
+        if not chat:
+            raise ValueError(f"{where} has messages; --chat puts them into the words of a chat")
+        return check_messages(said["messages"], where)
     prompt = said.get("prompt") if isinstance(said, dict) else said
     if not isinstance(prompt, str):
-        raise ValueError(f'{where} is {line!r:.60}, expected a string, or an object with "prompt"')
+        raise ValueError(f'{where} is {line!r:.60}, expected a string, or an object with "prompt" or "messages"')
     return prompt
+
+
+def make_prompts(asked: Sequence[str | list[Message]], opened: Opened) -> list[Prompt]:
+    """Prompts as tokens: texts behind what opens one, conversations as the model's template puts them.
+
+    Raises:
+      ValueError: the template does not take the messages.
+    """
+    if opened.template is None:
+        texts = cast(Sequence[str], asked)
+        return [Prompt({"prompt": text}, text, prompt_ids(text, opened.tokenizer, opened.ends)) for text in texts]
+    conversations = cast(Sequence[list[Message]], asked)
+    declared = opened.tokenizer.declared
+    rendered = render_chats(opened.template, conversations, special={} if declared is None else declared.roles)
+    return [
+        Prompt({"messages": messages}, "", opened.tokenizer.encode_marked(text).tolist() or [opened.tokenizer.eot])
+        for messages, text in zip(conversations, rendered, strict=True)
+    ]
 
 
 def load(config: Config) -> tuple[zoo.CausalLM, Tokenizer, list[int]]:
     """The model, its tokenizer, and the token ids of the first prompt."""
-    model, tokenizer, ends = open_model(config)
-    return model, tokenizer, prompt_ids((config.prompt or ("",))[0], tokenizer, ends)
+    asked = read_prompts(config)
+    opened = open_model(config)
+    return opened.model, opened.tokenizer, make_prompts(asked[:1], opened)[0].ids
 
 
 def prompt_ids(prompt: str, tokenizer: Tokenizer, ends: TextEnds) -> list[int]:
@@ -205,8 +282,8 @@ def prompt_ids(prompt: str, tokenizer: Tokenizer, ends: TextEnds) -> list[int]:
     return [*ends.opening, *tokenizer.encode(prompt).tolist()] or [tokenizer.eot]
 
 
-def open_model(config: Config) -> tuple[zoo.CausalLM, Tokenizer, TextEnds]:
-    """The model, its tokenizer, and what opens and ends its texts."""
+def open_model(config: Config) -> Opened:
+    """The model, its tokenizer, what opens and ends its texts, and with --chat its template."""
     if (config.run_dir is None) == (config.model is None):
         raise ValueError("expected either the folder of a run or --model, one of the two")
     if config.run_dir is not None and not is_run(config.run_dir) and _holds_weights(config.run_dir):
@@ -215,32 +292,32 @@ def open_model(config: Config) -> tuple[zoo.CausalLM, Tokenizer, TextEnds]:
         for name in ("tokenizer", "dtype"):
             if getattr(config, name) is not None:
                 raise ValueError(f"--{name} belongs to --model; a run has its own")
-        model, tokenizer, _ = load_run(
-            cast(Path, config.run_dir), step=config.checkpoint, allow_nonfinite=config.allow_nonfinite
-        )
-        return model, tokenizer, run_ends(tokenizer)
+        folder = cast(Path, config.run_dir)
+        template = _template(config, folder) if is_run(folder) else None  # what it is instead, loading it says
+        model, tokenizer, _ = load_run(folder, step=config.checkpoint, allow_nonfinite=config.allow_nonfinite)
+        if template is None:
+            return Opened(model, tokenizer, run_ends(tokenizer), None)
+        return Opened(model, tokenizer, chat_ends(folder, tokenizer, model.config.vocab_size), template)
+    template = _template(config, find_folder(config.model)) if config.chat else None
     model, tokenizer, folder, _ = load_published(
         config.model, tokenizer=config.tokenizer, dtype=config.dtype, allow_nonfinite=config.allow_nonfinite
     )
-    return model, tokenizer, published_ends(folder, tokenizer, model.config.vocab_size)
+    return Opened(model, tokenizer, published_ends(folder, tokenizer, model.config.vocab_size), template)
+
+
+def _template(config: Config, folder: Path) -> ChatTemplate | None:
+    """The chat template of a model's folder, or of its --tokenizer; None without --chat."""
+    if not config.chat:
+        return None
+    for place in (folder, *([Path(config.tokenizer)] if config.tokenizer else [])):
+        if template := find_chat_template(place):
+            return template
+    raise ValueError(f"{folder} has no chat template, so that it has no --chat; --prompt alone goes on with a text")
 
 
 def _holds_weights(folder: Path) -> bool:
     """Whether a folder is that of a model that was saved or published."""
     return any(any(folder.glob(pattern)) for pattern in ("*.safetensors*", "*.bin*", "*.pth"))
-
-
-def stream_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
-    """What each token adds to the decoded text. Text that ends in an unfinished character waits for the next token."""
-    ids: list[int] = []
-    shown = text = ""
-    for token in tokens:
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    yield text[len(shown) :]
 
 
 if __name__ == "__main__":

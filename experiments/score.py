@@ -1,9 +1,9 @@
 """How likely a causal language model finds texts: perplexity a token, and bits a token and a byte.
 
-python -m experiments.score runs/causal_lm/tiny text.txt                        # the whole file is one document
-python -m experiments.score runs/causal_lm/tiny lines.txt --lines --out scores.jsonl
-python -m experiments.score state-spaces/mamba-130m documents.jsonl --text-column body
-cat text.txt | python -m experiments.score runs/causal_lm/tiny -
+    python -m experiments.score runs/causal_lm/tiny text.txt                        # the whole file is one document
+    python -m experiments.score runs/causal_lm/tiny lines.txt --lines --out scores.jsonl
+    python -m experiments.score state-spaces/mamba-130m documents.jsonl --text-column body
+    cat text.txt | python -m experiments.score runs/causal_lm/tiny -
 
 MODEL is a run, a published folder, or a name on the hub. Documents may have any length: the state is carried through
 each, so that every token is guessed from all before it; a model with an m2 reads in windows as long as its filters, and
@@ -22,6 +22,7 @@ import numpy as np
 from experiments.causal.load import load_published
 from experiments.causal.scoring import Score, score_texts
 from experiments.causal.text_ends import published_ends, run_ends
+from experiments.causal_lm import Config as TrainingConfig
 from experiments.causal_lm import load_run
 from experiments.data.tables import TABLES, Reading, read_rows
 from experiments.data.text_files import check_encoding, read_text, stem_and_suffix
@@ -29,6 +30,8 @@ from experiments.data.tokenizers import Tokenizer, utf8
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
 from zoo.published.run_folder import is_run
+
+_TEXT = "text"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Config:
     """Whether each line of a plain text is a document; empty ones are none."""
     encoding: str = "utf-8"
     """Of the file, as Python names it (cp1252, latin-1, utf-16, shift-jis, ...). It may be compressed."""
-    text_column: str = "text"
-    """The column that holds the texts."""
+    text_column: str | None = None
+    """The column that holds the texts. None: "text", or that of the run's training where it is there."""
     begin: bool | None = None
     """Whether what opens a text, or else the end-of-text token, stands before each document. None: of a run yes, of a
     published model where its tokenizer puts something there."""
@@ -69,8 +72,8 @@ class Config:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
 
 
-def read_documents(config: Config) -> list[dict[str, Any]]:
-    """Rows of the documents, each with its text.
+def read_documents(config: Config) -> tuple[list[dict[str, Any]], str]:
+    """Rows of the documents, and the column of their texts.
 
     Raises:
       FileNotFoundError, ValueError: one line that names the file and the row.
@@ -80,19 +83,29 @@ def read_documents(config: Config) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{path} does not exist; expected a file of texts")
     if config.file != STANDARD and stem_and_suffix(path)[1] in TABLES:
         rows = list(read_rows(path, config.file, Reading(config.encoding, flag="--encoding")))
+        column = config.text_column or _trained_column(Path(config.model), rows) or _TEXT
         for number, row in enumerate(rows, start=1):
-            if not isinstance(row.get(config.text_column), str):
+            if not isinstance(row.get(column), str):
                 there = ", ".join(map(str, row))
-                raise ValueError(
-                    f"{path} row {number} has no text in {config.text_column!r}; --text-column may be one of {there}"
-                )
-        return rows
+                raise ValueError(f"{path} row {number} has no text in {column!r}; --text-column may be one of {there}")
+        return rows, column
     if config.file == STANDARD:
         raw = sys.stdin.read()
     else:
         raw = read_text(path, config.file, config.encoding, flag="--encoding")
     documents = [line for line in raw.split("\n") if line.strip()] if config.lines else [raw]
-    return [{config.text_column: text} for text in documents]
+    return [{_TEXT: text} for text in documents], _TEXT
+
+
+def _trained_column(folder: Path, rows: list[dict[str, Any]]) -> str | None:
+    """The column that a run was trained on, where these rows have it."""
+    if not is_run(folder):
+        return None
+    try:
+        column = flags.load_config(TrainingConfig, folder / "config.json").data.text_column
+    except (ValueError, FileNotFoundError):  # of another kind, which loading the model says
+        return None
+    return column if rows and column in rows[0] else None
 
 
 def load(config: Config) -> tuple[Any, Tokenizer, tuple[int, ...]]:
@@ -127,9 +140,9 @@ def main() -> int:
         config = flags.parse_one(Config, prog="python -m experiments.score", description=__doc__)
         if config.out is not None:
             check_out(config.out, overwrite=config.overwrite)
-        rows = read_documents(config)
+        rows, column = read_documents(config)
         model, tokenizer, opening = load(config)
-        texts = [row[config.text_column] for row in rows]
+        texts = [row[column] for row in rows]
         encoded = [np.asarray(ids, np.int32) for ids in tokenizer.encode_batch(texts)]
         n_bytes = [len(utf8(text)) for text in texts]
         if opening:
@@ -140,7 +153,7 @@ def main() -> int:
             ]
         scores = score_texts(model, encoded, batch_size=config.batch_size, window=config.window, progress=True)
         if config.out is not None:
-            others = [{name: value for name, value in row.items() if name != config.text_column} for row in rows]
+            others = [{name: value for name, value in row.items() if name != column} for row in rows]
             records = [
                 {"document": i, **other, **describe(score, n)}
                 for i, (other, score, n) in enumerate(zip(others, scores, n_bytes, strict=True))

@@ -7,9 +7,6 @@ from flax import nnx
 
 # Root of the mean squared error over that of the reference, by the dtype that was computed in: (values, gradients).
 TOLERANCES = {"float64": (1e-10, 1e-10), "float32": (1e-5, 1e-4), "bfloat16": (2e-2, 2e-2)}
-# Of what attention gives, in float64 too: the softmax of jax.nn.dot_product_attention is float32, 6e-8. Gradients,
-# which cancel in part, get ten times that.
-FLOAT32_SOFTMAX = 1e-6
 
 
 def rms_ratio(actual, expected) -> float:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 import zoo
+from experiments.data.text_stream import TextStream
 from experiments.data.tokenizers import Tokenizer
 
 
@@ -14,7 +15,7 @@ class Continuation(NamedTuple):
     """What a prompt went on with."""
 
     text: str
-    """Without the prompt, and without the stop string."""
+    """Without the prompt, and without the stop string: behind the prompt's text it reads on as the tokens say."""
     tokens: int
     """How many were generated, one that ends the document and those of a stop string included."""
     finished: Literal["end", "stop", "length"]
@@ -32,6 +33,7 @@ def continue_prompts(
     ends: Sequence[int] = (),
     stop: Sequence[str] = (),
     first_row: int = 0,
+    apart: bool = False,
 ) -> list[Continuation]:
     """A continuation of each prompt, in one batch; each row gets what it would get alone.
 
@@ -41,24 +43,30 @@ def continue_prompts(
       ends: ids that end a text each. None given: the tokenizer's eot.
       stop: strings that end a text where one first comes.
       first_row: number of the first prompt, where these are some of more.
+      apart: whether a continuation is a text by itself, as a chat's reply is, and not more of its prompt's.
     """
     ends = tuple(ends) or (tokenizer.eot,)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(len(prompts)))
-    ids: list[list[int]] = [[] for _ in prompts]
+    streams = [TextStream(tokenizer, () if apart else prompt) for prompt in prompts]
+    texts, counts = [""] * len(prompts), [0] * len(prompts)
     done: list[Continuation | None] = [None] * len(prompts)
     options: dict[str, Any] = {"sampling": sampling, "eos_id": ends, "key": keys}
     for tokens in zoo.generate_stream(model, prompts, max_new_tokens, **options):
         for i, token in enumerate(tokens.tolist()):
             if done[i] is not None:
                 continue
-            ids[i].append(token)
-            if token in ends:
-                done[i] = Continuation(tokenizer.decode(ids[i][:-1]), len(ids[i]), "end")
-            elif stop and (cut := first_of(text := tokenizer.decode(ids[i]), stop)) is not None:
-                done[i] = Continuation(text[:cut], len(ids[i]), "stop")
+            counts[i] += 1
+            texts[i] += streams[i].rest() if token in ends else streams[i].add(token)
+            if (cut := first_of(texts[i], stop)) is not None:
+                done[i] = Continuation(texts[i][:cut], counts[i], "stop")
+            elif token in ends:
+                done[i] = Continuation(texts[i], counts[i], "end")
         if all(one is not None for one in done):
             break
-    return [one or Continuation(tokenizer.decode(row), len(row), "length") for one, row in zip(done, ids, strict=True)]
+    for i, one in enumerate(done):
+        if one is None:
+            texts[i] += streams[i].rest()
+    return [one or Continuation(text, n, "length") for one, text, n in zip(done, texts, counts, strict=True)]
 
 
 def first_of(text: str, stop: Iterable[str]) -> int | None:

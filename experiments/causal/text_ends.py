@@ -24,6 +24,15 @@ def run_ends(tokenizer: Tokenizer) -> TextEnds:
     return TextEnds((tokenizer.eot,), (tokenizer.eot,))
 
 
+def chat_ends(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> TextEnds:
+    """Those of a run in a chat: its template opens a text, which also ends where the model it was begun from ends one.
+
+    Arguments and errors are those of `published_ends`.
+    """
+    theirs = published_ends(folder, tokenizer, vocab_size).closing
+    return TextEnds((), tuple(dict.fromkeys((tokenizer.eot, *theirs))))
+
+
 def published_ends(folder: Path, tokenizer: Tokenizer, vocab_size: int) -> TextEnds:
     """Those of a published model.
 

@@ -6,7 +6,7 @@ byte-level BPE without merges.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ GENERATION_FILE = "generation_config.json"
 _NEW = {"cls": "[CLS]", "mask": "[MASK]", "pad": "[PAD]"}
 
 
-Rows = Literal["encoder", "documents", "plain"]
+Rows = Literal["encoder", "documents", "chats", "plain"]
 
 
 def export_tokenizer(
@@ -32,7 +32,8 @@ def export_tokenizer(
     Args:
       tokenizer: of a run, or of a published model.
       rows: of an encoder, with its special tokens around them; of documents that begin and end with eot, as runs of
-        causal models read them, without any; or as the tokenizer has them.
+        causal models read them, without any; of chats, the same with special tokens called as the tokenizer calls
+        them, as its chat template does; or as the tokenizer has them.
       max_length: most tokens of a row, where the model has a longest.
       token_types: whether the model tells the two texts of a pair apart.
 
@@ -41,8 +42,13 @@ def export_tokenizer(
     """
     is_bytes = isinstance(tokenizer, ByteTokenizer)
     hf_tokenizer = byte_level_bpe() if is_bytes else hf.Tokenizer.from_str(tokenizer.to_json())
-    make_roles = _encoder_roles if rows == "encoder" else _document_roles if rows == "documents" else _plain_roles
-    roles = make_roles(tokenizer, hf_tokenizer)
+    make_roles: dict[Rows, Callable[[Tokenizer, hf.Tokenizer], dict[str, str]]] = {
+        "encoder": _encoder_roles,
+        "documents": _document_roles,
+        "chats": lambda *both: _document_roles(*both) | _declared(tokenizer),
+        "plain": _plain_roles,
+    }
+    roles = make_roles[rows](tokenizer, hf_tokenizer)
     lengths = [max_length, None if tokenizer.declared is None else tokenizer.declared.max_length]
     length = min((one for one in lengths if one is not None), default=None)
     said: dict[str, Any] = _kind(hf_tokenizer, roles) | roles
@@ -55,16 +61,21 @@ def export_tokenizer(
     _write(folder / SPECIAL_FILE, roles)
 
 
-def export_generation(tokenizer: Tokenizer, folder: Path) -> None:
+def export_generation(tokenizer: Tokenizer, folder: Path, ends: Sequence[int] = ()) -> None:
     """Writes the ids that begin, end and fill up what a causal model generates, unless that is written already.
 
     They are those of the config.json and the tokenizer_config.json that are in the folder, or else eot.
+
+    Args:
+      ends: ids that end a text besides.
     """
     config, said = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("config.json", CONFIG_FILE))
     vocabulary, ids = tokenizer.vocabulary(), {}
     for role in ("bos_token", "eos_token", "pad_token"):
         named = vocabulary.get(said[role], tokenizer.eot) if isinstance(said.get(role), str) else tokenizer.eot
         ids[f"{role}_id"] = named if config.get(f"{role}_id") is None else config[f"{role}_id"]
+    if others := [i for i in dict.fromkeys(ends) if i != ids["eos_token_id"]]:
+        ids["eos_token_id"] = [ids["eos_token_id"], *others]
     _write(folder / GENERATION_FILE, ids)
 
 

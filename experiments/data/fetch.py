@@ -207,7 +207,7 @@ def fetch(name: str, *, force: bool = False) -> Path:
     print(f"{name}: " + ", ".join(f"{count:,} {what}" for what, count in counts.items()))
     print(f"{name}: {folder} (rights: {data_set.rights})")
     if data_set.then:
-        print(f"{name}: next, python -m experiments.{data_set.then.format(path=folder)}")
+        print(flags.as_called(f"{name}: next, python -m experiments.{data_set.then.format(path=folder)}"))
     return folder
 
 

@@ -54,6 +54,8 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
+    def encode_marked(self, text: str) -> np.ndarray: ...  # as encode, but special tokens are read where it spells them
+
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]: ...
 
     def pieces(self, text: str) -> Iterator[str]: ...  # of bounded length where possible; their ids joined are encode's
@@ -83,6 +85,11 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [self.encode(text) for text in texts]
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        """Ids, where "<|endoftext|>" is eot, as in the files that others load it from: int32."""
+        first, *others = (self.encode(part) for part in text.split(EOT))
+        return np.concatenate([first, *(ids for part in others for ids in (np.array([self.eot], np.int32), part))])
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids, and where each token begins and ends in the text: (n,) and (n, 2) int32, in characters."""
@@ -114,7 +121,8 @@ class ByteTokenizer:
 class SubwordTokenizer:
     """A `tokenizers.Tokenizer` (the content of a tokenizer.json) behind this module's interface.
 
-    Special tokens are never read from text: a document that spells "<|endoftext|>" keeps those 13 characters.
+    Special tokens are never read from text: a document that spells "<|endoftext|>" keeps those 13 characters. Only
+    `encode_marked` reads them: a chat's template spells those that it puts around messages.
 
     Args:
       tokenizer: with its vocabulary.
@@ -160,6 +168,14 @@ class SubwordTokenizer:
         with failures_are_errors():
             encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
+
+    def encode_marked(self, text: str) -> np.ndarray:
+        """Ids, special tokens among them where the text spells one: int32. None are added."""
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return np.asarray(self._tokenizer.encode(_clean(text), add_special_tokens=False).ids, np.int32)
+        finally:
+            self._tokenizer.encode_special_tokens = True
 
     def pieces(self, text: str) -> Iterator[str]:
         return _pieces(text) if self._has_seams else iter([text])

@@ -270,6 +270,6 @@ def main() -> int:
     for line in guesses(finished.model, corpus, config.examples):
         print(line)
     print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
-    print(f"tune it:    python -m experiments.bert finetune tiny --init {folder}")
+    print(flags.as_called(f"tune it:    python -m experiments.bert finetune tiny --init {folder}"))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0

@@ -38,6 +38,7 @@ from experiments.loop import flags
 from experiments.loop.cross_entropy import counted
 from experiments.loop.train import Loss, with_auxiliary
 from zoo.layers.pooling import Pool
+from zoo.published.json_files import read_json
 
 Head = Literal["pooled", "mlm"]
 # The file of a run that says what its model's outputs mean.
@@ -67,6 +68,9 @@ class Target:
     """The verbaliser, with head "mlm"."""
     pairs: bool | None = None
     """Whether rows are pairs of texts. None: not known, of older runs and published models."""
+    text_column: str | None = None
+    second_column: str | None = None
+    """Where texts were in training, as its command named them. None: in columns of usual names."""
 
 
 def save_target(target: Target, folder: Path) -> None:
@@ -83,7 +87,22 @@ def load_target(folder: Path) -> Target:
         seeds = sorted(path.parent.name for path in folder.glob(f"seed-*/{FILE_NAME}"))
         hint = f"; choose one of its runs, {', '.join(seeds)}" if seeds else ""
         raise FileNotFoundError(f"{folder} holds no tuned model: there is no {FILE_NAME} in it{hint}")
-    return flags.load_config(Target, folder / FILE_NAME)
+    target = flags.load_config(Target, folder / FILE_NAME)
+    if (target.text_column, target.second_column) == (None, None):
+        text, second = _trained_columns(folder)
+        target = dataclasses.replace(target, text_column=text, second_column=second)
+    return target
+
+
+def _trained_columns(folder: Path) -> tuple[str | None, str | None]:
+    """The columns that a run was tuned on, where its command named them; of another folder none."""
+    try:
+        data = read_json(folder / "config.json").get("data")
+    except (OSError, ValueError):
+        return None, None
+    said = (data.get(name) if isinstance(data, dict) else None for name in ("text_column", "second_column"))
+    text, second = (name if isinstance(name, str) else None for name in said)
+    return text, second
 
 
 class Predictions(NamedTuple):

@@ -3,6 +3,7 @@
     python -m experiments.bert predict runs/finetune/tiny texts.csv out.csv       # every column, and what is predicted
     python -m experiments.bert predict FOLDER texts.jsonl out.jsonl --text-column body
     python -m experiments.bert predict FOLDER pairs.csv out.csv --text-column question --second-column answer
+    python -m experiments.bert predict FOLDER texts.csv --out out.csv             # OUT as a flag
     cut -f 2 texts.tsv | python -m experiments.bert predict FOLDER -              # a text a line -> JSON lines
 
 MODEL is a run of `finetune`, a published folder, or a name on the hub. A row of the output has what it had, so that it
@@ -24,8 +25,7 @@ from experiments.data.text_files import check_encoding, read_text, stem_and_suff
 from experiments.encoders.objectives import Target
 from experiments.encoders.predictor import Predictor
 from experiments.loop import flags
-from experiments.loop.row_files import STANDARD, check_out, write_rows
-from zoo.published.json_files import read_json
+from experiments.loop.row_files import STANDARD, check_out, one_out, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Config:
     """Texts: .txt has one a line; .csv, .tsv, .jsonl, .json and .parquet have columns. -: standard input."""
     out: Annotated[str, flags.Positional] = STANDARD
     """.csv, .tsv or .jsonl. -: JSON lines to standard output."""
+    out_file: Annotated[str | None, flags.named("out")] = None
+    """The same as OUT, as a flag."""
     text_column: str | None = None
-    """The column that holds the texts. None: that of the run's training, or a usual name."""
+    """The column that holds the texts. None: that of the model's training, or a usual name."""
     second_column: str | None = None
-    """The column of second texts, or of the contexts that answers are in. None: that of the run's training."""
+    """The column of second texts, or of the contexts that answers are in. None: that of the model's training."""
     format: Literal["txt", "csv", "tsv", "jsonl"] = "txt"
     """What standard input holds."""
     encoding: str = "utf-8"
@@ -60,6 +62,7 @@ class Config:
     """Whether OUT may exist already."""
 
     def __post_init__(self):
+        object.__setattr__(self, "out", one_out(self.out, self.out_file))
         check_encoding(self.encoding, "--encoding")
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
@@ -104,7 +107,7 @@ def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: s
       ValueError: they are not there.
     """
     there = list(dict.fromkeys(name for row in rows[:1000] for name in row))
-    text, second = ("text", None) if is_plain(config) else _trained_columns(Path(config.model))
+    text, second = ("text", None) if is_plain(config) else (target.text_column, target.second_column)
     text, second = config.text_column or text, config.second_column or second
     paired = target.kind == "span-qa" or target.pairs
     usual = [(first, other) for first, other, _ in LAYOUTS if not paired or other]
@@ -119,15 +122,6 @@ def columns(rows: list[dict[str, Any]], config: Config, target: Target, where: s
         if name is not None and name not in there:
             raise ValueError(f"{where} has no column '{name}'; --{flag}-column must be one of {', '.join(there)}")
     return text, second
-
-
-def _trained_columns(folder: Path) -> tuple[str | None, str | None]:
-    """The columns that a run was tuned on, where its command named them."""
-    try:
-        data = read_json(folder / "config.json")["data"]
-        return data.get("text_column"), data.get("second_column")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None, None
 
 
 def predicted_rows(

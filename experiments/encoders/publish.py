@@ -2,7 +2,8 @@
 
 Classes get their names in config.json, where transformers looks for them. Numbers come out in the labels' own unit:
 what the run kept as a mean and a spread goes into the classifier's weights. labels.json lies beside it for what no
-published config says: how long rows are, which words stand for which class, that token classes are an answer's ends.
+published config says: how long rows are, which words stand for which class, that token classes are an answer's ends,
+what the columns of texts were called.
 """
 
 import dataclasses

@@ -32,6 +32,11 @@ def alias(flag: str) -> Any:
     return tyro.conf.arg(aliases=(flag,))
 
 
+def named(flag: str) -> Any:
+    """Marks a field, `Annotated[str, named("out")]`, whose flag has another name than the field."""
+    return tyro.conf.arg(name=flag)
+
+
 class UsageError(ValueError):
     """Something that the person at the command line can mend. Its message is one line."""
 
@@ -43,6 +48,12 @@ def usage_errors():
         yield
     except (ValueError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
+
+
+def as_called(text: str) -> str:
+    """A text whose commands are as this process was started: `subq sample` for `python -m experiments.sample`."""
+    by_name = Path(sys.argv[0]).name in ("subq", "subq.exe")
+    return re.sub(r"python -m\s+experiments\.", "subq ", text) if by_name else text
 
 
 def parse(
@@ -64,6 +75,7 @@ def parse(
     if asked and not asked.startswith("-") and asked not in presets:
         raise UsageError(unknown_name("preset", asked, presets))
     presets = {name: (line, make_way(preset, given(type(preset)))) for name, (line, preset) in presets.items()}
+    prog, description = as_called(prog), as_called(description)
     with _errors_in_one_line(prog):
         return tyro.extras.overridable_config_cli(presets, prog=prog, description=description)
 
@@ -91,6 +103,7 @@ def _flags_of(kind: type, prefix: str = "") -> dict[str, set[str]]:
 
 def parse_one(kind: type[Config], *, prog: str, description: str) -> Config:
     """Reads the command line of a command without presets."""
+    prog, description = as_called(prog), as_called(description)
     with _errors_in_one_line(prog):
         return tyro.cli(kind, prog=prog, description=description)
 
@@ -155,7 +168,7 @@ def run(main: Callable[[], int | None]) -> None:
         except (UsageError, FloatingPointError, OSError, ImportError) as error:
             if os.environ.get("TRACEBACK") == "1":
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {as_called(str(error))}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

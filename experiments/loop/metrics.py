@@ -290,6 +290,11 @@ class Progress:
                 self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self._bar.update(step - self._bar.n)
 
+    def restart_clock(self) -> None:
+        """Leaves the time until now out of the time that a step is said to take."""
+        if self._terminal:
+            self._bar.unpause()
+
     def print(self, line: str) -> None:
         """Prints a line above the bar."""
         if self._terminal:

@@ -26,6 +26,23 @@ def whole_file(path: Path, *, newline: str | None = None) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
+def one_out(place: str, flag: str | None) -> str:
+    """Where a command writes that takes OUT both behind what it reads and as --out.
+
+    Args:
+      place: OUT, "-" where none was given.
+      flag: --out.
+
+    Raises:
+      ValueError: both were given.
+    """
+    if flag is None:
+        return place
+    if place not in (STANDARD, flag):
+        raise ValueError(f"OUT {place} and --out {flag}, expected one of the two")
+    return flag
+
+
 def check_out(out: str, *, overwrite: bool) -> None:
     """Whether `write_rows` can write there, before the work is done.
 

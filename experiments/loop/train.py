@@ -417,6 +417,7 @@ def _train(
                     line = said_of_space(folder, bytes_of(state), config.keep_last + 1)
                 if line:
                     progress.print(line)
+                progress.print("compiling the training step")
             clock, clock_step = time.perf_counter(), first
             saved, pending, went_well, skipped = first or None, None, None, 0
 
@@ -456,19 +457,28 @@ def _train(
                 progress.update(step, loss=values.get("loss"))
                 if step % config.log_every and step != config.steps:
                     return
-                speed = (step - clock_step) * task.tokens_per_batch / (time.perf_counter() - clock)
+                n_timed = step - clock_step  # none where this is the step that was compiled
+                speed = n_timed and n_timed * task.tokens_per_batch / (time.perf_counter() - clock)
                 clock, clock_step = time.perf_counter(), step
                 values |= task.describe(values["loss"]) if values else {}
-                values |= {"learning_rate": float(schedule(step - 1)), f"{task.unit}_per_second": speed}
-                if peak and task.flops_per_token:
+                values["learning_rate"] = float(schedule(step - 1))
+                if speed:
+                    values[f"{task.unit}_per_second"] = speed
+                if speed and peak and task.flops_per_token:
                     values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
                 metrics.write(step, values, split="train")
                 left = {"seconds_left": (config.steps - step) * task.tokens_per_batch / speed} if speed else {}
                 progress.print(format_line(step, config.steps, values | left))
+                if not n_timed:  # what the first record costs, such as opening TensorBoard, comes once too
+                    clock = time.perf_counter()
 
             for step in range(first + 1, config.steps + 1):
                 batch = next(task.batches)
                 state, values = step_function(state, spread(batch, mesh))
+                if step == first + 1:  # nearly all of its time is the compiler's, which says nothing of the others
+                    jax.block_until_ready(values)
+                    clock, clock_step = time.perf_counter(), step
+                    progress.restart_clock()
                 if pending:
                     report(*pending)  # one step late, so that the device never waits for the log
                 pending = (step, values, batch)

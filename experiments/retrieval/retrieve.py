@@ -245,7 +245,7 @@ def main() -> int:
         print(line)
     print(f"run folder: {folder} ({RESULTS}, run.trec, metrics.jsonl, checkpoints)")
     model = config.init if finished is None else folder
-    print(f"vectors:    python -m experiments.bert embed {model} texts.txt vectors.npy")
+    print(flags.as_called(f"vectors:    python -m experiments.bert embed {model} texts.txt vectors.npy"))
     return 0
 
 

@@ -1,7 +1,8 @@
 """What an image classifier says of images: files or folders of them in, a row of each out.
 
     python -m experiments.vit predict runs/vit/tiny digit.png another.png          # JSON lines to standard output
-    python -m experiments.vit predict FOLDER photos/ --out out.csv                 # all images in a folder and below
+    python -m experiments.vit predict FOLDER photos/ out.csv                       # all images in a folder and below
+    python -m experiments.vit predict FOLDER photos/ --out out.csv                 # the same
     find . -name "*.jpg" | python -m experiments.vit predict FOLDER -              # a file a line
 
 MODEL is a run, a published folder, or a name on the hub. A row has the image's `path`, the `predicted` class, its
@@ -17,7 +18,7 @@ from PIL import Image
 
 from experiments.data.text_files import lines_of
 from experiments.loop import flags
-from experiments.loop.row_files import STANDARD, check_out, write_rows
+from experiments.loop.row_files import STANDARD, SUFFIXES, check_out, one_out, write_rows
 from experiments.vision.predictor import Predictor
 
 
@@ -28,7 +29,7 @@ class Config:
     model: Annotated[str, flags.Positional]
     """A run's folder, a published folder, or a name on the hub."""
     images: Annotated[tuple[str, ...], flags.Positional]
-    """Files, or folders of them. -: a file a line of standard input."""
+    """Files, or folders of them. -: a file a line of standard input. The last may be OUT, the same as --out."""
     out: str = STANDARD
     """.csv, .tsv or .jsonl. -: JSON lines to standard output."""
     probabilities: bool = True
@@ -41,6 +42,10 @@ class Config:
     """Whether OUT may exist already."""
 
     def __post_init__(self):
+        *images, last = self.images or ("",)
+        if images and Path(last).suffix in SUFFIXES and not Path(last).is_dir():  # a table: no image is called so
+            object.__setattr__(self, "images", tuple(images))
+            object.__setattr__(self, "out", one_out(last, None if self.out == STANDARD else self.out))
         if self.batch_size < 1:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
 

@@ -61,9 +61,11 @@ def prediction_rows(split: str, images: Images, logits: np.ndarray, classes: Seq
 
 
 def speed_and_memory(folders: Sequence[Path]) -> dict[str, float]:
-    """Of all runs together: the median of their images a second, and the most bytes in use."""
+    """Of all runs together: the median of their images a second, where a run took a step more than that which was
+    compiled, and the most bytes in use."""
     speeds = [r["images_per_second"] for f in folders for r in read_metrics(f) if "images_per_second" in r]
-    return {"images_per_second": float(np.median(speeds)), "peak_memory_bytes": peak_memory()}
+    median = {"images_per_second": float(np.median(speeds))} if speeds else {}
+    return median | {"peak_memory_bytes": peak_memory()}
 
 
 def peak_memory() -> int:

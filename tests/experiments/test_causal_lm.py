@@ -295,12 +295,6 @@ def test_published_presets_take_their_own_text(text, command):
     assert int(out.split()[1].replace(",", "")) > 50_280 * 16
 
 
-def test_streamed_text_equals_the_whole(text):
-    tokenizer = causal_lm.load_corpus(causal_lm.DataConfig(path=str(text), seq_len=32)).tokenizer
-    written = "naïve 雪 🙂 text"
-    assert "".join(sample.stream_text(tokenizer, tokenizer.encode(written).tolist())) == written
-
-
 def test_a_registered_mixer_is_one_flag_away(monkeypatch):
     monkeypatch.setitem(MIXERS, "mine", MIXERS["mamba2"])
     monkeypatch.setattr(sys, "argv", ["causal_lm", "tiny", "--model.pattern", "mine[d_state=8]/mlp"])

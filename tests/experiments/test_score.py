@@ -57,6 +57,18 @@ def test_documents_of_any_length_are_scored_by_a_carried_state(tmp_path, command
     assert "the state carried through each" in out
 
 
+def test_the_column_of_texts_is_that_of_the_training(tmp_path, command):
+    write_run(tmp_path / "run")
+    said = json.loads((tmp_path / "run/config.json").read_text())
+    said["data"]["text_column"] = "body"
+    (tmp_path / "run/config.json").write_text(json.dumps(said))
+    for name, row in {"body.jsonl": {"body": "ab", "text": "abcd"}, "text.jsonl": {"text": "ab"}}.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+        status, out, err = command("run", name, "--out", "-")
+        assert status == 0, err
+        assert json.loads(out)["tokens"] == 2
+
+
 def test_a_compressed_file_of_another_encoding_is_the_text_in_it(tmp_path, command):
     write_run(tmp_path / "run", "mamba")
     text = "un été à Besançon"

@@ -1,8 +1,7 @@
 """Softmax attention: the baseline mixer, and the attention layers of hybrids.
 
-A position is known by two numbers: its index among the positions that are there, and the number of its segment. Every
-mask follows from them (causal, window, padding, packed documents), and so does the cache, which stores them beside the
-keys. Rotary embeddings and ALiBi depend on differences of indices only, so indices go on counting across segments.
+A position is known by its index and its segment (`zoo.layers.seen`); the cache stores them beside the keys. Rotary
+embeddings and ALiBi depend on differences of indices only, so indices go on counting across segments.
 
 Axes: s keys (cache slots, or positions), k key-value heads; the others as everywhere.
 """
@@ -12,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -20,10 +18,11 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
-from ssm import segment_starts
 from ssm.absent import blank, is_known
 from ssm.conv import DepthwiseConv
 from zoo.layers.linear import linear
+from zoo.layers.seen import Positions, number_positions, where_present
+from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softmax_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,8 @@ class AttentionConfig:
     """Multiplies the input, as maximal-update parametrisation may ask for (Falcon-H1)."""
     out_multiplier: float = 1.0
     """Multiplies the output."""
+    implementation: Implementation | None = None
+    """How it is computed: "blocks", "dense" or "cudnn"; see `zoo.layers.softmax_attention`. None: by the sizes."""
 
     def __post_init__(self):
         for name in ("n_heads", "n_kv_heads", "head_dim", "window", "rope_dim", "d_conv"):
@@ -66,6 +67,8 @@ class AttentionConfig:
                 raise ValueError(f"{name}={value}, expected None or at least 1")
         if self.position not in ("rope", "alibi", "none"):
             raise ValueError(f"position={self.position!r}, expected 'rope', 'alibi' or 'none'")
+        if self.implementation not in (None, *IMPLEMENTATIONS):
+            raise ValueError(f"implementation={self.implementation!r}, expected None or one of {IMPLEMENTATIONS}")
         if self.rope_dim is not None and self.rope_dim % 2:
             raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
 
@@ -167,17 +170,14 @@ class Attention(nnx.Module):
         """
         b, length, _ = x.shape
         if mask is None and segment_ids is None:
-            index = jnp.arange(length)[None]
-            q, k, v, _ = self._project(x, index, added=added)
-            bias = None if self.config.position != "alibi" else self._alibi(index, index)
-            window, scale = self.config.window, self.config.softmax_scale
-            seen = None if window is None else (window - 1, 0 if self.causal else window - 1)
-            y = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, is_causal=self.causal, local_window_size=seen)
-            return self._out(y)
+            q, k, v, _ = self._project(x, jnp.arange(length)[None], added=added)
+            return self._out(self._attend(q, k, v))
         zeros = jnp.zeros((b,), jnp.int32)
-        index, segment = _number_positions(b, length, zeros, zeros, mask, segment_ids)
+        index, segment = number_positions(b, length, zeros, zeros, mask, segment_ids)
         q, k, v, _ = self._project(x, index, added=added, mask=mask, segment_ids=segment_ids)
-        return self._out(self._attend(q, k, v, index, segment, _where_present(index, mask), segment))
+        segments = None if segment_ids is None else segment
+        at = Positions(index, segments), Positions(where_present(index, mask), segments)
+        return self._out(self._attend(q, k, v, *at))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
         """An empty cache.
@@ -221,8 +221,8 @@ class Attention(nnx.Module):
         if length == 0:
             return self._out(jnp.zeros((b, 0, self.n_heads, self.head_dim), self.dtype or x.dtype)), state
         self._check_room(state, length, mask)
-        index, segment = _number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
-        present = _where_present(index, mask)
+        index, segment = number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
+        present = where_present(index, mask)
         q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
         after = self._write(state, k, v, present, segment)._replace(conv=conv)
         if self.config.window is not None and length > 1:
@@ -232,7 +232,7 @@ class Attention(nnx.Module):
             k_segment = jnp.concatenate([state.slot_segment, segment], axis=1)
         else:
             k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
-        return self._out(self._attend(q, k, v, index, segment, k_index, k_segment)), after
+        return self._out(self._attend(q, k, v, Positions(index, segment), Positions(k_index, k_segment))), after
 
     def _check_room(self, state, length, mask):
         slots = state.slot_index.shape[1]
@@ -267,20 +267,20 @@ class Attention(nnx.Module):
         turned, rest = jnp.split(x, (self.rope_dim,), axis=-1)
         return jnp.concatenate([rotate(turned, index, self.config.rope_base, **options), rest], axis=-1)
 
-    def _attend(self, q, k, v, index, segment, k_index, k_segment):
-        """Attention between numbered positions; a key of index -1 is not there."""
-        distance = index[:, :, None] - k_index[:, None, :]  # b l s
-        seen = (k_index[:, None, :] >= 0) & (segment[:, :, None] == k_segment[:, None, :])
-        if self.causal:
-            seen &= distance >= 0
-        if self.config.window is not None:
-            seen &= jnp.abs(distance) < self.config.window
-        bias = None if self.config.position != "alibi" else self._alibi(index, k_index)
-        return jax.nn.dot_product_attention(q, k, v, bias, seen[:, None], scale=self.config.softmax_scale)
-
-    def _alibi(self, index, k_index):
-        distance = jnp.abs(index[:, None, :, None] - k_index[:, None, None, :])  # b 1 l s
-        return -alibi_slopes(self.n_heads)[:, None, None] * distance
+    def _attend(self, q, k, v, q_at=None, k_at=None):
+        config = self.config
+        return softmax_attention(
+            q,
+            k,
+            v,
+            q_at,
+            k_at,
+            causal=self.causal,
+            window=config.window,
+            slopes=alibi_slopes(self.n_heads) if config.position == "alibi" else None,
+            scale=config.softmax_scale,
+            implementation=config.implementation,
+        )
 
     def _out(self, y):
         y = self.o_proj(rearrange(y, "b l h p -> b l (h p)"))
@@ -301,20 +301,6 @@ class Attention(nnx.Module):
             next_index=jnp.maximum(state.next_index, latest[:, 0] + 1),
             segment=segment[:, -1],
         )
-
-
-def _number_positions(b, length, index, segment, mask, segment_ids):
-    """Index and segment of each position, counting on from the state's. Absent positions share a neighbour's index."""
-    present = jnp.ones((b, length), jnp.int32) if mask is None else mask.astype(jnp.int32)
-    index = index[:, None] + jnp.cumsum(present, axis=1) - 1
-    segment = jnp.broadcast_to(segment[:, None], (b, length))
-    if segment_ids is not None:
-        segment = segment + jnp.cumsum(segment_starts(segment_ids), axis=1)
-    return index.astype(jnp.int32), segment.astype(jnp.int32)
-
-
-def _where_present(index, mask):
-    return index if mask is None else jnp.where(mask, index, -1)
 
 
 def rotate(

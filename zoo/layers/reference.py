@@ -31,3 +31,30 @@ def expert_weights(logits, top_k, weights, correction=0.0, n_groups=1, top_group
 def mixture(x, counts, experts):
     """`zoo.MoE` with every expert at every position: the sum of counts (b l e) times expert(x), experts a list."""
     return sum(counts[..., e, None] * expert(x) for e, expert in enumerate(experts))
+
+
+def softmax_attention(q, k, v, q_at=None, k_at=None, *, causal, window=None, slopes=None, scale=None):
+    """`zoo.layers.softmax_attention` pair by pair: numbers (b l) of each query and key say which are seen."""
+    (b, length, heads, p), n_keys = q.shape, k.shape[1]
+
+    def numbers(at, n):
+        index = jnp.broadcast_to(jnp.arange(n) if at is None else at.indices, (b, n))
+        return index, jnp.zeros((b, n)) if at is None or at.segments is None else at.segments
+
+    (q_index, q_segment), (k_index, k_segment) = numbers(q_at, length), numbers(k_at, n_keys)
+    rows = []
+    for row in range(b):
+        distance = q_index[row][:, None] - k_index[row]
+        seen = (k_index[row] >= 0) & (q_segment[row][:, None] == k_segment[row])
+        seen &= (distance >= 0) | (not causal)
+        seen &= True if window is None else jnp.abs(distance) < window
+        outputs = []
+        for head in range(heads):
+            keys, values = (x[row, :, head // (heads // k.shape[2])] for x in (k, v))
+            scores = q[row, :, head] @ keys.T * (p**-0.5 if scale is None else scale)
+            scores -= 0 if slopes is None else slopes[head] * jnp.abs(distance)
+            weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, 0)), 0)
+            total = weights.sum(axis=1, keepdims=True)
+            outputs.append(weights @ values / jnp.where(total > 0, total, 1))
+        rows.append(jnp.stack(outputs, axis=1))
+    return jnp.stack(rows)

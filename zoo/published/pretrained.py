@@ -384,7 +384,7 @@ def find_folder(
     def download(patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(str(path_or_repo), revision=revision, allow_patterns=patterns))
 
-    about = ["*.json", "tokenizer*", "*.model", "*.txt", "*_Dense/*"]  # the last: what follows a pooling
+    about = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja", "*_Dense/*"]  # the last: what follows a pooling
     try:
         for pattern in weights:
             folder = download([*about, pattern])

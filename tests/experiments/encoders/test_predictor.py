@@ -137,6 +137,14 @@ def test_the_command_joins_predictions_with_the_rows(tmp_path, run_command, ask,
     assert [line["predicted"] for line in lines] == expected
     assert list(lines[0]) == ["id", "body", "other", "predicted", "score"]
 
+    # As `vit predict` has it.
+    status, out, err = run_command(command, "classes", "in.csv", "--out", "same.csv", *flags_given)
+    assert (status, out) == (0, "3 predictions in same.csv\n"), err
+    assert (tmp_path / "same.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+    status, _, err = run_command(command, "classes", "in.csv", "a.csv", "--out", "b.csv", *flags_given)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "OUT a.csv and --out b.csv, expected one of the two" in err
+
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(TEXTS) + "\n"))
     monkeypatch.setattr("sys.argv", ["bert", "predict", "classes", "-"])
     with pytest.raises(SystemExit) as ended:
@@ -188,3 +196,10 @@ def test_a_pair_model_takes_the_columns_of_its_training(tmp_path, run_command):
     status, out, err = run_command(command, run, "in.jsonl")
     assert status == 0, err
     assert json.loads(out)["predicted"] in CLASSES
+    # So do what it exports, and what that exports.
+    for source, target in ((run, "out"), ("out", "again")):
+        status, _, err = run_command(convert, source, target)
+        assert status == 0, err
+    status, exported, err = run_command(command, "again", "in.jsonl")
+    assert status == 0, err
+    assert exported == out

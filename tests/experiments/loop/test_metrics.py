@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import time
 import types
 
 import jax.numpy as jnp
@@ -218,6 +219,15 @@ def test_progress_is_a_bar_with_loss_and_time_left_in_a_terminal(capsys, monkeyp
     assert "10/10" in last
     assert "loss=1.5000" in last
     assert "<" in last  # elapsed < left
+
+
+def test_time_before_the_clock_is_restarted_is_not_in_the_time_left(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    with Progress(1000) as progress:
+        progress._bar._time = lambda: time.time() + 5000  # of compiling
+        assert progress._bar.format_dict["elapsed"] > 1000
+        progress.restart_clock()
+        assert progress._bar.format_dict["elapsed"] < 1000
 
 
 @pytest.mark.parametrize(

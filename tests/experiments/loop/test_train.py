@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -144,6 +145,26 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch():
 class Slope(nnx.Module):
     def __init__(self):
         self.slope = nnx.Param(jnp.float32(0.5))
+
+
+def test_the_time_that_compiling_takes_is_not_in_the_speed(tmp_path, capsys, monkeypatch):
+    late = [0.0]
+
+    def slow_to_compile(model, batch, rngs):
+        late[0] += 1000  # seconds, whenever the step is traced
+        return Loss(jnp.square(model.slope[...]) * ROWS, jnp.float32(ROWS))
+
+    clock = types.SimpleNamespace(perf_counter=lambda: late[0] + time.perf_counter())
+    monkeypatch.setattr("experiments.loop.train.time", clock)
+    task = make_task()._replace(init=lambda rngs: Slope(), loss=slow_to_compile, evaluate=lambda model: {"loss": 0.0})
+    train(task, make_config(3, eval_every=9), OPTIM, tmp_path)
+    speeds = [record.get("tokens_per_second") for record in read_metrics(tmp_path) if record["split"] == "train"]
+    assert speeds[0] is None
+    assert min(speeds[1:]) > ROWS * LENGTH / 100
+    lines = capsys.readouterr().out.splitlines()
+    assert [i for i, line in enumerate(lines) if line == "compiling the training step"] == [0]
+    assert "left" in lines[2]
+    assert "left" not in lines[1]
 
 
 def loss_with_auxiliary(model, batch, rngs):

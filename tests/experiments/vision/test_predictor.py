@@ -106,6 +106,12 @@ def test_the_command_takes_files_and_folders(run, run_command, monkeypatch):
     rows = list(csv.DictReader(Path("out.csv").read_text(encoding="utf-8").splitlines()))
     assert list(rows[0]) == ["path", "predicted", "score", "p(été)", "p(hiver)", "p(mai)"]
     assert [(row["path"], row["predicted"]) for row in rows] == list(zip(map(str, files()), expected, strict=True))
+    status, out, err = run_command(vit, "predict", "run", "images", "same.csv")  # as `bert predict` has it
+    assert (status, out) == (0, "5 predictions in same.csv\n"), err
+    assert Path("same.csv").read_bytes() == Path("out.csv").read_bytes()
+    status, _, err = run_command(vit, "predict", "run", "images", "a.csv", "--out", "b.csv")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "OUT a.csv and --out b.csv, expected one of the two" in err
     status, out, err = run_command(vit, "predict", "run", *files()[:2], "--no-probabilities")
     assert status == 0, err
     assert [json.loads(line)["predicted"] for line in out.splitlines()] == expected[:2]

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import zoo
-from tests.numerics import FLOAT32_SOFTMAX, assert_close, normal, with_random_parameters
+from tests.numerics import assert_close, normal, with_random_parameters
 from zoo.layers.attention import alibi_slopes, rotate
 
 D_MODEL = 10
@@ -104,7 +104,7 @@ def test_equals_a_softmax_over_the_keys_that_each_query_sees(x64, options):
     attention = make_attention(**options)
     call, _ = compiled(attention)
     x = make_input(9)
-    assert_close(call(x), oracle(attention, x), tolerance=FLOAT32_SOFTMAX, name="alone")
+    assert_close(call(x), oracle(attention, x), name="alone")
     everywhere, one = np.ones_like(MASK), np.zeros_like(SEGMENTS)
     for name, mask, segment_ids in (
         ("packed", everywhere, SEGMENTS),
@@ -112,7 +112,7 @@ def test_equals_a_softmax_over_the_keys_that_each_query_sees(x64, options):
         ("packed and padded", MASK, SEGMENTS),
     ):
         expected = oracle(attention, x, mask, segment_ids)
-        assert_close(call(x, mask, segment_ids)[MASK], expected[MASK], tolerance=FLOAT32_SOFTMAX, name=name)
+        assert_close(call(x, mask, segment_ids)[MASK], expected[MASK], name=name)
 
 
 SPLITS = [(9,), (1,) * 9, (4, 1, 4), (1, 4, 4)]
@@ -147,7 +147,7 @@ def test_extend_over_any_split_is_the_whole_call(x64, position, window, slots, o
                 y, state = extend(x[:, here], state, mask[:, here], segment_ids[:, here])
                 outputs.append(y)
             y = jnp.concatenate(outputs, axis=1)
-            assert_close(y[mask], expected[mask], tolerance=FLOAT32_SOFTMAX, name=f"{name} {pieces}")
+            assert_close(y[mask], expected[mask], name=f"{name} {pieces}")
             assert np.array_equal(state.next_index, mask.sum(axis=1))
 
 
@@ -158,7 +158,7 @@ def test_a_ring_may_have_more_slots_than_the_window(x64):
     for piece in jnp.split(make_input(9), (4, 5), axis=1):
         y, state = extend(piece, state)
         outputs.append(y)
-    assert_close(jnp.concatenate(outputs, axis=1), call(make_input(9)), tolerance=FLOAT32_SOFTMAX)
+    assert_close(jnp.concatenate(outputs, axis=1), call(make_input(9)))
 
 
 def test_cache_of_a_window_does_not_grow_with_max_len():

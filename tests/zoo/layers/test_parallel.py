@@ -7,7 +7,7 @@ from flax import nnx
 
 import ssm
 import zoo
-from tests.numerics import FLOAT32_SOFTMAX, assert_close, make_positions, normal, with_random_parameters
+from tests.numerics import assert_close, make_positions, normal, with_random_parameters
 
 OPTIONS = {"d_model": 8, "n_layers": 1, "dtype": "float64", "param_dtype": "float64"}
 SIZES = {
@@ -50,7 +50,7 @@ def test_extend_over_a_split_is_the_whole(x64):
     for piece in jnp.split(x, [6, 7], axis=1):
         y, state = extend(piece, state)
         outputs.append(y)
-    assert_close(jnp.concatenate(outputs, axis=1), jax.jit(backbone)(x), tolerance=FLOAT32_SOFTMAX)
+    assert_close(jnp.concatenate(outputs, axis=1), jax.jit(backbone)(x))
 
 
 def test_one_that_looks_both_ways_leaves_no_state(x64):
@@ -65,6 +65,6 @@ def test_the_grid_of_an_image_reaches_the_mixer_that_goes_by_it(x64):
     normed = rms_norm(x, backbone.layers[0].norm)
     mixed = jax.jit(lambda x: attention(x) + scans(x, grid=(2, 3)))(normed)
     y = jax.jit(lambda x: backbone(x, grid=(2, 3)))(x)
-    assert_close(y, rms_norm(x + mixed, backbone.norm_f), tolerance=FLOAT32_SOFTMAX)
+    assert_close(y, rms_norm(x + mixed, backbone.norm_f))
     with pytest.raises(ValueError, match=r"mixes images, expected grid=\(rows, columns\)"):
         backbone(x)

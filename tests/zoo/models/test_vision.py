@@ -225,14 +225,14 @@ def test_layer_scale_multiplies_what_a_mixer_gives():
 
 def block_flops(pattern, side):
     """FLOPs of one block on an image of side x side patches, as the compiler counts them."""
-    # It counts the body of a loop once, so a scan takes all places in one chunk.
+    # It counts the body of a loop once, so a scan takes all places in one chunk, attention all scores at once.
     scan = {"d_state": 2, "chunk_size": side**2, "implementation": "associative"}
     config = zoo.BackboneConfig(
         d_model=8,
         n_layers=1,
         pattern=pattern,
         causal=False,
-        attn=zoo.AttentionConfig(n_heads=1),
+        attn=zoo.AttentionConfig(n_heads=1, implementation="dense"),
         vim=MambaConfig(**scan),
         ss2d=SS2DConfig(**scan),
         m2=M2Config(l_max=side**2, filter=HyenaFilterConfig(order=6)),

@@ -661,13 +661,14 @@ def test_weights_are_downloaded_in_one_format(held, fetched, tmp_path, monkeypat
     hub = pytest.importorskip("huggingface_hub")
 
     def download(repo, *, revision, allow_patterns):
-        for name in hub.utils.filter_repo_objects([*held, "config.json", "README.md"], allow_patterns=allow_patterns):
+        there = [*held, "config.json", "chat_template.jinja", "README.md"]
+        for name in hub.utils.filter_repo_objects(there, allow_patterns=allow_patterns):
             (tmp_path / name).touch()
         return str(tmp_path)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
     assert zoo.published.pretrained.find_folder("owner/name") == tmp_path
-    assert {path.name for path in tmp_path.iterdir()} == fetched | {"config.json"}
+    assert {path.name for path in tmp_path.iterdir()} == fetched | {"config.json", "chat_template.jinja"}
 
 
 # Configs as published, and the sizes that they describe
