@@ -129,9 +129,10 @@ def main() -> int:
     with flags.usage_errors():
         if config.out is not None:
             check_out(config.out, overwrite=config.overwrite)
-        if config.batch_size < 1 or "" in config.stop:
+        if min(config.batch_size, config.samples) < 1 or "" in config.stop:
             raise ValueError(
-                f"--batch-size {config.batch_size} --stop {config.stop}, expected 1 or more, and no empty ones"
+                f"--batch-size {config.batch_size} --samples {config.samples} --stop {config.stop}, expected 1 or "
+                "more, and no empty ones"
             )
         sampling = zoo.Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         asked = read_prompts(config)

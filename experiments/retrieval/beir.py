@@ -26,7 +26,7 @@ from experiments.data.data_source import datasets_library
 from experiments.data.documents import DataConfig, open_source
 from experiments.data.inside import what_is_wrong, within
 from experiments.data.tables import delimiter_of
-from experiments.data.text_files import OPENERS, check_encoding, open_text, read_text, stem_and_suffix
+from experiments.data.text_files import OPENERS, check_encoding, lines_of, open_text, read_text, stem_and_suffix
 from zoo.published.json_files import parse_json
 
 log = logging.getLogger(__name__)
@@ -238,7 +238,7 @@ def _add(texts: dict[str, str], name: str, text: str, where: str) -> None:
 def _read_qrels(path: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """A table of query, document and grade; its queries that have a relevant document."""
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(read_text(path, str(path)).splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(path, str(path))), start=1):
         if not line.strip() or (number == 1 and line.split("\t")[0] == "query-id"):
             continue
         where, fields = f"{path} line {number}", line.split("\t")

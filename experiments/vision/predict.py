@@ -21,6 +21,7 @@ from PIL import Image
 from experiments.data.inside import within
 from experiments.data.left_out import LeftOut
 from experiments.data.pictures import open_picture
+from experiments.data.text_files import lines_of
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, SUFFIXES, check_out, one_out, write_rows
 from experiments.vision.predictor import THREADS, Predictor
@@ -74,7 +75,7 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     known, files = Image.registered_extensions(), []
     for name in given:
         if name == STANDARD:
-            files += find_images(tuple(line for line in sys.stdin.read().splitlines() if line))
+            files += find_images(tuple(line for line in lines_of(sys.stdin.read()) if line))
         elif Path(name).is_dir():
             named = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in known)
             there = [path for path in within(named, Path(name), LeftOut(_warn(name), "files were")) if path.is_file()]
