@@ -1,7 +1,15 @@
 """The long convolution: filters as long as the sequence, in O(l log l), causal or looking both ways.
 
-Two ways to the same numbers. "xla" multiplies real FFTs. "monarch" writes the FFT as a Monarch product, so that it runs
-on matrix units: a DFT of size n = n1 n2 ... np is p products with small DFT matrices, with twiddle factors in between,
+Two ways to the same numbers. "xla" multiplies FFTs: real ones of size n, or on a CPU complex ones of size n / 2, which
+XLA has faster there. Those give a convolution in which what wraps round changes its sign, and no one looks at that:
+with w = exp(i pi / n), w^(n / 2) = i, the cyclic convolution of two sequences
+
+    z_t = w^t (x_t + i x_(t + n/2))        t < n / 2
+
+is the sequence of the same form that belongs to their product as polynomials modulo X^n + 1.
+
+"monarch" writes the FFT as a Monarch product, so that it runs on matrix units: a DFT of size n = n1 n2 ... np is p
+products with small DFT matrices, with twiddle factors in between,
 
     X[f1 + n1 f2] = sum_t2  W_n2[f2, t2]  w_n^(f1 t2)  sum_t1  W_n1[f1, t1]  x[n2 t1 + t2]
 
@@ -10,7 +18,8 @@ and since positions stay the rows and channels the columns, each is a matrix fro
 Letters besides those of the style guide: m taps of a filter · n size of the FFT · t, f digits of position, frequency.
 
 Source: Fu et al. 2023, arXiv:2310.12109, section 4 and arXiv:2311.05908 (FlashFFTConv: orders, gating, partial and
-frequency-sparse convolutions).
+frequency-sparse convolutions). The transforms of half the size: the right-angle convolution of Crandall & Fagin 1994,
+Discrete weighted transforms and large-integer arithmetic.
 """
 
 import functools
@@ -30,9 +39,12 @@ Implementation = Literal["xla", "monarch"]
 # Positions that a packed row is cut into before its halves are joined by FFTs: inside, taps are added one by one.
 DIRECT_POSITIONS = 16
 # On a CPU, channels are taken in blocks whose padded input has at most so many bytes, so that spectra stay in the
-# cache, but of at least so many channels, which lie side by side in memory. (A compiler that counts FLOPs counts a loop
-# once: to count them, make one block of all.)
-BLOCK_BYTES, LEAST_BLOCK = 1 << 21, 16
+# cache, but of at least so many channels, which lie side by side in memory: a cache line. (A compiler that counts FLOPs
+# counts a loop once: to count them, make one block of all.)
+BLOCK_BYTES, LEAST_BLOCK = 1 << 16, 16
+# On a CPU, real FFTs instead of half as long complex ones above this size. XLA runs several complex ones side by side,
+# which leave the cache from there on.
+HALF_SIZE_LIMIT = 1 << 16
 # FFT sizes above this are three factors rather than two, in "monarch".
 ORDER_2_LIMIT = 8192
 
@@ -113,7 +125,7 @@ def fft_conv(
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
-    block = channel_block(d, b * fft_size(l + max(later, earlier - 1)), u.dtype)
+    block = channel_block(d, b * fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
     plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype), block)
     runs = None
     if segment_ids is not None:
@@ -135,7 +147,9 @@ class _Plan(NamedTuple):
     half: bool
     """Whether inputs are exact in 16 bits, so that "monarch" may multiply in 16."""
     block: int
-    """Channels that are taken at a time."""
+    """Channels that are taken at a time on a CPU."""
+    cpu: bool = False
+    """Whether the program is compiled for a CPU. Set where that is known, in `gated_conv`."""
 
     def convolve(self, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
         """The convolution itself, s (b, l, d) with k (d, m), in the dtype of both."""
@@ -146,25 +160,23 @@ def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).itemsize == 2
 
 
-def channel_block(d: int, positions: int, dtype) -> int:
+def channel_block(d: int, positions: int, dtype, block_bytes: int) -> int:
     """How many of d channels of a dtype to take at a time where each has so many positions, padding included."""
-    channel_bytes = positions * jnp.promote_types(dtype, jnp.float32).itemsize
-    return _block(d, channel_bytes) if jax.default_backend() == "cpu" else d
-
-
-def _block(d: int, channel_bytes: int) -> int:
-    """How many of d channels to take at a time, a divisor of d."""
-    if d * channel_bytes <= 2 * BLOCK_BYTES:  # the loop would cost more than it saves
-        return d
-    divisors = [c for c in range(LEAST_BLOCK, d) if d % c == 0] + [d]
-    return max((c for c in divisors if c * channel_bytes <= BLOCK_BYTES), default=divisors[0])
+    most = max(LEAST_BLOCK, block_bytes // (positions * jnp.promote_types(dtype, jnp.float32).itemsize))
+    return -(-d // -(-d // most))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
-    """output_gate * (plan.convolve(input_gate * u, k, runs) + bias input_gate * u), `plan.block` channels at a time."""
-    run = lambda *inputs: _gated_block(plan, *inputs, runs)  # noqa: E731
-    return _by_channels(plan.block, run, (u, k, bias, input_gate, output_gate), u)
+    """output_gate * (plan.convolve(input_gate * u, k, runs) + bias input_gate * u).
+
+    On a CPU, `plan.block` channels at a time, with `plan.cpu` set.
+    """
+
+    def run(plan, *inputs):
+        return _gated_block(plan, *inputs, runs)
+
+    return _by_channels(plan, run, (u, k, bias, input_gate, output_gate), u)
 
 
 def _gated_forward(plan, *inputs):
@@ -177,28 +189,35 @@ def _gated_backward(plan, inputs, dy):
     # pass's after all.
     *inputs, runs = lax.optimization_barrier(inputs)
 
-    def pull(dy, *inputs):
+    def pull(plan, dy, *inputs):
         return jax.vjp(lambda *inputs: _gated_block(plan, *inputs, runs), *inputs)[1](dy)
 
-    gradients = _by_channels(plan.block, pull, (dy, *inputs), tuple(inputs))
+    gradients = _by_channels(plan, pull, (dy, *inputs), tuple(inputs))
     return *gradients, None if runs is None else np.zeros(runs.shape, jax.dtypes.float0)
 
 
 gated_conv.defvjp(_gated_forward, _gated_backward)
 
 
-def _by_channels(block, run, inputs, like):
-    """run(*inputs), a few channels at a time; its results have the shapes and dtypes of `like`."""
-    if block == inputs[0].shape[2]:
-        return run(*inputs)
+def _by_channels(plan, run, inputs, like):
+    """run(plan, *inputs), in the way of the platform that the program is compiled for; results are shaped as `like`."""
+    d = inputs[0].shape[2]
 
-    def step(i, results):
-        place = lambda x: (i * block, 2 if x.ndim == 3 else 0)  # noqa: E731  b l d; d m and d
-        take = lambda x: lax.dynamic_slice_in_dim(x, place(x)[0], block, place(x)[1])  # noqa: E731
-        put = lambda x, part: lax.dynamic_update_slice_in_dim(x, part, *place(x))  # noqa: E731
-        return jax.tree.map(put, results, run(*jax.tree.map(take, inputs)))
+    def on_cpu():
+        here, block = plan._replace(cpu=True), plan.block
+        if block == d:
+            return run(here, *inputs)
 
-    return lax.fori_loop(0, inputs[0].shape[2] // block, step, jax.tree.map(jnp.zeros_like, like))
+        # The last block starts where it still fits: some channels may be computed twice.
+        def step(i, results):
+            place = lambda x: (i * block, 2 if x.ndim == 3 else 0)  # noqa: E731  b l d; d m and d
+            take = lambda x: lax.dynamic_slice_in_dim(x, place(x)[0], block, place(x)[1])  # noqa: E731
+            put = lambda x, part: lax.dynamic_update_slice_in_dim(x, part, *place(x))  # noqa: E731
+            return jax.tree.map(put, results, run(here, *jax.tree.map(take, inputs)))
+
+        return lax.fori_loop(0, -(-d // block), step, jax.tree.map(jnp.zeros_like, like))
+
+    return lax.platform_dependent(cpu=on_cpu, default=lambda: run(plan, *inputs))
 
 
 def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
@@ -234,8 +253,13 @@ def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -
 def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, n: int, out: int) -> jax.Array:
     """The first `out` positions of the circular convolution of size n of s (b, l, d) with taps (d, m).
 
-    The first `plan.later` taps are at lags below 0.
+    The first `plan.later` taps are at lags below 0. On a CPU, what wraps round may come with the other sign.
     """
+    if plan.cpu and plan.implementation == "xla" and plan.bandwidth == 1 and n <= HALF_SIZE_LIMIT:
+        gap = jnp.zeros((len(taps), n - taps.shape[1]), taps.dtype)
+        k = jnp.concatenate([taps[:, plan.later :], gap, -taps[:, : plan.later]], axis=1)  # lag -j at n - j
+        spectrum = half_fft(jnp.swapaxes(s, 1, 2), n) * half_fft(k, n)
+        return jnp.swapaxes(half_ifft(spectrum, n, out), 1, 2)
     k = jnp.roll(jnp.pad(taps, ((0, 0), (0, n - taps.shape[1]))), -plan.later, axis=1)  # lag j at j modulo n
     kept = int(plan.bandwidth * (n // 2))
     if plan.implementation == "monarch":
@@ -243,6 +267,33 @@ def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, n: int, out: int) -> j
         return transform.inverse(_complex_product(transform(s), transform(k.T[None])), out)
     spectrum = jnp.fft.rfft(jnp.swapaxes(s, 1, 2), n)[..., : kept + 1] * jnp.fft.rfft(k)[:, : kept + 1]
     return jnp.swapaxes(jnp.fft.irfft(spectrum, n)[..., :out], 1, 2)
+
+
+def half_fft(x: jax.Array, n: int) -> jax.Array:
+    """The spectrum (..., n / 2) of real x (..., l), l <= n, products of which are convolutions modulo X^n + 1."""
+    half = n // 2
+    cos, sin = _turns(n, x.dtype)
+    pad = lambda part: jnp.pad(part, [(0, 0)] * (x.ndim - 1) + [(0, half - part.shape[-1])])  # noqa: E731
+    re, im = pad(x[..., :half]), pad(x[..., half:])
+    if x.shape[-1] <= half:
+        return jnp.fft.fft(lax.complex(re * cos, re * sin))
+    return jnp.fft.fft(lax.complex(re * cos - im * sin, re * sin + im * cos))
+
+
+def half_ifft(spectrum: jax.Array, n: int, out: int) -> jax.Array:
+    """The first `out` positions of the real sequence that a spectrum of `half_fft` belongs to."""
+    z = jnp.fft.ifft(spectrum)
+    cos, sin = _turns(n, z.real.dtype)
+    x = z.real * cos + z.imag * sin
+    if out > n // 2:
+        x = jnp.concatenate([x, z.imag * cos - z.real * sin], axis=-1)
+    return x[..., :out]
+
+
+def _turns(n: int, dtype) -> tuple[jax.Array, jax.Array]:
+    """Real and imaginary parts of exp(i pi / n t), t < n / 2."""
+    angle = np.pi / n * np.arange(n // 2)
+    return jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
 
 
 def fft_size(least: int) -> int:

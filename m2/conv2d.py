@@ -12,7 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from m2.conv import Implementation, channel_block, fft_size, gated_conv
+from m2.conv import HALF_SIZE_LIMIT, Implementation, channel_block, fft_size, gated_conv, half_fft, half_ifft
+
+# As in `m2.conv`, measured for two axes.
+BLOCK_BYTES = 1 << 18
 
 
 def fft_conv2d(
@@ -73,7 +76,7 @@ def fft_conv2d(
 
     rows, columns = _Axis.over(x, k.shape[1]), _Axis.over(y, k.shape[2])
     flat, *gates = (None if a is None else a.reshape(b, x * y, d) for a in (u, input_gate, output_gate))
-    plan = _Plan(rows, columns, channel_block(d, b * rows.padded * columns.padded, u.dtype))
+    plan = _Plan(rows, columns, channel_block(d, b * rows.padded * columns.padded, u.dtype, BLOCK_BYTES))
     return gated_conv(plan, flat, k.reshape(d, -1), bias, *gates, None).reshape(u.shape)
 
 
@@ -94,11 +97,11 @@ class _Axis(NamedTuple):
         earlier, later = min(taps // 2, size), min(taps // 2, size - 1)
         return cls(size, taps, earlier, later, fft_size(size + max(later, earlier - 1)))
 
-    def wrap(self, k: jax.Array, axis: int) -> jax.Array:
-        """The taps along an axis of the FFT's size, lag j at j modulo it."""
+    def wrap(self, k: jax.Array, axis: int, sign: int = 1) -> jax.Array:
+        """The taps along an axis of the FFT's size, lag j at j modulo it, with a sign where it wraps round."""
         k = jnp.moveaxis(k, axis, -1)
         gap = jnp.zeros((*k.shape[:-1], self.padded - self.earlier - self.later), k.dtype)
-        k = jnp.concatenate([k[..., : self.earlier], gap, k[..., self.taps - self.later :]], axis=-1)
+        k = jnp.concatenate([k[..., : self.earlier], gap, sign * k[..., self.taps - self.later :]], axis=-1)
         return jnp.moveaxis(k, -1, axis)
 
 
@@ -108,20 +111,26 @@ class _Plan(NamedTuple):
     rows: _Axis
     columns: _Axis
     block: int
-    """Channels that are taken at a time."""
+    """Channels that are taken at a time on a CPU."""
+    cpu: bool = False
+    """Whether the program is compiled for a CPU. Set where that is known, in `gated_conv`."""
 
     def convolve(self, s: jax.Array, k: jax.Array, runs: None) -> jax.Array:
         """The convolution itself, s (b, l, d) with k (d, taps), places and taps row by row, in the dtype of both."""
         rows, columns = self.rows, self.columns
         image = jnp.swapaxes(s, 1, 2).reshape(len(s), -1, rows.size, columns.size)
-        k = columns.wrap(rows.wrap(k.reshape(-1, rows.taps, columns.taps), 1), 2)
-        spectrum = self._fft(image) * self._fft(k)
-        out = jnp.fft.irfft(jnp.fft.ifft(spectrum, axis=-2)[..., : rows.size, :], columns.padded)
-        return jnp.swapaxes(out[..., : columns.size].reshape(len(s), -1, rows.size * columns.size), 1, 2)
-
-    def _fft(self, image: jax.Array) -> jax.Array:
         # One axis after the other, so that rows that are nothing but padding are not transformed.
-        return jnp.fft.fft(jnp.fft.rfft(image, self.columns.padded), self.rows.padded, axis=-2)
+        halves = self.cpu and 2 * rows.padded * columns.padded <= HALF_SIZE_LIMIT
+        along, back = (half_fft, half_ifft) if halves else (jnp.fft.rfft, _irfft)
+        fft = lambda image: jnp.fft.fft(along(image, columns.padded), rows.padded, axis=-2)  # noqa: E731
+        k = columns.wrap(rows.wrap(k.reshape(-1, rows.taps, columns.taps), 1), 2, -1 if halves else 1)
+        out = back(jnp.fft.ifft(fft(image) * fft(k), axis=-2)[..., : rows.size, :], columns.padded, columns.size)
+        return jnp.swapaxes(out.reshape(len(s), -1, rows.size * columns.size), 1, 2)
+
+
+def _irfft(spectrum: jax.Array, n: int, out: int) -> jax.Array:
+    """The first `out` positions of a real sequence of size n."""
+    return jnp.fft.irfft(spectrum, n)[..., :out]
 
 
 def direct_conv2d(u: Float[Array, "b x y d"], k: Float[Array, "d m n"]) -> Float[Array, "b x y d"]:

@@ -75,14 +75,33 @@ def test_no_tap_reaches_into_another_document(length, causal, x64):
 def test_channels_in_blocks(causal, x64, monkeypatch):
     monkeypatch.setattr(m2.conv, "BLOCK_BYTES", 1)
     monkeypatch.setattr(m2.conv, "LEAST_BLOCK", 2)
-    assert m2.conv._block(6, 100) == 2
-    agree(inputs_for(33, 34, d=6), causal=causal, **make_positions(33, boundaries=0.1))
+    # The last block of 2 starts where it still fits.
+    agree(inputs_for(33, 34, d=5), causal=causal, **make_positions(33, boundaries=0.1))
 
 
-def test_blocks_fill_the_cache_and_divide_the_channels():
-    row = m2.conv.BLOCK_BYTES // 100
-    assert [m2.conv._block(768, size) for size in (1, row, 3 * row, 100 * row)] == [768, 96, 32, 16]
-    assert [m2.conv._block(d, 100 * row) for d in (1, 8, 17, 46)] == [1, 8, 17, 23]
+def test_blocks_fill_the_cache_and_are_about_even():
+    def block(d, positions):
+        return m2.conv.channel_block(d, positions, jnp.bfloat16, 2**16)
+
+    assert [block(768, positions) for positions in (1, 64, 256, 10**6)] == [768, 256, 64, 16]
+    assert [block(d, 10**6) for d in (1, 8, 17, 46)] == [1, 8, 9, 16]
+
+
+def test_a_program_takes_the_way_of_the_platform_that_it_is_compiled_for():
+    """On a CPU, half as long complex FFTs for blocks of channels, in both passes; elsewhere none of that."""
+    u, k = jnp.zeros((1, 512, 40)), jnp.zeros((40, 512))
+    traced = jax.jit(jax.grad(lambda u, k: jnp.sum(m2.fft_conv(u, k) ** 2), (0, 1))).trace(u, k)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        found = {name: name in text for name in ("stablehlo.while", "type = FFT", "type = RFFT")}
+        on_cpu = platform == "cpu"
+        assert found == {"stablehlo.while": on_cpu, "type = FFT": on_cpu, "type = RFFT": not on_cpu}, platform
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_long_sequences_take_real_ffts_on_a_cpu(causal, x64, monkeypatch):
+    monkeypatch.setattr(m2.conv, "HALF_SIZE_LIMIT", 1)
+    agree(inputs_for(33, 34), causal=causal)
 
 
 def test_documents_and_short_filters_go_together(x64):

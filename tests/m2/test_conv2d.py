@@ -54,9 +54,14 @@ def test_filters_may_be_smaller_or_larger_than_the_image(taps, x64):
 
 
 def test_channels_in_blocks(x64, monkeypatch):
-    monkeypatch.setattr(m2.conv, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(m2.conv2d, "BLOCK_BYTES", 1)
     monkeypatch.setattr(m2.conv, "LEAST_BLOCK", 2)
-    agree(inputs_for((3, 4), d=6))
+    agree(inputs_for((3, 4), d=5))
+
+
+def test_large_images_take_real_ffts_on_a_cpu(x64, monkeypatch):
+    monkeypatch.setattr(m2.conv2d, "HALF_SIZE_LIMIT", 1)
+    agree(inputs_for((3, 4)))
 
 
 def test_gates_and_bias_are_optional_and_float32_is_near():
