@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 Implementation = Literal["blocks", "ragged"]
@@ -34,7 +35,8 @@ def grouped_matmul(
       group: the group of each block, ascending. None: there are as many blocks as groups, and block c is of group c.
         That is one batched product, which devices that hold different groups share without exchanging matrices.
       implementation: "blocks", one block after the other, with gradients by hand (no forward-mode differentiation);
-        "ragged", `jax.lax.ragged_dot`. None takes "ragged" on TPU, where it is native.
+        "ragged", `jax.lax.ragged_dot`. None takes "ragged" where the program is compiled for a TPU, where it is native,
+        and "blocks" elsewhere (no forward-mode differentiation).
 
     Returns:
       y in x's dtype.
@@ -42,23 +44,25 @@ def grouped_matmul(
     Raises:
       ValueError: an unknown implementation.
     """
-    if implementation is None:
-        implementation = "ragged" if jax.default_backend() == "tpu" else "blocks"
-    if implementation not in get_args(Implementation):
+    if implementation not in (None, *get_args(Implementation)):
         raise ValueError(
             f"implementation={implementation!r}, expected None or one of {sorted(get_args(Implementation))}"
         )
     if group is None:
         return jnp.einsum("gqi,gio->gqo", x, w)
     if implementation == "ragged":
-        sizes = x.shape[1] * jnp.zeros(len(w), jnp.int32).at[group].add(1)
-        return jax.lax.ragged_dot(x.reshape(-1, x.shape[2]), w, sizes).reshape(*x.shape[:2], w.shape[2])
-    return _block_matmul(x, w, group)
+        return _ragged_matmul(x, w, group)
+    return _platform_matmul(x, w, group) if implementation is None else _block_matmul(x, w, group)
+
+
+def _ragged_matmul(x, w, group):
+    sizes = x.shape[1] * jnp.zeros(len(w), jnp.int32).at[group].add(1)
+    return lax.ragged_dot(x.reshape(-1, x.shape[2]), w, sizes).reshape(*x.shape[:2], w.shape[2])
 
 
 @jax.custom_vjp
 def _block_matmul(x, w, group):
-    return jax.lax.map(lambda block: block[0] @ w[block[1]], (x, group))
+    return lax.map(lambda block: block[0] @ w[block[1]], (x, group))
 
 
 def _forward(x, w, group):
@@ -74,8 +78,31 @@ def _backward(saved, dy):
         x, dy, g = block
         return dw.at[g].add(jnp.matmul(x.T, dy, preferred_element_type=dtype)), dy @ w[g].T
 
-    dw, dx = jax.lax.scan(step, jnp.zeros(w.shape, dtype), (x, dy, group))
+    dw, dx = lax.scan(step, jnp.zeros(w.shape, dtype), (x, dy, group))
     return dx, dw.astype(w.dtype), None
 
 
 _block_matmul.defvjp(_forward, _backward)
+
+
+# The choice lies inside the forward and the backward pass, which keep the same for either.
+@jax.custom_vjp
+def _platform_matmul(x, w, group):
+    return lax.platform_dependent(x, w, group, tpu=_ragged_matmul, default=_block_matmul)
+
+
+def _platform_forward(x, w, group):
+    return _platform_matmul(x, w, group), (x, w, group)
+
+
+def _platform_backward(saved, dy):
+    def ragged(x, w, group, dy):
+        return jax.vjp(lambda x, w: _ragged_matmul(x, w, group), x, w)[1](dy)
+
+    def blocks(x, w, group, dy):
+        return _backward((x, w, group), dy)[:2]
+
+    return *lax.platform_dependent(*saved, dy, tpu=ragged, default=blocks), None
+
+
+_platform_matmul.defvjp(_platform_forward, _platform_backward)

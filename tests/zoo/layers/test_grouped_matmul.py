@@ -23,12 +23,26 @@ def value_and_gradients(product, x, w):
     return y, gradients
 
 
-@pytest.mark.parametrize("implementation", ["blocks", "ragged"])
+@pytest.mark.parametrize("implementation", ["blocks", "ragged", None])
 def test_each_block_is_multiplied_with_the_matrix_of_its_group(x64, implementation):
     x, w = normal(jax.random.key(0), 6, 3, 5), normal(jax.random.key(1), 4, 5, 7)
     actual = value_and_gradients(lambda *args: grouped_matmul(*args, implementation=implementation), x, w)
     assert_close(actual, value_and_gradients(reference.grouped_matmul, x, w))
     assert not np.any(actual[1][1][1])
+
+
+def test_a_program_takes_the_way_of_the_platform_that_it_is_compiled_for():
+    """Both passes; what this process runs on does not matter."""
+
+    def total(x, w):
+        return jnp.sum(grouped_matmul(x, w, GROUP) ** 2)
+
+    traced = jax.jit(jax.grad(total, argnums=(0, 1))).trace(jnp.ones((6, 3, 5)), jnp.ones((4, 5, 7)))
+    loops = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    assert loops == {"cpu": 2, "cuda": 2, "tpu": 0}
 
 
 def test_without_groups_block_c_is_of_group_c(x64):
