@@ -57,12 +57,25 @@ def blockdiag_matmul(
     blocks, _, width = w.shape
     if x.ndim < 1 or x.shape[-1] != blocks * width:
         raise ValueError(f"x has shape {x.shape}, expected (..., k i) = (..., {blocks * width}) for w of {w.shape}")
-    dtype = jnp.result_type(x, w)
-    pieces = rearrange(x, "... (k i) -> ... k i", k=blocks).astype(dtype)
+    pieces = rearrange(_rows(x), "n (k i) -> k n i", k=blocks)
+    y = rearrange(_each_block(pieces, w, precision), "k n o -> n (k o)")
+    return y.reshape(*x.shape[:-1], y.shape[1])
+
+
+def _each_block(pieces: jax.Array, w: jax.Array, precision: jax.lax.PrecisionLike) -> jax.Array:
+    """Pieces (k n i) times their blocks (k o i) as (k n o): k products of two matrices, and so are the gradients.
+
+    With blocks anywhere else than first in either, or n more than one axis, XLA turns all around for the gradient in w.
+    """
+    dtype = jnp.result_type(pieces, w)
     accumulate = jnp.promote_types(dtype, jnp.float32)
-    # Blocks first: XLA keeps the outputs of a position side by side then, where what follows reads them fastest.
-    y = jnp.einsum("...ki,koi->k...o", pieces, w.astype(dtype), precision=precision, preferred_element_type=accumulate)
-    return rearrange(y, "k ... o -> ... (k o)").astype(dtype)
+    factors = pieces.astype(dtype), w.astype(dtype)
+    return jnp.einsum("kni,koi->kno", *factors, precision=precision, preferred_element_type=accumulate).astype(dtype)
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """Vectors (... n) as the rows of one matrix."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def monarch_matmul(
@@ -101,12 +114,11 @@ def monarch_matmul(
     outer = _outer_sizes([w.shape for w in factors], reverse)
     if x.ndim < 1 or x.shape[-1] != (width := _width(factors[-1 if reverse else 0].shape)):
         raise ValueError(f"x has shape {x.shape}, expected (..., {width}) for factors {_shapes(factors)}")
-    order = list(zip(factors, outer, strict=True))
+    order, y = list(zip(factors, outer, strict=True)), _rows(x)
     for w, u in reversed(order) if reverse else order:
-        pieces = rearrange(x, "... (u r t) -> ... (u t r)", u=u, r=w.shape[2])
-        y = blockdiag_matmul(pieces, w, precision=precision)
-        x = rearrange(y, "... (u t s) -> ... (u s t)", u=u, s=w.shape[1])
-    return x
+        pieces = rearrange(y, "n (u r t) -> (u t) n r", u=u, r=w.shape[2])
+        y = rearrange(_each_block(pieces, w, precision), "(u t) n s -> n (u s t)", u=u)
+    return y.reshape(*x.shape[:-1], y.shape[1])
 
 
 def monarch_to_dense(*factors: Inexact[Array, "_ _ _"], reverse: bool = False) -> Inexact[Array, "m n"]:
