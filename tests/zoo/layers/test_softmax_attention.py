@@ -94,6 +94,17 @@ def test_a_query_that_sees_nothing_gives_zero(implementation):
     assert all(not np.any(x) for x in jax.tree.leaves((y, gradients)))
 
 
+@pytest.mark.parametrize(("b", "length", "n_keys"), [(0, 5, 5), (2, 0, 5), (2, 5, 0)])
+@pytest.mark.usefixtures("driver")
+def test_no_rows_no_queries_and_no_keys_give_empty_or_zero_results(b, length, n_keys):
+    inputs = make_inputs(b, length, n_keys)
+    at = [Positions(jnp.arange(n, dtype=jnp.int32)[None]) for n in (length, n_keys)]
+    for implementation in ("blocks", "dense"):
+        y = softmax_attention(*inputs, *at, causal=True, implementation=implementation)
+        assert y.shape == inputs[0].shape
+        assert not np.any(y)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("implementation", ["blocks", "dense"])
 @pytest.mark.usefixtures("driver")
