@@ -218,7 +218,7 @@ def _read_group_backward(dstate, arrays, *, g, rank):
     dB = dB + jnp.moveaxis(_product("bcqgm,bcgnm->bcgqn", given, leaving_low), 3, 2)
 
     # 4. Weights.
-    given = jnp.moveaxis(jnp.sum(back * x, axis=-1), 2, -1)  # b c g r q
+    given = jnp.moveaxis(_sum_last(back * x), 2, -1)  # b c g r q
     down = None
     if chunks.own is not None:
         itself = _itself(dwritten.shape[-1], rank)
@@ -229,7 +229,7 @@ def _read_group_backward(dstate, arrays, *, g, rank):
     # 5. Exponents: s_i enters the rows, -s_j the columns; s_last the state's decay and what is added to it.
     given = given * weight
     read = _heads(_product("bcqgn,bcgnm->bcgqm", C, entering_low), x)
-    ds = dinside.sum(5) - dinside.sum(4) + jnp.moveaxis(jnp.sum(dy_state * read, axis=-1), 2, -1) - given
+    ds = _sum_last(dinside) - dinside.sum(4) + jnp.moveaxis(_sum_last(dy_state * read), 2, -1) - given
     kept = jnp.sum(jnp.sum(leaving * entering, axis=3).reshape(total.shape + x.shape[-1:]), axis=-1)
     ds = ds.at[..., -1].add(total * kept + given.sum(-1))
 
@@ -375,6 +375,11 @@ def _heads(x, like):
 def _scale(x, weight):
     """x b c q g r p times a weight b c g r q for each head and position."""
     return x * jnp.moveaxis(weight, -1, 2)[..., None]
+
+
+def _sum_last(x):
+    """Sums along the last axis, as a product with ones: XLA's own sum on a CPU adds one number at a time."""
+    return jnp.einsum("...s,s->...", x, jnp.ones(x.shape[-1], x.dtype), precision=lax.Precision.HIGHEST)
 
 
 def _product(equation, one, other):
