@@ -1,6 +1,9 @@
 """Attention by blocks and all at once against pairs written out, in value and gradient; what it costs."""
 
+import functools
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -166,6 +169,16 @@ def test_the_program_follows_the_platform_it_is_compiled_for():
         for platform in ("cpu", "cuda", "tpu")
     }
     assert loops["tpu"] == loops["cuda"] == loops["cpu"] - 2  # one forward, one backward
+
+
+@pytest.mark.parametrize("shape", ["b, 80", "b, l"])
+def test_exported_for_any_batch_and_length(shape):
+    b, length = jax.export.symbolic_shape(shape)
+    x = jax.ShapeDtypeStruct((b, length, 2, 4), jnp.float32)
+    run = jax.jit(functools.partial(softmax_attention, causal=True))
+    exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(x, x, x)
+    inputs = make_inputs(3, 80, 80, h=2, g=2, p=4, dtype=jnp.float32)
+    assert_close(exported.call(*inputs), run(*inputs))
 
 
 def test_wrong_options_are_named(unchecked):
