@@ -1,6 +1,6 @@
 """How fast this is beside the packages that one would take instead, row by row, in the same run.
 
-    python -m experiments.bench peers                                      # half an hour on one core
+    python -m experiments.bench peers                                      # all rows, up to an hour on one core
     python -m experiments.bench peers --only attention generate --json out.json --plot out.png
     python -m experiments.bench peers --quick                              # tiny sizes: whether all of it runs
     pip install '.[peers]'                                                 # the peers; missing ones are named

@@ -105,6 +105,7 @@ def test_the_cores_are_given_back():
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_where_the_peers_are_installed_and_gives_the_same_numbers(run):
     for package in ("torch", "transformers", "timm", "mambapy"):
         pytest.importorskip(package)
