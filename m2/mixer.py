@@ -17,6 +17,7 @@ from m2.absent import blank, check_no_gaps
 from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
 from m2.conv2d import direct_conv2d, fft_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
+from m2.linear import rows_dot_general
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
 
 
@@ -123,6 +124,7 @@ class M2Mixer(nnx.Module):
             dtype=dtype,
             param_dtype=param_dtype,
             bias_metadata=no_decay,
+            dot_general=rows_dot_general,
             rngs=rngs,
         )
         make_filter = functools.partial(

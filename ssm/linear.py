@@ -6,8 +6,21 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 from flax.typing import Dtype
+from jax import lax
 
 from ssm import init
+
+
+def rows_dot_general(x, kernel, dimension_numbers, **options):
+    """`lax.dot_general` of vectors (..., d) and a kernel (d, o) as one product of two matrices, for `nnx.Linear`.
+
+    The gradient in the kernel is then one product, too. Over several axes at once XLA's is half as fast on a CPU: it
+    turns both factors around first.
+    """
+    if x.ndim == 2 or options.get("out_sharding") is not None:
+        return lax.dot_general(x, kernel, dimension_numbers, **options)
+    rows = x.reshape(-1, x.shape[-1])
+    return lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def make_linear(
@@ -22,5 +35,6 @@ def make_linear(
         dtype=dtype,
         param_dtype=param_dtype,
         bias_metadata={"decay": False},
+        dot_general=rows_dot_general,
         rngs=rngs,
     )

@@ -28,10 +28,10 @@ from ssm import init
 from ssm.absent import blank
 from ssm.checks import at_least, check_dt_range, check_shapes
 from ssm.conv import DepthwiseConv
+from ssm.decayed_attention import decayed_attention
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
-from ssm.ssd import decayed_attention
 
 # Where silu(z) = 1.
 OPEN_GATE = 1.2784645427610738
@@ -250,16 +250,17 @@ class LinearAttention(Mixer):
 
     def _start_as_attention(self, rngs: nnx.Rngs) -> None:
         """Source: mmMamba's published code. Decays are exp(-e dt), 0.762 to 0.997 over the default range of dt."""
-        self.dt_proj.kernel[...] = jnp.zeros_like(self.dt_proj.kernel[...])
-        self.A_log[...] = jnp.ones_like(self.A_log[...])
+        # Under a trace, `parameter[...] = value` searches all that was traced before, `set_value` nothing.
         taps, bias = self.conv1d.kernel, self.conv1d.bias
-        taps[...] = jnp.zeros_like(taps[...]).at[:, -1].set(1)
+        self.dt_proj.kernel.set_value(jnp.zeros_like(self.dt_proj.kernel[...]))
+        self.A_log.set_value(jnp.ones_like(self.A_log[...]))
+        taps.set_value(jnp.zeros_like(taps[...]).at[:, -1].set(1))
         if bias is not None:
-            bias[...] = jnp.zeros_like(bias[...])
+            bias.set_value(jnp.zeros_like(bias[...]))
         if self.gate_proj is not None:
             kernel = self.gate_proj.kernel
             xavier = jax.nn.initializers.variance_scaling(2.0**-5, "fan_avg", "uniform")  # gain 2^-2.5
-            kernel[...] = xavier(rngs.params(), kernel.shape, kernel.dtype)
+            kernel.set_value(xavier(rngs.params(), kernel.shape, kernel.dtype))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> LinearAttentionState:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""

@@ -1,10 +1,10 @@
 """What stands before a prompt and what ends a text, as a causal model's folder says it."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.data.tokenizers import Tokenizer
+from zoo.published.json_files import read_json
 
 # The first that says something is believed, as in transformers.
 _FILES = ("generation_config.json", "config.json", "params.json")
@@ -65,8 +65,5 @@ def _said(path: Path) -> Any:
     """`eos_token_id` of a file, or None."""
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    content = read_json(path, kind=None)
     return content.get("eos_token_id") if isinstance(content, dict) else None

@@ -6,6 +6,7 @@ seed and step. Crop, erasing, MixUp, CutMix and `rand_augment` are of the sizes 
 Axes: x image height, y image width, c channels.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -36,8 +37,10 @@ class PreprocessConfig:
     def __post_init__(self):
         if not 0 < self.crop_fraction <= 1:
             raise ValueError(f"crop_fraction={self.crop_fraction}, expected above 0 and at most 1")
-        if any(value <= 0 for value in self.std):
+        if not all(0 < value < math.inf for value in self.std):
             raise ValueError(f"std={self.std}, expected more than 0")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean={self.mean}, expected finite numbers")
         if len(self.background) not in (1, 3) or not all(0 <= value <= 255 for value in self.background):
             raise ValueError(f"background={self.background}, expected one or three numbers from 0 to 255")
 

@@ -5,6 +5,7 @@
 What the user can get wrong is one line that names the flag.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from experiments.data import data_source
 from experiments.data.array_files import read_arrays
 from experiments.data.data_source import SPLITS
 from experiments.data.image_folders import Files, find_images
+from experiments.data.inside import within
 from experiments.data.left_out import LeftOut
 from experiments.data.pictures import open_picture
 from experiments.loop.flags import UsageError
@@ -180,7 +182,7 @@ def _arrays(images: np.ndarray, labels: np.ndarray) -> Images:
 
 def _from_arrays(path: Path, where: str) -> _Found:
     splits, names = {}, set()
-    for file in sorted(path.glob("*.npz")):
+    for file in within(sorted(path.glob("*.npz")), path, functools.partial(log.warning, "%s: %s; left out", where)):
         try:
             images, labels = read_arrays(file, ("images", "labels"))
         except ValueError as error:

@@ -20,6 +20,7 @@ import numpy as np
 
 from experiments.data import conll, data_source, labels, snippets
 from experiments.data.data_source import SPLITS
+from experiments.data.inside import within
 from experiments.data.labels import Columns
 from experiments.data.labels import Examples as Examples
 from experiments.data.labels import Kind as Kind
@@ -199,9 +200,10 @@ def _read(config: LabelledConfig, kind: Kind | None) -> tuple[dict[str, _Table],
     if not path.is_dir():
         raise FileNotFoundError(f"{where} does not exist; expected a table ({', '.join(known)}) or a folder of them")
     files: dict[str, Path] = {}
-    for file in sorted(file for file in path.iterdir() if file.is_file()):
-        stem, suffix = stem_and_suffix(file)
-        if suffix in known:
+    named = sorted(file for file in path.iterdir() if stem_and_suffix(file)[1] in known)
+    for file in within(named, path, LeftOut(_warn(where), "files were")):
+        if file.is_file():
+            stem = stem_and_suffix(file)[0]
             split = SPLITS.get(re.split(r"[-.]", stem)[0], stem)  # train-00000-of-00001 is train
             if split in files:
                 raise ValueError(f"{where}: both {files[split].name} and {file.name} are {split}, expected one file")

@@ -27,6 +27,10 @@ _INTEGER = re.compile(r"\s*[-+]?\d+\s*", re.ASCII)
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
+# What stands for a number that is missing or none.
+_NO_NUMBER = re.compile(r"\s*([-+]?nan|[-+]?inf(inity)?|n/?a|null|none|[-?])\s*", re.ASCII | re.IGNORECASE)
+
+
 class Columns(NamedTuple):
     """Names of the columns of a table."""
 
@@ -80,7 +84,14 @@ def find_kind(rows: Sequence[Row], columns: Columns, where: str, *, bare: bool, 
     if bare:
         if all(_INTEGER.fullmatch(label) for label in labels):
             return Found("classification", _integers(labels, columns))
-        return Found("regression" if all(_NUMBER.fullmatch(label) for label in labels) else "classification")
+        others = [label for label in labels if not _NUMBER.fullmatch(label)]
+        if 0 < len(others) < len(labels) and all(_NO_NUMBER.fullmatch(label) for label in others):
+            raise ValueError(
+                f"{where}: --data.label-column '{columns.label}' holds {len(labels) - len(others)} numbers and "
+                f"{others[0]!r}; --kind regression expects numbers alone (--data.skip-bad leaves out the other rows), "
+                "--kind classification takes each for a class"
+            )
+        return Found("classification" if others else "regression")
     if all(isinstance(label, str | int) for label in labels):
         numbers = all(isinstance(label, int) and not isinstance(label, bool) for label in labels)
         return Found("classification", _integers(labels, columns) if numbers else "")

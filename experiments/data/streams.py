@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.data.documents import DataConfig, Source, digest, split
+from experiments.data.inside import what_is_wrong
 from experiments.data.tokenizers import Tokenizer, first_line, utf8
 from experiments.loop.fingerprints import fingerprint
 from experiments.loop.user_cache import user_cache
@@ -200,11 +201,10 @@ class _Writer:
             self.file.close()
             np.save(self.folder / f"{self.side}.starts.npy", starts)
             np.save(self.folder / f"{self.side}.names.npy", names)
-            said = {"n_bytes": self.n_bytes}
-            (self.folder / f"{self.side}.json").write_text(json.dumps(said))
-        stream = _read_stream(self.side, self.folder, int(self.eot[0]))
+        stream = _map_stream(self.side, self.folder, self.n_bytes)
+        said = {"n_bytes": self.n_bytes, "digest": stream.digest, "names": fingerprint(stream.names)}
         with _writing():
-            (self.folder / f"{self.side}.json").write_text(json.dumps(said | {"digest": stream.digest}))
+            (self.folder / f"{self.side}.json").write_text(json.dumps(said))
         return stream
 
     def _write(self, ids: np.ndarray) -> None:
@@ -219,13 +219,27 @@ class _Writer:
         np.lib.format.write_array_header_1_0(self.file, header)
 
 
-def _read_stream(side: str, folder: Path, eot: int) -> TokenStream:
-    """A stream in files, its arrays mapped rather than read. Anything may be raised if they are damaged."""
+class _Unsigned(Exception):
+    """An earlier version has kept the streams, without the digests that tell whether they are as they were."""
+
+
+def _map_stream(side: str, folder: Path, n_bytes: int) -> TokenStream:
+    """A stream in files, its arrays mapped rather than read."""
     mapped = [np.load(folder / f"{side}.{part}.npy", mmap_mode="r") for part in ("tokens", "starts", "names")]
     tokens, starts, names = (values.view(np.ndarray) for values in mapped)  # the memmap subclass is slow to index
+    return TokenStream(side, tokens, starts, names, n_bytes)
+
+
+def _read_stream(side: str, folder: Path, eot: int) -> TokenStream:
+    """A stream that is kept, as it was written. Anything may be raised if it is not, `_Unsigned` if nothing tells."""
+    for path in (folder / f"{side}.json", *(folder / f"{side}.{part}.npy" for part in ("tokens", "starts", "names"))):
+        if wrong := what_is_wrong(path, folder):
+            raise ValueError(f"{path.name} {wrong}")
     said = json.loads((folder / f"{side}.json").read_text())
-    stream = TokenStream(side, tokens, starts, names, said["n_bytes"])
-    if said.get("digest", stream.digest) != stream.digest:  # earlier versions have kept none
+    if not {"digest", "names"} <= said.keys():
+        raise _Unsigned
+    stream = _map_stream(side, folder, said["n_bytes"])
+    if (stream.digest, fingerprint(stream.names)) != (said["digest"], said["names"]):
         raise ValueError(f"the {side} tokens are not those that were written")
     sample = stream.starts[:: max(1, stream.n_documents // 1000)]
     if len(stream.names) != stream.n_documents or (stream.tokens[[*sample, -1]] != eot).any():
@@ -259,25 +273,37 @@ class Cache:
         if folder.is_dir():
             try:
                 train, validation = (_read_stream(side, folder, tokenizer.eot) for side in ("train", "validation"))
+            except _Unsigned:
+                log.warning("'%s' is of an earlier version, without digests to check it by; it is built again", folder)
             except Exception as err:  # whatever a damaged file makes numpy or json say
                 log.warning("'%s' is damaged (%s) and is built again", folder, first_line(err))
-                shutil.rmtree(folder, ignore_errors=True)
             else:
                 if self.version is None:
                     log.warning("%s cannot be reached; the tokens kept from an earlier run are used", self.flag)
                 return train, validation
         try:
-            return self._build(folder, build)
+            return self._build(folder, build, replaces=os.path.lexists(folder))
         except _Unwritable as err:
             log.warning("tokens cannot be kept in '%s' (%s) and stay in memory; see --data.cache-dir", self.root, err)
             return build(None)
 
-    def _build(self, folder: Path, build: Callable[[Path | None], Streams]) -> Streams:
+    def _build(self, folder: Path, build: Callable[[Path | None], Streams], *, replaces: bool) -> Streams:
         with _writing():
             self.root.mkdir(parents=True, exist_ok=True)
             temporary = tempfile.TemporaryDirectory(prefix="partial-", dir=self.root, ignore_cleanup_errors=True)
         with temporary as partial:
             streams = build(Path(partial))
+            if replaces:  # only now: what it is built from may be out of reach
+                _discard(folder)
             with contextlib.suppress(OSError):  # another process was first: its folder holds the same
                 os.rename(partial, folder)
             return streams
+
+
+def _discard(path: Path) -> None:
+    """Deletes a folder, or a link or a file in its place, as far as that is allowed."""
+    if path.is_symlink() or not path.is_dir():
+        with contextlib.suppress(OSError):
+            path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)

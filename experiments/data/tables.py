@@ -6,7 +6,6 @@ Cells of .csv and .tsv are text as it stands, and None where they are empty; wha
 import csv
 import io
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -202,8 +201,11 @@ def class_names(path: Path) -> dict[str, tuple[str, ...]]:
     import pyarrow.parquet
 
     said = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"huggingface")
-    features = json.loads(said).get("info", {}).get("features", {}) if said else {}
-    return {column: names for column, feature in features.items() if (names := names_in(feature))}
+    try:
+        features = parse_json(said)["info"]["features"] if said else {}
+        return {column: names for column, feature in features.items() if (names := names_in(feature))}
+    except (ValueError, KeyError, TypeError, AttributeError):  # it is not as the library writes it
+        return {}
 
 
 def names_in(feature: Any) -> tuple[str, ...]:

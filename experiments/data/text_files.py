@@ -53,6 +53,11 @@ class BadFile(ValueError):
     """A file, or a row of one, that is not what it should be."""
 
 
+def lines_of(text: str) -> list[str]:
+    r"""Lines that end at \n, \r\n or \r alone: `str.splitlines` cuts at U+0085, U+2028 and others in names, too."""
+    return re.split(r"\r\n|\n|\r", text.removesuffix("\n").removesuffix("\r")) if text else []
+
+
 def check_encoding(encoding: str, flag: str = "--data.encoding") -> None:
     """Raises a ValueError where Python knows no such encoding of text."""
     try:

@@ -27,6 +27,7 @@ from experiments.data.tokenizer_files import (
     read_files,
     read_frame,
 )
+from experiments.data.tokenizer_limits import check_growth, failures_are_errors
 from zoo.published.json_files import parse_json
 
 EOT = "<|endoftext|>"
@@ -128,17 +129,21 @@ class SubwordTokenizer:
       declared: what the files beside it say. None: nothing does, and special tokens go by their usual names.
 
     Raises:
-      ValueError: there is no end of a text: none is declared, and none of EOT_NAMES is in the vocabulary.
+      ValueError: there is no end of a text: none is declared, and none of EOT_NAMES is in the vocabulary; or its steps
+        could make too much of a text.
     """
 
     def __init__(self, tokenizer: hf.Tokenizer, declared: Declared | None = None):
+        description = json.loads(tokenizer.to_str())
+        check_growth(description)
         # A published file may cut texts at the length its model was trained with.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.declared = declared
-        self.frame = None if declared is None else read_frame(tokenizer)
+        with failures_are_errors():
+            self.frame = None if declared is None else read_frame(tokenizer)
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
         roles = {} if declared is None else declared.roles
         names = [name for role in ("eos_token", "sep_token") for name in [roles.get(role)] if name]
@@ -148,7 +153,6 @@ class SubwordTokenizer:
             eot = self.frame.closing[-1]
         if eot is None:
             raise ValueError(f"the tokenizer has no end-of-text token; looked for {', '.join(EOT_NAMES)}")
-        description = json.loads(tokenizer.to_str())
         self.kind: str = description["model"].get("type", "subword").lower()
         self.vocab_size: int = max(vocabulary.values()) + 1  # published vocabularies have holes
         self.eot: int = eot
@@ -161,7 +165,8 @@ class SubwordTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         clean = [_clean(text) for text in texts]
-        encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
+        with failures_are_errors():
+            encoded = self._tokenizer.encode_batch_fast(clean, add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
     def encode_marked(self, text: str) -> np.ndarray:
@@ -178,11 +183,13 @@ class SubwordTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; eot, special tokens and ids of a padded vocabulary are skipped."""
         kept = [i for i in map(int, ids) if 0 <= i < self.vocab_size and i != self.eot]
-        return self._tokenizer.decode(kept, skip_special_tokens=True)
+        with failures_are_errors():
+            return self._tokenizer.decode(kept, skip_special_tokens=True)
 
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids, and where each token begins and ends in the text: (n,) and (n, 2) int32, in characters."""
-        encoding = self._tokenizer.encode(_clean(text), add_special_tokens=False)
+        with failures_are_errors():
+            encoding = self._tokenizer.encode(_clean(text), add_special_tokens=False)
         return np.asarray(encoding.ids, np.int32), np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
 
     def vocabulary(self) -> dict[str, int]:

@@ -19,6 +19,8 @@ class KeptFiles:
 
     def __init__(self, folder: Path, *, without: tuple[str, ...] = ()):
         around = [folder.parent] if (folder.parent / "config.json").is_file() else []  # several seeds, or stages
+        self.top = around[0] if around else folder
+        """The outer folder, or the run's where there is none around it."""
         self._files = {
             path: path.read_bytes()
             for place in (folder, *around)
@@ -26,6 +28,12 @@ class KeptFiles:
             if path.is_file() and path.suffix == ".json" and path.name not in without
             if path.stat().st_size <= _LARGEST
         }
+
+    def move(self, top: Path) -> None:
+        """Writes them into another folder, as they lay in the outer one, and keeps them there from now on."""
+        self._files = {top / path.relative_to(self.top): content for path, content in self._files.items()}
+        self.top = top
+        self.restore()
 
     def restore(self) -> list[Path]:
         """Writes those that are gone again.

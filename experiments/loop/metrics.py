@@ -11,6 +11,7 @@ tokens_per_second (images_per_second), mfu (0 to 1), seconds_left.
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -48,14 +51,18 @@ class Metrics:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._wandb = None if wandb is None else _open_wandb(wandb, self.folder, config)
-        self._tensorboard_wanted = tensorboard
+        self._tensorboard_wanted = self._tensorboard_works = tensorboard
         self._tensorboard: Any = None
         self._purge_step: int | None = None
         self._file: TextIO | None = None
         self._keep_until(math.inf)
 
     def write(self, step: int, scalars: Mapping[str, Any], split: Literal["train", "validation"] = "train") -> None:
-        """Appends one record: numbers measured at a step, Python's or scalar arrays."""
+        """Appends one record: numbers measured at a step, Python's or scalar arrays.
+
+        Raises:
+          OSError: it could not be written; `move` and write it again. TensorBoard's files are done without.
+        """
         numbers = {name: getattr(value, "item", lambda value=value: value)() for name, value in scalars.items()}
         # JSON has no NaN: as text it stays readable for everything else.
         record = {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}
@@ -64,10 +71,14 @@ class Metrics:
         self._file.write(json.dumps({"step": int(step), "split": split, **record}, allow_nan=False) + "\n")
         self._file.flush()
         tagged = {f"{split}/{name}": value for name, value in numbers.items()}
-        if self._tensorboard_wanted:
-            for tag, value in tagged.items():
-                if math.isfinite(value):  # tensorboardX would put a warning on the console for each
-                    self._writer().add_scalar(tag, value, step)
+        if self._tensorboard_works:
+            try:
+                for tag, value in tagged.items():
+                    if math.isfinite(value):  # tensorboardX would put a warning on the console for each
+                        self._writer().add_scalar(tag, value, step)
+            except OSError as error:
+                self._tensorboard_works = False
+                logger.warning("no more TensorBoard files in %s: %s", self.folder, error.strerror or error)
         if self._wandb is not None:
             self._wandb.log({"step": int(step), **tagged})
 
@@ -92,6 +103,30 @@ class Metrics:
             self._file.write(before)
             self._file.flush()
         return bool(before)
+
+    def move(self, folder: Path) -> None:
+        """Goes on in another folder, with all whole records until now, also those of a file that has been deleted.
+
+        Raises:
+          OSError: it cannot be written. What there is stays as it was, to be moved elsewhere.
+        """
+        path, before = _path(self.folder), b""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                before = os.pread(self._file.fileno(), os.fstat(self._file.fileno()).st_size, 0)
+        elif path.is_file():
+            before = path.read_bytes()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _path(folder).open("wb") as file:
+            file.write(before[: before.rfind(b"\n") + 1])
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(OSError, ValueError):  # what could not be written is still in its buffer
+            self._close_file()
+        self._file = None
+        with contextlib.suppress(OSError, ValueError):
+            self._close_tensorboard()
+        self._tensorboard, self._tensorboard_works, self.folder = None, self._tensorboard_wanted, folder
 
     def rewind(self, step: int) -> None:
         """Forgets what was written after this step: a run that goes on from its checkpoint will write it again."""
@@ -368,6 +403,8 @@ def peak_flops(device: Any) -> float | None:
 
 # Whole names, so that a slice of a card, a laptop's or a cut-down one is unknown rather than wrong.
 _PEAK_FLOPS = {
+    r"NVIDIA GB200": 2500e12,
+    r"NVIDIA B200": 2250e12,
     r"NVIDIA H100 80GB HBM3|NVIDIA H200|NVIDIA GH200 480GB": 989e12,  # SXM
     r"NVIDIA H100 NVL|NVIDIA H200 NVL": 835e12,
     r"NVIDIA H100 PCIe": 756e12,
@@ -386,4 +423,5 @@ _PEAK_FLOPS = {
     r"TPU v5 lite|TPU v5e": 197e12,
     r"TPU v5|TPU v5p": 459e12,
     r"TPU v6 lite|TPU v6e": 918e12,
+    r"TPU7x": 2307e12 / 2,  # two devices a chip
 }

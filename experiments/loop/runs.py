@@ -26,6 +26,7 @@ Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, 
 FREE = ("run_dir", "model.remat", "model.scan_layers", "optim.decay_fraction") + tuple(
     f"train.{name}"
     for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb", "allow_changed")
+    + ("rescue",)
 )
 
 

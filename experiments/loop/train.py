@@ -11,6 +11,7 @@ Where a model runs equal layers in loops (`scan_layers`), the state has their ar
 same program at any depth. Checkpoints hold every layer by itself all the same.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -43,6 +44,7 @@ from experiments.loop.metrics import (
     set_metrics_aside,
 )
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
+from experiments.loop.rescue import Rescued, said
 from experiments.loop.run_lock import lock_again, run_lock
 from experiments.loop.stopping import stop_signals
 
@@ -78,6 +80,9 @@ class TrainConfig:
     """Whether to write TensorBoard files beside the JSON lines."""
     wandb: str | None = None
     """Weights & Biases project to log to, where wandb is installed."""
+    rescue: Annotated[Path | None, alias("--rescue")] = None
+    """Folder that the run goes on in, under its name and `.rescued`, once its own cannot be written any more: a full or
+    read-only disk, say. None: beside its own. Where that cannot be written either, in the system's temporary folder."""
     allow_changed: Annotated[tuple[Changeable, ...], alias("--allow-changed")] = ()
     """What a run may go on with though it is not what it was begun with, of data, tokenizer and code."""
 
@@ -332,7 +337,9 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
       task: model, loss and data.
       config: how long, how often, what to keep.
       optim: the optimiser.
-      folder: where checkpoints, metrics.jsonl, TensorBoard files and curves.png go.
+      folder: where checkpoints, metrics.jsonl, TensorBoard files and curves.png go. What is deleted there is written
+        again at the next save, but for older checkpoints; where it cannot be written any more, the run goes on
+        elsewhere, see `rescue`.
       record: the whole configuration, for the loggers.
 
     Returns:
@@ -342,7 +349,9 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     Raises:
       FloatingPointError: the loss or the gradient stopped being finite: names the step and the last good checkpoint;
         newer ones, which had diverged already, are set aside.
-      UsageError: another process trains in the folder, or the disk has no room for one checkpoint.
+      UsageError: another process trains in the folder, or the disk has no room for one checkpoint; or the run has
+        been trained to its end elsewhere, for the folder could not be written any more: says where it is.
+      OSError: it could be written nowhere.
     """
     mesh = make_mesh()
     if config.batch_size % (mesh.size * config.accumulate):
@@ -385,12 +394,14 @@ def _train(
         Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
         Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record) as metrics,
         stop_signals() as stop,
+        contextlib.ExitStack() as locks,
     ):
         first, before = 0, None
         with usage_errors():  # a checkpoint of another model
             restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
         shardings, like = jax.tree.map(lambda x: x.sharding, state), jax.eval_shape(lambda: state)
         kept = KeptFiles(folder)
+        rescued, within = Rescued(kept.top, config.rescue), folder.relative_to(kept.top)
 
         def to_devices(saved: TrainState) -> TrainState:
             return jax.device_put(zoo.stack_like(saved, like), shardings)
@@ -420,6 +431,52 @@ def _train(
                 progress.print("compiling the training step")
             clock, clock_step = time.perf_counter(), first
             saved, pending, went_well, skipped = first or None, None, None, 0
+
+            def move(error):
+                """Goes on with the run in another folder."""
+                nonlocal folder, checkpoints, saved
+                left, why, saved = folder, said(error), None
+                while True:
+                    top = rescued.next_place(error)
+                    try:
+                        kept.move(top)
+                        folder = top / within
+                        locks.enter_context(run_lock(folder))
+                        said_of_space(folder, bytes_of(state), 1)
+                        checkpoints = Checkpoints(folder, keep_last=config.keep_last)
+                        metrics.move(folder)
+                    except (OSError, UsageError) as another:
+                        error = another
+                    else:
+                        break
+                progress.print(f"{left} cannot be written any more ({why}): the run goes on in {folder}")
+
+            def write(step, values, split):
+                """Writes a record of metrics, elsewhere if need be."""
+                while True:
+                    try:
+                        return metrics.write(step, values, split=split)
+                    except OSError as error:
+                        move(error)
+
+            def save(step, measured):
+                """Saves the state of a step, elsewhere if need be."""
+                nonlocal saved
+                by_layer, data_state = _by_layer(state), task.batches.get_state()
+                while True:
+                    try:
+                        if gone := write_again(folder, kept, metrics):
+                            progress.print(f"deleted under the run and written again: {', '.join(gone)}")
+                        if saved and not (checkpoints.root / str(saved)).exists():
+                            progress.print(
+                                f"the checkpoint of step {saved} was deleted under the run; step {step} is saved"
+                            )
+                        checkpoints.save(step, by_layer, data_state=data_state, metrics=measured)
+                    except (OSError, UsageError) as error:
+                        move(error)
+                    else:
+                        break
+                saved = step
 
             def look_back(batch):
                 """Which checkpoint is good, for the last step was not; its state is given up."""
@@ -466,7 +523,7 @@ def _train(
                     values[f"{task.unit}_per_second"] = speed
                 if speed and peak and task.flops_per_token:
                     values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
-                metrics.write(step, values, split="train")
+                write(step, values, "train")
                 left = {"seconds_left": (config.steps - step) * task.tokens_per_batch / speed} if speed else {}
                 progress.print(format_line(step, config.steps, values | left))
                 if not n_timed:  # what the first record costs, such as opening TensorBoard, comes once too
@@ -484,27 +541,27 @@ def _train(
                 pending = (step, values, batch)
                 last = step == config.steps or stop.requested
                 evaluates = step % config.eval_every == 0 or step == config.steps
-                if not (last or evaluates or step % config.save_every == 0):
+                unsaved = rescued.moved and not checkpoints.steps()  # nothing else there holds the state
+                if not (last or evaluates or unsaved or step % config.save_every == 0):
                     continue
                 report(*pending)
                 pending, held_out, pause = None, None, time.perf_counter()
                 if evaluates:
                     held_out = task.evaluate(current_model())
-                    metrics.write(step, held_out, split="validation")
+                    write(step, held_out, "validation")
                     progress.print("held out: " + format_line(step, config.steps, held_out))
-                if gone := write_again(folder, kept, metrics):
-                    progress.print(f"deleted under the run and written again: {', '.join(gone)}")
-                if saved and not (checkpoints.root / str(saved)).exists():
-                    progress.print(f"the checkpoint of step {saved} was deleted under the run; step {step} is saved")
-                said = {"learning_rate": float(schedule(step - 1))} | (held_out or {})
-                checkpoints.save(step, _by_layer(state), data_state=task.batches.get_state(), metrics=said)
-                saved = step
+                save(step, {"learning_rate": float(schedule(step - 1))} | (held_out or {}))
                 clock += time.perf_counter() - pause  # the speed shown is that of training alone
                 if last:
                     break
             if skipped:
                 progress.print(f"{skipped} of {step - first} steps had nothing to learn from and were skipped")
-    plot_metrics(folder)
+    try:
+        plot_metrics(folder)
+    except OSError as error:
+        print(f"{folder}/curves.png could not be written: {said(error)}", flush=True)
+    if rescued.moved:
+        raise UsageError(f"trained to step {state.step} of {config.steps}, but {rescued}")
     finished = Finished(state, current_model(), stopped=stop.requested)
     if finished.stopped:
         print(

@@ -11,9 +11,12 @@ splits it: no query and no answer is on two sides.
 import ast
 import csv
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import logging
+import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,9 +24,12 @@ from typing import Any, NamedTuple
 
 from experiments.data.data_source import datasets_library
 from experiments.data.documents import DataConfig, open_source
+from experiments.data.inside import what_is_wrong, within
 from experiments.data.tables import delimiter_of
-from experiments.data.text_files import OPENERS, check_encoding, open_text, read_text, stem_and_suffix
+from experiments.data.text_files import OPENERS, check_encoding, lines_of, open_text, read_text, stem_and_suffix
 from zoo.published.json_files import parse_json
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "dev", "test")
 LOCO = ("hazyresearch/LoCoV1-Documents", "hazyresearch/LoCoV1-Queries")
@@ -118,13 +124,17 @@ def read_beir(folder: Path, *, dev: float = 0.1, encoding: str = "utf-8") -> Col
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; expected corpus.jsonl, queries.jsonl and qrels/*.tsv in it")
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        path = _perhaps_compressed(folder / name)
+        if wrong := os.path.lexists(path) and what_is_wrong(path, folder):
+            raise ValueError(f"{path} {wrong}")
     documents = _texts(
         folder / "corpus.jsonl", lambda row: " ".join(filter(None, (row.get("title"), row["text"]))), encoding
     )
     queries = _texts(folder / "queries.jsonl", lambda row: row["text"], encoding)
     qrels = {}
     for split in SPLITS:
-        if (path := _perhaps_compressed(folder / "qrels" / f"{split}.tsv")).is_file():
+        if _exists(path := _perhaps_compressed(folder / "qrels" / f"{split}.tsv"), folder):
             qrels[split] = _read_qrels(path, queries, documents)
     if not qrels:
         raise FileNotFoundError(f"no {', '.join(f'{split}.tsv' for split in SPLITS)} in {folder / 'qrels'}")
@@ -187,7 +197,18 @@ def records(
 def _perhaps_compressed(path: Path) -> Path:
     """The file of this name, or of this name with a suffix of compression."""
     there = (path.with_name(path.name + suffix) for suffix in OPENERS)
-    return path if path.is_file() else next((file for file in there if file.is_file()), path)
+    return path if os.path.lexists(path) else next((file for file in there if os.path.lexists(file)), path)
+
+
+def _exists(path: Path, folder: Path) -> bool:
+    """Whether there is a file in a folder of others; a link that leads out of it, or a pipe, is named and is none."""
+    if not os.path.lexists(path):
+        return False
+    return any(file.is_file() for file in within([path], folder, functools.partial(_left_out, folder)))
+
+
+def _left_out(folder: Path, message: str) -> None:
+    log.warning("%s: %s; left out", folder, message)
 
 
 def _texts(path: Path, text_of: Callable[[dict], str], encoding: str) -> dict[str, str]:
@@ -217,7 +238,7 @@ def _add(texts: dict[str, str], name: str, text: str, where: str) -> None:
 def _read_qrels(path: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, dict[str, int]]:
     """A table of query, document and grade; its queries that have a relevant document."""
     qrels: dict[str, dict[str, int]] = {}
-    for number, line in enumerate(read_text(path, str(path)).splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(path, str(path))), start=1):
         if not line.strip() or (number == 1 and line.split("\t")[0] == "query-id"):
             continue
         where, fields = f"{path} line {number}", line.split("\t")
@@ -283,7 +304,10 @@ def _loco_rows(source: str, columns: tuple[str, ...], encoding: str) -> Iterator
     path = Path(source).expanduser()
     rows: Iterable[tuple[str, dict[str, Any]]]
     if path.exists():
-        files = sorted(f for f in path.rglob("*") if stem_and_suffix(f)[1] in SUFFIXES) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            named = sorted(file for file in path.rglob("*") if stem_and_suffix(file)[1] in SUFFIXES)
+            files = [file for file in within(named, path, functools.partial(_left_out, path)) if file.is_file()]
         if not files:
             raise FileNotFoundError(f"{path} has no {', '.join(SUFFIXES)}")
         rows = ((f"{file} line {number}", row) for file in files for number, row in records(file, encoding))

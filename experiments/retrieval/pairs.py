@@ -12,7 +12,7 @@ import numpy as np
 import zoo
 from experiments.data.packing import Batch
 from experiments.data.special_tokens import SpecialTokens
-from experiments.data.text_files import read_text
+from experiments.data.text_files import lines_of, read_text
 from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, encode
 from experiments.encoders.lengths import longest
@@ -254,11 +254,13 @@ def read_triples(path: Path, prepared: Sequence[Prepared]) -> Teaching:
     documents = {name: d + row for one, _, d in offsets(prepared) for name, row in one.document_rows.items()}
     train = {name for one in prepared for name in one.collection.qrels.get("train", {})}
     triples, scores = [], []
-    for number, line in enumerate(read_text(path, str(path)).splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(path, str(path))), start=1):
         where = f"{path} line {number}"
         try:
             right, wrong, query, answer, other = line.split("\t")
             pair = float(right), float(wrong)
+            if not np.isfinite(pair).all():
+                raise ValueError
         except ValueError:
             expected = "two scores, query, answer and other document, with tabs"
             raise ValueError(f"{where} is {line[:60]!r}, expected {expected}") from None

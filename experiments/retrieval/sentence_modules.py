@@ -22,6 +22,7 @@ import tokenizers as hf
 from jaxtyping import Float
 
 from zoo.published.json_files import parse_json
+from zoo.published.plain_weights import copied, require_floating
 from zoo.published.weight_files import open_weights
 
 MODULES_FILE = "modules.json"
@@ -128,6 +129,9 @@ def read_modules(folder: Path) -> SentenceModules:
     include_prompt = True
     pooled = False
     for module in listed:
+        for name in ("type", "path"):
+            if not isinstance(module, dict) or not isinstance(module.get(name), str):
+                raise ValueError(f"{folder / MODULES_FILE}: {module!r:.60}, expected a module with its type and path")
         kind, place = module["type"].rpartition(".")[2], folder / module["path"]
         if kind == "Pooling" and not pooled:
             pooled, include_prompt = True, _read(place / "config.json", {}).get("include_prompt", True)
@@ -151,16 +155,27 @@ def read_modules(folder: Path) -> SentenceModules:
         raise ValueError(
             f"{folder / CONFIG_FILE}: similarity_fn_name={similarity!r}, expected one of {', '.join(SIMILARITIES)}"
         )
+    prompts = config.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise ValueError(f"{folder / CONFIG_FILE}: prompts={prompts!r:.60}, expected texts by their names")
     return SentenceModules(
         behind=tuple(behind),
         include_prompt=include_prompt,
-        max_length=transformer.get("max_seq_length"),
+        max_length=_count(folder / TRANSFORMER_FILE, transformer, "max_seq_length"),
         lower_case=bool(transformer.get("do_lower_case")),
-        prompts={name: text for name, text in (config.get("prompts") or {}).items() if text is not None},
+        prompts={name: text for name, text in prompts.items() if text is not None},
         default_prompt=config.get("default_prompt_name"),
-        truncate=config.get("truncate_dim"),
+        truncate=_count(folder / CONFIG_FILE, config, "truncate_dim"),
         similarity=similarity,
     )
+
+
+def _count(path: Path, said: Mapping[str, Any], name: str) -> int | None:
+    """A field that counts something, or None."""
+    value = said.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{path}: {name}={value!r}, expected null or at least 1")
+    return value
 
 
 def normalized(vectors: Vectors) -> Vectors:
@@ -180,7 +195,12 @@ def _read_dense(folder: Path) -> Dense:
     for field in ("module_input_name", "module_output_name"):
         if (where := said.get(field) or "sentence_embedding") != "sentence_embedding":
             raise ValueError(f"{folder / 'config.json'}: {field}={where!r}, expected 'sentence_embedding'")
-    tensors = {key: np.array(tensor.mapped, np.float32) for key, tensor in open_weights(folder).items()}
+    there = open_weights(folder)
+    require_floating(folder, there, there)
+    tensors = {
+        key: copied(tensor.mapped, np.float32, f"{folder}: {key}", allow_nonfinite=False)
+        for key, tensor in there.items()
+    }
     try:
         weight, bias = tensors.pop("linear.weight"), tensors.pop("linear.bias") if said.get("bias", True) else None
         residual = None

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data.augment import PreprocessConfig
 from zoo.published.json_files import read_json
+from zoo.published.tensors import Json
 from zoo.stack.option_values import from_dict
 
 # The file of a run that says what its model's inputs and outputs are.
 IMAGES_FILE = "images.json"
+# Pillow's number of cubic interpolation.
+_CUBIC = 3
 
 
 class Meaning(NamedTuple):
@@ -64,7 +68,13 @@ def write_preprocess(said: Meaning, folder: Path) -> None:
 
 
 def read_preprocess(folder: Path, default: PreprocessConfig) -> PreprocessConfig:
-    """The preprocessing that a model's folder states: that of a run, or transformers' preprocessor_config.json."""
+    """The preprocessing that a model's folder states: that of a run, or transformers' preprocessor_config.json.
+
+    Images are resized by cubic interpolation; where the file says otherwise, a warning does too.
+
+    Raises:
+      ValueError: a file that says nothing that can be done: names it.
+    """
     if (folder / IMAGES_FILE).is_file():
         return load_meaning(folder).preprocess
     path = folder / "preprocessor_config.json"
@@ -75,7 +85,19 @@ def read_preprocess(folder: Path, default: PreprocessConfig) -> PreprocessConfig
         sizes = [raw.get(name) for name in ("crop_size", "size")]
         crop, size = (min(s.values()) if isinstance(s, dict) else s for s in sizes)
         fraction = crop / size if raw.get("do_center_crop") and crop and size else 1.0
-        mean, std = (tuple(map(float, raw[name])) for name in ("image_mean", "image_std"))
+        mean, std = _normalisation(raw)
+        if raw.get("resample", _CUBIC) != _CUBIC:
+            warnings.warn(f"{path}: resample={raw['resample']}, but images are resized by 3 (cubic)", stacklevel=2)
         return PreprocessConfig(mean=mean, std=std, crop_fraction=min(1.0, fraction))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _normalisation(raw: Json) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels from 0 to 1, where a file may scale those from 0 to 255 in another way."""
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    if raw.get("do_normalize", True):
+        mean, std = (tuple(map(float, raw[name])) for name in ("image_mean", "image_std"))
+    scale = 255 * (float(raw.get("rescale_factor", 1 / 255)) if raw.get("do_rescale", True) else 1.0)
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)

@@ -11,14 +11,23 @@ probability as `score`, and the `probabilities` of all classes by their names, i
 
 import dataclasses
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
 from PIL import Image
 
+from experiments.data.inside import within
+from experiments.data.left_out import LeftOut
+from experiments.data.pictures import open_picture
+from experiments.data.text_files import lines_of
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, SUFFIXES, check_out, one_out, write_rows
-from experiments.vision.predictor import Predictor
+from experiments.vision.predictor import THREADS, Predictor
+
+# Unreadable images that are named.
+_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +46,8 @@ class Config:
     """Images in a batch."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint of a run: latest, best, or a step."""
+    skip_bad: bool = False
+    """Whether images that cannot be read are left out, the first named and all counted, rather than an error."""
     overwrite: bool = False
     """Whether OUT may exist already."""
 
@@ -49,8 +60,14 @@ class Config:
             raise ValueError(f"--batch-size {self.batch_size}, expected at least 1")
 
 
+def _warn(name: str) -> Callable[[str], None]:
+    return lambda message: print(f"{name}: {message}", file=sys.stderr)
+
+
 def find_images(given: tuple[str, ...]) -> list[Path]:
     """The files that are meant: those given, those in folders and below by name, those on standard input.
+
+    Links in a folder that lead out of it, and pipes, are named and left out.
 
     Raises:
       FileNotFoundError: one that is not there, or a folder without any.
@@ -58,9 +75,10 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     known, files = Image.registered_extensions(), []
     for name in given:
         if name == STANDARD:
-            files += find_images(tuple(line for line in sys.stdin.read().splitlines() if line))
+            files += find_images(tuple(line for line in lines_of(sys.stdin.read()) if line))
         elif Path(name).is_dir():
-            there = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in known and path.is_file())
+            named = sorted(path for path in Path(name).rglob("*") if path.suffix.lower() in known)
+            there = [path for path in within(named, Path(name), LeftOut(_warn(name), "files were")) if path.is_file()]
             if not there:
                 raise FileNotFoundError(f"{name} holds no images")
             files += there
@@ -71,6 +89,40 @@ def find_images(given: tuple[str, ...]) -> list[Path]:
     return files
 
 
+def readable(files: list[Path], *, skip: bool) -> list[Path]:
+    """Those of some files that are images, decoded once to see.
+
+    Args:
+      skip: whether others are left out; else they are an error.
+
+    Raises:
+      UsageError: files that are no images, or damaged: the first are named, all are counted. With `skip`, none is left.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        reasons = [reason for reason in zip(files, pool.map(_reason, files), strict=True)]
+    bad = [reason for _, reason in reasons if reason]
+    good = [path for path, reason in reasons if not reason]
+    if bad and not skip:
+        more = f"; {len(bad)} of {len(files)} cannot be read" if len(bad) > 1 else ""
+        raise flags.UsageError("; ".join(bad[:_NAMED]) + f"{more}; --skip-bad leaves such images out")
+    for line in bad[:_NAMED]:
+        print(f"{line}; left out", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} of {len(files)} images were left out, as --skip-bad asks", file=sys.stderr)
+    if bad and not good:
+        raise flags.UsageError("none of the images can be read")
+    return good
+
+
+def _reason(path: Path) -> str:
+    """Why a file is no image; "" of one."""
+    try:
+        open_picture(path, str(path))
+    except flags.UsageError as error:
+        return str(error)
+    return ""
+
+
 def main() -> int:
     """Reads images, writes predictions."""
     with flags.usage_errors():
@@ -78,6 +130,7 @@ def main() -> int:
         check_out(config.out, overwrite=config.overwrite)
         files = find_images(config.images)
         ask = Predictor.from_pretrained(config.model, step=config.checkpoint)
+        files = readable(files, skip=config.skip_bad)
         said = ask(files, batch_size=config.batch_size, progress=True)
         rows = []
         for path, (label, probabilities) in zip(files, said, strict=True):

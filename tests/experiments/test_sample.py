@@ -87,6 +87,7 @@ def test_a_stop_string_is_found_across_pieces(stop, expected):
         (["--prompt", "x", "--prompts-file", "empty.txt"], "--prompt and --prompts-file exclude each other"),
         (["--out", "out.txt"], "out.txt, expected a name that ends in .jsonl"),
         (["--stop", ""], "--stop"),
+        (["--samples", "0"], "--samples 0"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, command, arguments, message):

@@ -1,6 +1,7 @@
 """What every mixer keeps, for masks, segments and splits that Hypothesis draws: absent, packed, cut up.
 
-Rows have one shape, and each function is compiled once for a mixer: what is drawn are numbers alone.
+Rows have one shape, and each function is compiled once for a mixer: what is drawn are numbers alone. Mixers of images
+read whole ones: they refuse masks, segments and pieces, and keep the images of a batch apart.
 """
 
 import functools
@@ -28,7 +29,8 @@ OPTIONS = {
     "mamba2": ssm.Mamba2Config(d_state=4, head_dim=4, chunk_size=3),
     "mamba3": ssm.Mamba3Config(d_state=4, head_dim=4, chunk_size=3),
     "vim": ssm.MambaConfig(d_state=4, dt_rank=2, chunk_size=3),
-    "attn": zoo.AttentionConfig(n_heads=2),
+    "ss2d": ssm.SS2DConfig(d_state=4, dt_rank=2, chunk_size=3),
+    "attn": zoo.AttentionConfig(n_heads=2, implementation="blocks"),  # zamba2's is dense
     # Three pieces of the shape of a row, absent positions counted.
     "m2": m2.M2Config(l_max=3 * L, filter=m2.HyenaFilterConfig(order=4)),
     "zamba2": zoo.Zamba2Config(n_heads=2, adapter_rank=2),
@@ -46,6 +48,9 @@ CASES = [(p, True, "float32") for p in CAUSAL] + [(p, False, "float32") for p in
 CASES += [("mamba2", True, "bfloat16"), ("attn", True, "bfloat16")]
 DEEP = [(p, True, dtype) for p in CAUSAL for dtype in ("float32", "bfloat16") if (p, dtype) != ("-/moe", "bfloat16")]
 DEEP += [(p, False, dtype) for p in BOTH_WAYS + OTHERS for dtype in ("float32", "bfloat16")]
+# Images of the L places of a row.
+GRID = (2, 4)
+IMAGES = ["ss2d", "m2[conv=2d]"]
 # (values, gradients), relative to the largest number. In bfloat16 a row that is moved is rounded elsewhere.
 TOLERANCE = {"float32": (5e-5, 5e-4), "bfloat16": (5e-2, 1e-1)}
 
@@ -99,6 +104,25 @@ def compiled(pattern, causal, dtype):
         return call
 
     return run(whole), run(pieces)
+
+
+@functools.cache
+def compiled_images(pattern, dtype):
+    """Value, output and gradients of a backbone over images."""
+    config = zoo.BackboneConfig(pattern=pattern, causal=False, dtype=dtype, **OPTIONS)
+    graphdef, params = nnx.split(with_random_parameters(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0))))
+
+    def run(params, x, weight):
+        y = nnx.merge(graphdef, params)(x, grid=GRID)
+        return jnp.sum(y * weight), y
+
+    of = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
+
+    def call(*inputs):
+        (_, y), (of_params, of_x) = jax.device_get(of(params, *inputs))
+        return y, of_x, of_params
+
+    return nnx.merge(graphdef, params), call
 
 
 def assert_near(actual, expected, tolerance):
@@ -159,6 +183,22 @@ def check_split(case, drawn, cuts):
     assert_near(of_split, of_whole, gradients)
 
 
+def check_images(case, drawn, junk):
+    """Images of a batch do not see each other, whatever one holds."""
+    call, (x, weight, _) = compiled_images(*case)[1], drawn
+    y, of_x, of_params = call(x, weight)
+    total = jax.tree.map(np.zeros_like, of_params)
+    for row in range(B):
+        here = np.arange(B) == row
+        other = call(np.where(here[:, None, None], x, np.float32(junk)), weight)
+        np.testing.assert_array_equal(other[0][row], y[row])
+        np.testing.assert_array_equal(other[1][row], of_x[row])
+        alone = call(x, weight * here[:, None, None])
+        assert not np.any(alone[1][~here])
+        total = jax.tree.map(np.add, total, alone[2])
+    assert_near(total, of_params, TOLERANCE[case[1]][1])
+
+
 JUNK = st.sampled_from([0.0, 1e4, np.inf, -np.inf, np.nan])
 CUTS = st.tuples(st.integers(0, L), st.integers(0, L))
 ABSENT = {"drawn": rows(), "ids": documents(), "junk": JUNK}
@@ -195,6 +235,24 @@ def test_any_split_is_the_whole(case, drawn, cuts):
     check_split(case, drawn, cuts)
 
 
+@pytest.mark.parametrize("pattern", IMAGES)
+@quick
+@given(drawn=rows(), junk=JUNK)
+def test_images_are_apart_whatever_lies_in_another(pattern, drawn, junk):
+    check_images((pattern, "float32"), drawn, junk)
+
+
+@pytest.mark.parametrize("pattern", IMAGES)
+def test_what_would_cut_an_image_is_refused(pattern):
+    backbone, x = compiled_images(pattern, "float32")[0], jnp.zeros((B, L, D_MODEL))
+    there, ids = jnp.ones((B, L), bool), jnp.zeros((B, L), int)
+    for positions in ({"mask": there}, {"segment_ids": ids}, {"mask": there, "segment_ids": ids}):
+        with pytest.raises(ValueError, match="reads whole images, expected neither mask nor segment_ids"):
+            jax.eval_shape(lambda x, more=positions: backbone(x, grid=GRID, **more), x)
+    with pytest.raises(ValueError, match="a bidirectional mixer has no state"):
+        backbone.init_state(B, L)
+
+
 @pytest.mark.slow
 @named(DEEP)
 @settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
@@ -206,6 +264,17 @@ def test_all_of_it_with_more_examples(case, drawn, ids, junk, cuts):
         check_split(case, drawn, cuts)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "pattern", IMAGES + [f"ss2d[scan={order}]" for order in ("raster", "bidirectional", "hilbert")]
+)
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+@given(drawn=rows(), junk=JUNK)
+def test_images_are_apart_with_more_examples(pattern, dtype, drawn, junk):
+    check_images((pattern, dtype), drawn, junk)
+
+
 def test_every_mixer_is_here():
-    tested = {mixer_name(m) for p in [*CAUSAL, *BOTH_WAYS] for m in pattern_mixers(p, 1)} | {"mlp", "monarch", "moe"}
-    assert tested == OURS - {"ss2d"}  # which reads whole images, and refuses masks
+    patterns = [*CAUSAL, *BOTH_WAYS, *IMAGES]
+    assert {mixer_name(m) for p in patterns for m in pattern_mixers(p, 1)} | {"mlp", "monarch", "moe"} == OURS

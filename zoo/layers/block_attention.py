@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.platform import by_platform
 from zoo.layers.seen import ABSENT, Pairs, distances, seen
 
 # Measured on one CPU core at head width 64, forward and backward: ahead of 128 and 512 from 197 to 4,096 positions.
@@ -96,9 +97,8 @@ def _each_head(function, by_query, by_key, numbers, slopes, rule, axis):
         one = functools.partial(function, rule=rule, sizes=sizes)
         return over_heads(one, by_query, by_key, (numbers, visited), slopes)
 
-    return lax.platform_dependent(
-        cpu=lambda: run(_loop_over_heads, CPU_BLOCK_SIZE, True),
-        default=lambda: run(_batch_of_heads, BLOCK_SIZE, False),
+    return by_platform(
+        lambda: run(_loop_over_heads, CPU_BLOCK_SIZE, True), lambda: run(_batch_of_heads, BLOCK_SIZE, False)
     )
 
 

@@ -7,6 +7,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from ssm.init import residual
+from ssm.linear import rows_dot_general
 
 
 def linear(
@@ -33,5 +34,6 @@ def linear(
         dtype=dtype,
         param_dtype=param_dtype,
         bias_metadata={"decay": False},
+        dot_general=rows_dot_general,
         rngs=rngs,
     )

@@ -83,6 +83,8 @@ def softmax_attention(
     if implementation is None:
         short = q.shape[1] <= DENSE_QUERIES or q.shape[1] * k.shape[1] <= DENSE_SCORES
         implementation = "dense" if short else "blocks"
+    if 0 in (*q.shape, *k.shape):
+        implementation = "dense"  # no blocks of nothing
     numbers = pairs(q.shape[1], q_at, k_at)
     if implementation == "cudnn":
         return _cudnn(q, k, v, numbers, slopes, rule, plain=not numbered)

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.linear import rows_dot_general
 from zoo.layers.linear import linear
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
@@ -78,7 +79,8 @@ def project_to_vocabulary(
     """Logits, multiplied in `dtype` and summed in at least float32."""
     dtype = jnp.dtype(dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
-    return jnp.matmul(hidden.astype(dtype), weight.astype(dtype), preferred_element_type=wide)
+    last_and_first = (((hidden.ndim - 1,), (0,)), ((), ()))
+    return rows_dot_general(hidden.astype(dtype), weight.astype(dtype), last_and_first, preferred_element_type=wide)
 
 
 class CausalLM(nnx.Module):

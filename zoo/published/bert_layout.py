@@ -10,11 +10,12 @@ Source: transformers' configuration_ and modeling_{bert,modernbert}.py; Devlin e
 al. 2024, arXiv:2412.13663.
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar, cast
 
 import numpy as np
 from flax import nnx
@@ -32,7 +33,7 @@ from zoo.models.encoder_heads import (
     TokenClassifierConfig,
 )
 from zoo.published.json_files import read_json
-from zoo.published.layout_options import FREE, require_same_model, resolved
+from zoo.published.layout_options import FREE, Blocker, model_differences, require_held, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
 from zoo.published.transformers_fields import (
     class_names,
@@ -318,8 +319,6 @@ def write_config(config: EncoderConfig) -> Json:
             "norms behind the mixers (BERT) or before them (ModernBERT)"
         )
     family = _family(config)
-    if family == "bert" and not config.type_vocab_size:
-        raise ValueError("type_vocab_size=0 cannot be written in the transformers layout of bert, only 1 or more")
     raw = _write_bert(config, words) if family == "bert" else _write_modernbert(config, words)
     kind, names = _head(config, family)
     raw |= {
@@ -338,8 +337,17 @@ def write_config(config: EncoderConfig) -> Json:
     if n_labels:
         raw |= class_names(n_labels)
         raw["classifier_dropout"] = getattr(config, "classifier_dropout", 0.0)
-    back = read_config(raw, names, n_labels, write_pooling(config))
-    require_same_model(config, back, free=_FREE, layout=f"transformers layout of {family}", say_layer=True)
+    free, unpooled, pooled = _FREE, None, cast(Any, config)
+    if _has_pooling(config) and config.pool not in _POOLING.values():
+        free, unpooled = _FREE | {"pool"}, Blocker(f"pool={config.pool!r}", ", ".join(_POOLING.values()))
+    pooling = write_pooling(dataclasses.replace(pooled, pool="mean") if unpooled else config)
+    back = read_config(raw, names, n_labels, pooling)
+    blockers = model_differences(config, back, free=free, say_layer=True)
+    if unpooled:
+        blockers.insert(0, unpooled)
+    if family == "bert" and not config.type_vocab_size:
+        blockers.insert(0, Blocker("type_vocab_size=0", "1 or more"))
+    require_held(blockers, f"transformers layout of {family}")
     return raw
 
 
@@ -357,13 +365,18 @@ def _head(config: EncoderConfig, family: Family) -> tuple[str, Collection[str]]:
 
 def write_pooling(config: EncoderConfig) -> Json | None:
     """The 1_Pooling/config.json of a model without a head, or None where the others say it all."""
-    if not isinstance(config, SequenceClassifierConfig) or config.n_labels or config.pooler:
+    if not _has_pooling(config):
         return None
     on = next((name for name, pool in _POOLING.items() if pool == config.pool), None)
     if on is None:
         raise ValueError(f"pool={config.pool!r} cannot be written, only {', '.join(_POOLING.values())}")
     modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
     return {"word_embedding_dimension": config.d_model} | {f"pooling_mode_{name}": name == on for name in modes}
+
+
+def _has_pooling(config: EncoderConfig) -> TypeGuard[SequenceClassifierConfig]:
+    """Whether a file beside the model says how its rows are pooled."""
+    return isinstance(config, SequenceClassifierConfig) and not config.n_labels and not config.pooler
 
 
 def pooling_files(config: EncoderConfig) -> dict[str, Any]:

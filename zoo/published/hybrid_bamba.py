@@ -24,7 +24,6 @@ from zoo.published.hybrid_family import (
     write_rotary,
 )
 from zoo.published.tensors import Json
-from zoo.published.transformers_fields import whole_expand
 
 
 def _read(raw: Json) -> dict[str, Any]:
@@ -32,7 +31,7 @@ def _read(raw: Json) -> dict[str, Any]:
     return {
         "words": ["attn/mlp" if i in attends else "mamba2/mlp" for i in range(raw["num_hidden_layers"])],
         **read_attention(raw),
-        **read_rotary(raw, 0.5, any_part=True),
+        **(read_rotary(raw, 0.5, any_part=True) if attends else {}),  # heads that are nowhere need not be even
         **read_mamba2(raw, int(raw["mamba_expand"] * raw["hidden_size"])),
     }
 
@@ -40,7 +39,7 @@ def _read(raw: Json) -> dict[str, Any]:
 def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> Json:
     return {
         "attn_layer_indices": [i for i, word in enumerate(words) if word.mixers == ("attn",)],
-        "mamba_expand": whole_expand("mamba2", options["mamba2"].expand),
+        "mamba_expand": round(options["mamba2"].expand),
         **write_mamba2(config, options["mamba2"]),
         **write_attention(options["attn"]),
         **write_rotary(options["attn"], 0.5),

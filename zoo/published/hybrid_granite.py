@@ -24,7 +24,7 @@ from zoo.published.hybrid_family import (
     write_rotary,
 )
 from zoo.published.tensors import Json
-from zoo.published.transformers_fields import whole_expand, write_number
+from zoo.published.transformers_fields import write_number
 
 
 def _read(raw: Json) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> 
         "layer_types": ["attention" if word.mixers == ("attn",) else "mamba" for word in words],
         "position_embedding_type": "rope" if attn.position == "rope" else "nope",
         "logits_scaling": write_number(config.logits_multiplier, 1 / config.logits_multiplier, lambda x: 1 / x),
-        "mamba_expand": whole_expand("mamba2", options["mamba2"].expand),
+        "mamba_expand": round(options["mamba2"].expand),
         **channel,
         **write_mamba2(config, options["mamba2"]),
         **write_attention(attn),

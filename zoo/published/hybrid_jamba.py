@@ -10,7 +10,6 @@ from typing import Any
 from zoo.models.causal import CausalLMConfig
 from zoo.published.hybrid_family import BASE, BASE_FIELDS, BLOCK_NAMES, Family, Words, read_attention, write_attention
 from zoo.published.tensors import Json
-from zoo.published.transformers_fields import whole_expand
 
 
 def _read(raw: Json) -> dict[str, Any]:
@@ -36,19 +35,17 @@ def _read(raw: Json) -> dict[str, Any]:
     }
 
 
-def _period(places: Sequence[int], n: int, what: str) -> tuple[int, int]:
-    """(period, offset) of places among n."""
-    if not places:
-        return n + 1, n
-    for period in range(1, n + 1):
+def _period(places: Sequence[int], n: int) -> tuple[int, int]:
+    """(period, offset) of places among n; that of no place where they have none, as what is read back then shows."""
+    for period in range(1, n + 1 if places else 0):
         if list(range(places[0], n, period)) == list(places) and places[0] < period:
             return period, places[0]
-    raise ValueError(f"{what} in layers {list(places)} cannot be written in the transformers layout of jamba")
+    return n + 1, n
 
 
 def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> Json:
-    attention = _period([i for i, word in enumerate(words) if word.mixers == ("attn",)], len(words), "attention")
-    experts = _period([i for i, word in enumerate(words) if word.channel == "moe"], len(words), "mixtures of experts")
+    attention = _period([i for i, word in enumerate(words) if word.mixers == ("attn",)], len(words))
+    experts = _period([i for i, word in enumerate(words) if word.channel == "moe"], len(words))
     moe = options.get("moe")
     channel = options.get("mlp", moe)
     return {
@@ -58,7 +55,7 @@ def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> 
         "num_experts": moe.n_experts if moe else 1,
         "num_experts_per_tok": moe.top_k if moe else 1,
         "intermediate_size": channel.d_ff,
-        "mamba_expand": whole_expand("mamba", options["mamba"].expand),
+        "mamba_expand": round(options["mamba"].expand),
         **write_attention(options["attn"]),
     }
 

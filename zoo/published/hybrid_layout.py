@@ -7,7 +7,9 @@
     nemotron_h        Mamba-2, attention, MLPs and mixtures, each a block of its own
     zamba2            Mamba-2, at some depths behind a transformer that several share
 
-Reading and writing a config are inverse to each other; what a layout has no word for is an error that names it. The
+Reading and writing a config are inverse to each other; what a layout has no word for is an error that names it. A model
+may have none of one of the kinds, as no attention: its config then says use_cache=false, since transformers (5.24) has
+no cache for models that never attend, and computes them, and generates, without. The
 residual stream is in the dtype of the weights there and in at least float32 here, unless residual_in_fp32=False.
 
 What each of them says is in a file of its own, `hybrid_jamba.py` and so on (`hybrid_families.py` names them all).
@@ -20,10 +22,18 @@ from typing import Any
 
 from flax import nnx
 
+import ssm
 from zoo.layers.zamba2 import Zamba2
 from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.published.hybrid_families import FAMILIES
-from zoo.published.layout_options import FREE, INITIAL, require_same_model, resolved
+from zoo.published.layout_options import (
+    FREE,
+    INITIAL,
+    in_whole_widths,
+    model_differences,
+    require_held,
+    resolved,
+)
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
 from zoo.published.transformers_fields import (
     NO_SPECIAL_TOKENS,
@@ -33,12 +43,15 @@ from zoo.published.transformers_fields import (
     require_numbers,
     write_activation,
 )
+from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import Word, format_pattern, mixer_name, parse_pattern
 
 WORD_EMBEDDINGS = "embeddings.weight"
 """The token vectors' short name in Nemotron-H; in the others it is that of Llama's."""
 
 _NULLABLE = ("num_key_value_heads", "mamba_d_ssm")
+# Of the layouts that say an inner width as a whole number of d_model: whose.
+_WHOLE_WIDTHS = {"jamba": "mamba", "bamba": "mamba2", "granitemoehybrid": "mamba2", "zamba2": "mamba2"}
 # Options that may differ when a written config is read back.
 _FREE = FREE | INITIAL | {"residual_in_fp32", "norm_bias", "vocab_size", "pad_vocab_multiple"}
 _FREE |= {"balance_weight", "z_weight", "correction_weight", "causal"}
@@ -50,12 +63,12 @@ def is_hybrid(raw: Json) -> bool:
 
 
 def describing(config: CausalLMConfig) -> list[str]:
-    """The layouts that have a model's blocks, whatever their options; transformers runs none that never attends."""
+    """The layouts that have a model's blocks, whatever their options, also where it has none of one of their kinds.
+
+    A Mamba-2 of nothing else has a layout of its own.
+    """
     words = {str(word.plain) for word in parse_pattern(config.pattern, config.n_layers)}
-    if len(words) == 1 and "/" not in min(words):
-        return []
-    attends = any(re.search("attn|zamba2", word) for word in words)
-    return [kind for kind, family in FAMILIES.items() if attends and words <= family.words]
+    return [kind for kind, family in FAMILIES.items() if words <= family.words and words != {"mamba2"}]
 
 
 def read_config(raw: Json) -> CausalLMConfig:
@@ -104,29 +117,28 @@ def _replace(options: Any, said: Mapping[str, Any]) -> Any:
     return dataclasses.replace(options, **values)
 
 
-def write_config(config: CausalLMConfig) -> Json:
-    """The config.json of a hybrid, as `read_config` reads it, in the first of the layouts that can describe it.
+def write_config(config: CausalLMConfig, kind: str) -> Json:
+    """The config.json of a hybrid, as `read_config` reads it.
+
+    Args:
+      config: the model.
+      kind: one of the layouts that have its blocks, see `describing`.
 
     Raises:
-      ValueError: none can: names the option that is in the way of the first whose blocks are the model's.
+      ValueError: the layout cannot describe the model: names all options that are in the way.
     """
-    errors: list[ValueError] = []
-    for kind in describing(config):
-        try:
-            return _write(config, kind)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def _write(config: CausalLMConfig, kind: str) -> Json:
     family = FAMILIES[kind]
     words = parse_pattern(config.pattern, config.n_layers)
     mixers = [mixer for word in words for mixer in (*word.mixers, *filter(None, [word.channel]))]
-    # Of a mixer that no block has, those of the config: a file has to say something.
     known = {mixer for word in family.words for mixer in parse_pattern(word, 1)[0].mixers}
-    options = {name: resolved(config, name) for name in sorted(known)}
+    options = {name: _unused(config, name) for name in sorted(known)}
     options |= {mixer_name(mixer): resolved(config, mixer) for mixer in reversed(mixers)}
+    if "zamba2" in options:  # there is a Mamba-2 in it
+        options["mamba2"] = resolved(config, "mamba2")
+    free = _FREE
+    if kind in _WHOLE_WIDTHS and (mixer := _WHOLE_WIDTHS[kind]) and options[mixer].expand % 1:
+        options[mixer] = in_whole_widths(options[mixer], config.d_model)
+        free = free | {"head_dim"}  # follows from the width
     plain_words = tuple(word.plain for word in words)
     raw: Json = {"architectures": [family.architecture], "model_type": kind}
     plain = family.defaults
@@ -145,8 +157,26 @@ def _write(config: CausalLMConfig, kind: str) -> Json:
         "dtype": config.param_dtype,
         **NO_SPECIAL_TOKENS,
     }
-    require_same_model(config, read_config(raw), free=_FREE, layout=f"transformers layout of {kind}")
+    if {"attn", "zamba2"}.isdisjoint(map(mixer_name, mixers)):
+        raw["use_cache"] = False  # transformers (5.24) computes such a model, but its caches ask for attention's length
+    require_held(model_differences(config, read_config(raw), free=free), f"transformers layout of {kind}")
     return raw
+
+
+def _unused(config: CausalLMConfig, name: str) -> Any:
+    """Options for a mixer that no block has, near the config's: a file has to say something of it."""
+    options, plain = word_config(config, name), getattr(CausalLMConfig(), name)
+    if isinstance(options, ssm.Mamba2Config):
+        options = dataclasses.replace(options, dt_limit=plain.dt_limit, n_groups=1)
+        return resolved(_with(config, name, in_whole_widths(options, config.d_model)), name)
+    if isinstance(options, ssm.MambaConfig):
+        return resolved(_with(config, name, in_whole_widths(options, config.d_model)), name)
+    options = resolved(config, name)
+    return dataclasses.replace(options, rope_base=options.rope_base or plain.rope_base)
+
+
+def _with(config: CausalLMConfig, name: str, options: Any) -> CausalLMConfig:
+    return dataclasses.replace(config, **{name: options})
 
 
 def tensor_table(model: CausalLM, kind: str) -> Table:

@@ -13,7 +13,7 @@ from typing import Any
 from zoo.models.causal import CausalLMConfig
 from zoo.published.hybrid_family import BLOCK_NAMES, Family, Words, write_step_limit
 from zoo.published.tensors import Json
-from zoo.published.transformers_fields import read_rope, whole_expand
+from zoo.published.transformers_fields import read_rope
 from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import mixer_name, parse_pattern
 
@@ -57,7 +57,7 @@ def _write(config: CausalLMConfig, words: Words, options: Mapping[str, Any]) -> 
         "num_key_value_heads": zamba2.n_kv_heads,
         "intermediate_size": zamba2.d_ff,
         "n_mamba_heads": round(mamba2.expand * config.d_model) // mamba2.head_dim,
-        "mamba_expand": whole_expand("mamba2", mamba2.expand),
+        "mamba_expand": round(mamba2.expand),
         "mamba_headdim": mamba2.head_dim,
         **write_step_limit(mamba2.dt_limit),
         "rope_theta": base,

@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import ssm
 from ssm.checks import inner_width
@@ -13,7 +13,7 @@ from zoo.layers.names import unknown_name
 from zoo.layers.zamba2 import Zamba2Config
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS
-from zoo.stack.pattern import mixer_name, parse_pattern
+from zoo.stack.pattern import Word, mixer_name, parse_pattern
 
 Layout = Literal["native", "official", "transformers"]
 
@@ -36,8 +36,39 @@ def require_layout(layout: str) -> None:
         raise ValueError(unknown_name("layout", layout, get_args(Layout)))
 
 
-def require_same(config: Any, back: Any, *, free: Collection[str], prefix: str = "", where: str = "", layout: str):
-    """Raises a ValueError that names the first option which reading a written config back gives another value.
+class Blocker(NamedTuple):
+    """One option that a layout cannot hold."""
+
+    what: str
+    """The option with its value, such as "attn.window=3"."""
+    only: str = ""
+    """What the layout has in place of the value; "" where nothing says it."""
+
+
+class NotHeldError(ValueError):
+    """A layout that cannot hold a model: `blockers` are the options in the way, all of them."""
+
+    def __init__(self, blockers: Sequence[Blocker], layout: str):
+        self.blockers = tuple(dict.fromkeys(blockers))
+        (what, only), *others = self.blockers
+        clauses = [f"{what} cannot be written in the {layout}" + (f", only {only}" if only else "")]
+        clauses += [f"nor {what}" + (f", only {only}" if only else "") for what, only in others]
+        super().__init__("; ".join(clauses))
+
+
+def require_held(blockers: Sequence[Blocker], layout: str) -> None:
+    """Raises a NotHeldError that names them all, unless there are none.
+
+    Args:
+      blockers: what is in the way.
+      layout: of what, such as "layout of vim".
+    """
+    if blockers:
+        raise NotHeldError(blockers, layout)
+
+
+def differences(config: Any, back: Any, *, free: Collection[str], prefix: str = "", where: str = "") -> list[Blocker]:
+    """The options that reading a written config back gives another value, without those that follow from another.
 
     Args:
       config: what is written.
@@ -45,34 +76,76 @@ def require_same(config: Any, back: Any, *, free: Collection[str], prefix: str =
       free: options that may differ.
       prefix: what comes before an option's name, such as "attn.".
       where: what comes behind its value, such as " in layer 3".
-      layout: what cannot hold it, such as "layout of vim".
     """
-    for field in dataclasses.fields(back):
-        ours, theirs = getattr(config, field.name), getattr(back, field.name)
-        if ours != theirs and field.name not in free:
-            raise ValueError(f"{prefix}{field.name}={ours!r}{where} cannot be written in the {layout}, only {theirs!r}")
+    pairs = [(field.name, getattr(config, field.name), getattr(back, field.name)) for field in dataclasses.fields(back)]
+    differ = {name: (ours, theirs) for name, ours, theirs in pairs if ours != theirs and name not in free}
+    if "position" in differ:
+        differ = {name: values for name, values in differ.items() if not name.startswith("rope_")}
+    if "bcdt_rms" in differ:
+        differ.pop("bcdt_rms_eps", None)
+    if differ.get("bias") == differ.get("out_bias"):
+        differ.pop("out_bias", None)
+    return [Blocker(f"{prefix}{name}={ours!r}{where}", repr(theirs)) for name, (ours, theirs) in differ.items()]
 
 
-def require_same_model(
-    config: BackboneConfig, back: BackboneConfig, *, free: Collection[str], layout: str, say_layer: bool = False
-) -> None:
-    """`require_same` for the options in full of each block's mixers, and for all others.
+def model_differences(
+    config: BackboneConfig, back: BackboneConfig, *, free: Collection[str], say_layer: bool = False
+) -> list[Blocker]:
+    """`differences` of the options in full of each block's mixers, and of all others.
+
+    Where a layer is of another kind of mixer, the layers of the kind are named, and their options are not compared.
 
     Args:
-      config, back, free, layout: those of `require_same`.
-      say_layer: whether errors about an option of a single word, as in "attn[window=3]", say in which layer it stands.
+      config, back, free: those of `differences`.
+      say_layer: whether what differs of a single word, as in "attn[window=3]", says in which layer it stands.
     """
-    blocks = zip(
-        parse_pattern(config.pattern, config.n_layers), parse_pattern(back.pattern, back.n_layers), strict=True
+    blocks = list(
+        zip(parse_pattern(config.pattern, config.n_layers), parse_pattern(back.pattern, back.n_layers), strict=True)
     )
+    found = [*_misplaced(blocks, _mixers), *_misplaced(blocks, _channel)]
     for i, (ours, theirs) in enumerate(blocks):
-        pairs = list(zip(sorted(ours.mixers), sorted(theirs.mixers), strict=True))
-        pairs += [(ours.channel, theirs.channel)] if ours.channel and theirs.channel else []
+        pairs = list(zip(sorted(ours.mixers), sorted(theirs.mixers), strict=True)) if _alike(ours, theirs) else []
+        if ours.channel and theirs.channel and _channel(ours) == _channel(theirs):
+            pairs.append((ours.channel, theirs.channel))
+        # Zamba2's mixer has one of Mamba-2 in it, with the options of "mamba2".
+        pairs += [("mamba2", "mamba2")] if "zamba2" in _mixers(ours) and _alike(ours, theirs) else []
         for mine, said in pairs:
             where = f" in layer {i}" if say_layer and "[" in f"{mine}{said}" else ""
             in_full, prefix = (resolved(config, mine), resolved(back, said)), f"{mixer_name(mine)}."
-            require_same(*in_full, free=free, prefix=prefix, where=where, layout=layout)
-    require_same(config, back, free=free, layout=layout)
+            found += differences(*in_full, free=free, prefix=prefix, where=where)
+    return list(dict.fromkeys(found + differences(config, back, free=free)))
+
+
+def _misplaced(blocks: Sequence[tuple[Word, Word]], kinds: Callable[[Word], tuple[str, ...]]) -> list[Blocker]:
+    """The layers of each kind of ours, where theirs are others."""
+    pairs = [(kinds(ours), kinds(theirs)) for ours, theirs in blocks]
+    lost = dict.fromkeys(ours for ours, theirs in pairs if ours and ours != theirs)
+    places = {kind: [i for i, (ours, _) in enumerate(pairs) if ours == kind] for kind in lost}
+    return [Blocker(f"{'+'.join(kind)} in layers {layers}") for kind, layers in places.items()]
+
+
+def _mixers(word: Word) -> tuple[str, ...]:
+    return tuple(sorted(map(mixer_name, word.mixers)))
+
+
+def _channel(word: Word) -> tuple[str, ...]:
+    return (mixer_name(word.channel),) if word.channel else ()
+
+
+def _alike(ours: Word, theirs: Word) -> bool:
+    return _mixers(ours) == _mixers(theirs)
+
+
+def in_whole_widths(options: Any, d_model: int) -> Any:
+    """Options of Mamba or Mamba-2 with the nearest inner width that is a multiple of d_model, and heads that divide it.
+
+    For the layouts that say the width by a whole number: what they cannot say then shows in what is read back.
+    """
+    expand = max(1, round(options.expand))
+    if isinstance(options, ssm.Mamba2Config):
+        head_dim = math.gcd(expand * d_model, options.head_dim)
+        return dataclasses.replace(options, expand=float(expand), head_dim=head_dim, d_ssm=None)
+    return dataclasses.replace(options, expand=float(expand))
 
 
 def resolved(config: BackboneConfig, mixer: str) -> Any:

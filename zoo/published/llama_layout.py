@@ -16,7 +16,7 @@ from flax import nnx
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.models.causal import CausalLM, CausalLMConfig
-from zoo.published.layout_options import FREE, require_same_model, resolved
+from zoo.published.layout_options import FREE, model_differences, require_held, resolved
 from zoo.published.tensors import Entry, Json, Table, renamed
 from zoo.published.transformers_fields import (
     NO_SPECIAL_TOKENS,
@@ -92,10 +92,6 @@ def write_config(config: CausalLMConfig) -> Json:
       ValueError: the layout cannot describe the model: names the option.
     """
     words = parse_pattern(config.pattern, config.n_layers)
-    if len({*words}) > 1:
-        raise ValueError(
-            f"pattern={config.pattern!r} cannot be written in the transformers layout of llama, whose blocks are alike"
-        )
     attn, mlp = resolved(config, words[0].mixers[0]), resolved(config, words[0].channel or "")
     raw: Json = {
         "architectures": ["LlamaForCausalLM"],
@@ -118,7 +114,7 @@ def write_config(config: CausalLMConfig) -> Json:
         "dtype": config.param_dtype,
         **NO_SPECIAL_TOKENS,
     }
-    require_same_model(config, read_config(raw), free=_FREE, layout="transformers layout of llama")
+    require_held(model_differences(config, read_config(raw), free=_FREE), "transformers layout of llama")
     return raw
 
 

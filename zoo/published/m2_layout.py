@@ -24,7 +24,7 @@ from zoo.models.encoder_heads import (
     TokenClassifier,
     TokenClassifierConfig,
 )
-from zoo.published.layout_options import FREE, Layout, require_layout, require_same
+from zoo.published.layout_options import FREE, Blocker, Layout, differences, require_held, require_layout
 from zoo.published.tensors import Entry, Json, Kind, Rule, Table, renamed
 from zoo.published.transformers_fields import require_numbers
 
@@ -203,13 +203,15 @@ def write_config(config: EncoderConfig, layout: Layout) -> Json:
         names = ("bert.pooler.dense.weight",) if config.pooler else ("bert.encoder",)
         raw |= {"num_labels": config.n_labels, "use_cls_token": not config.pooler} if config.n_labels else {}
     back = read_config(raw, names)
+    blockers: list[Blocker] = []
     for prefix, ours, theirs in (
         ("", config, back),
         ("m2.", m2, back.m2),
         ("m2.filter.", m2.filter, back.m2.filter),
         ("monarch.", mlp, back.monarch),
     ):
-        require_same(ours, theirs, free=_FREE, prefix=prefix, layout="official layout")
+        blockers += differences(ours, theirs, free=_FREE, prefix=prefix)
+    require_held(blockers, "official layout")
     return raw
 
 

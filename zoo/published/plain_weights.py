@@ -55,7 +55,7 @@ def copied(array: np.ndarray, dtype: Dtype, named: str, *, allow_nonfinite: bool
     if count := int(wrong.sum()):
         raise ValueError(
             f"{named} holds {count:,} of {array.size:,} values that are infinite or not a number; "
-            "allow_nonfinite=True (--allow-nonfinite) loads them all the same"
+            "allow_nonfinite=True (of sample and convert: --allow-nonfinite) loads them all the same"
         )
     largest = float(np.abs(array.astype(np.float64)).max())
     raise ValueError(f"{named} holds {largest:.3g}, which is infinite in {copy.dtype}; load it in another dtype")

@@ -13,9 +13,11 @@ falcon_mamba}.py; mistral_inference/args.py; the names in the published files.
 """
 
 import dataclasses
+import math
 import re
 import warnings
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
 
 from flax import nnx
 
@@ -23,9 +25,20 @@ from zoo.layers.mlp import MLPConfig
 from zoo.layers.names import unknown_name
 from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.published import hybrid_layout, llama_layout, mha_layout
-from zoo.published.layout_options import FREE, INITIAL, Layout, require_layout, require_same, resolved
+from zoo.published.layout_options import (
+    FREE,
+    INITIAL,
+    Blocker,
+    Layout,
+    NotHeldError,
+    differences,
+    in_whole_widths,
+    require_held,
+    require_layout,
+    resolved,
+)
 from zoo.published.tensors import Entry, Json, Table
-from zoo.published.transformers_fields import NO_SPECIAL_TOKENS, json_number, number, require_numbers, whole_expand
+from zoo.published.transformers_fields import NO_SPECIAL_TOKENS, json_number, number, require_numbers
 from zoo.stack.pattern import Word, format_pattern, parse_pattern
 
 EMBEDDINGS: dict[Layout, str] = {
@@ -276,10 +289,8 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
       ValueError: an unknown layout, or a model that the layout cannot describe: names the option.
     """
     require_layout(layout)
-    if layout == "transformers" and llama_layout.describes(config):
-        return llama_layout.write_config(config)
-    if layout == "transformers" and hybrid_layout.describing(config):
-        return hybrid_layout.write_config(config)
+    if layout == "transformers" and (kinds_of := _with_attention(config)):
+        return _first_that_holds(config, kinds_of)
     words = parse_pattern(config.pattern, config.n_layers)
     attends = [i for i, word in enumerate(words) if word.plain.mixers == ("attn",)] if layout == "official" else []
     attention = {words[i] for i in attends}
@@ -300,23 +311,45 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
         raw |= {"attn_layer_idx": attends, "attn_cfg": mha_layout.write_attention(attn)}
     # What the layout cannot say is what reading it back gives another value.
     back = dataclasses.replace(read_config(raw), dtype=config.dtype, param_dtype=config.param_dtype)
+    blockers: list[Blocker] = []
     for field in ("mlp", mixer) if channel else (mixer,):
-        _require_same(getattr(config, field), getattr(back, field), f"{field}.", layout)
+        blockers += _differences(getattr(config, field), getattr(back, field), f"{field}.")
     if attends:
-        _require_same(attn, resolved(back, "attn"), "attn.", layout)
+        blockers += _differences(attn, resolved(back, "attn"), "attn.")
     if channel and (ours := config.mlp.width(config.d_model)) != back.mlp.d_ff:
-        raise ValueError(f"mlp.d_ff={ours} cannot be written in the {layout} layout, only multiples of 128")
-    _require_same(config, back, "", layout)
+        blockers.append(Blocker(f"mlp.d_ff={ours}", "multiples of 128"))
+    blockers += _differences(config, back, "")
+    require_held(blockers, f"{layout} layout")
     return raw
+
+
+def _with_attention(config: CausalLMConfig) -> list[str]:
+    """The layouts of Llama and of the hybrids that have a model's blocks."""
+    return ["llama"] * llama_layout.describes(config) + hybrid_layout.describing(config)
+
+
+def _first_that_holds(config: CausalLMConfig, kinds: Sequence[str]) -> Json:
+    """The config in the first of some layouts that can describe it.
+
+    Raises:
+      ValueError: none can: names all that is in the way of the one that lacks least.
+    """
+    errors: list[ValueError] = []
+    for kind in kinds:
+        try:
+            return llama_layout.write_config(config) if kind == "llama" else hybrid_layout.write_config(config, kind)
+        except ValueError as error:
+            errors.append(error)
+    raise min(errors, key=lambda error: len(error.blockers) if isinstance(error, NotHeldError) else math.inf)
 
 
 # Options that a layout need not hold: how to compute, and what is initialised or dropped in training.
 _FREE = FREE | INITIAL | _names("causal d_ff bcdt_rms_eps vocab_size pad_vocab_multiple")
 
 
-def _require_same(config, back, prefix: str, layout: Layout) -> None:
+def _differences(config: Any, back: Any, prefix: str) -> list[Blocker]:
     free = _FREE - {"bcdt_rms_eps"} if getattr(config, "bcdt_rms", False) else _FREE
-    require_same(config, back, free=free, prefix=prefix, layout=f"{layout} layout")
+    return differences(config, back, free=free, prefix=prefix)
 
 
 def _kind(config: CausalLMConfig, mixer: str, layout: Layout) -> str | None:
@@ -359,6 +392,8 @@ def _write_official(config: CausalLMConfig, kind: str, channel: str) -> Json:
 def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
     family = _TRANSFORMERS[kind]
     mixer = getattr(config, family.word)
+    if mixer.expand % 1:
+        mixer = in_whole_widths(mixer, config.d_model)
     raw = {theirs: getattr(mixer, ours) for theirs, ours in family.options.items()}
     inner = int(mixer.expand * config.d_model)
     if family.word == "mamba":
@@ -367,7 +402,7 @@ def _write_transformers(config: CausalLMConfig, kind: str) -> Json:
     else:
         raw["time_step_limit"] = [json_number(x) for x in mixer.dt_limit]
         raw["num_heads"] = inner // mixer.head_dim
-    raw["expand"] = whole_expand(family.word, mixer.expand)
+    raw["expand"] = int(mixer.expand)
     return raw | {
         "architectures": [_ARCHITECTURES[kind]],
         "model_type": kind,

@@ -52,17 +52,6 @@ def write_number(value: float, guess: float, read: Callable[[float], float]) -> 
     return next((x for x in candidates if read(x) == value), guess)
 
 
-def whole_expand(mixer: str, expand: float) -> int:
-    """An inner width over d_model as a file holds it.
-
-    Raises:
-      ValueError: it is not whole.
-    """
-    if expand != int(expand):
-        raise ValueError(f"{mixer}.expand={expand} cannot be written in the transformers layout, only integers")
-    return int(expand)
-
-
 def read_activation(name: str, field: str = "hidden_act", known: Mapping[str, str] = ACTIVATIONS) -> Any:
     """Our name of an activation.
 

@@ -24,7 +24,7 @@ from flax import nnx
 
 import ssm
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
-from zoo.published.layout_options import FREE, require_same
+from zoo.published.layout_options import FREE, differences, require_held
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
 from zoo.stack.pattern import Word, parse_pattern
 
@@ -145,8 +145,8 @@ def write_config(config: ImageClassifierConfig) -> Json:
     if not describes(config):
         raise ValueError(f"pattern={config.pattern!r} has no official layout for images, only vim has one")
     of_mixer = {field.name for field in dataclasses.fields(config.vim)} - {"conv_bias", "bias", "bcdt_rms"}
-    require_same(config.vim, _PLAIN.vim, prefix="vim.", free=of_mixer, layout="layout of vim")
-    require_same(config, _PLAIN, free=_FREE, layout="layout of vim")
+    blockers = differences(config.vim, _PLAIN.vim, prefix="vim.", free=of_mixer)
+    require_held([*blockers, *differences(config, _PLAIN, free=_FREE)], "layout of vim")
     return {
         "model_type": "vim",
         "image_size": config.image_size,

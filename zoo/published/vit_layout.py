@@ -19,7 +19,7 @@ from flax import nnx
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
-from zoo.published.layout_options import FREE, require_same_model, resolved
+from zoo.published.layout_options import FREE, Blocker, model_differences, require_held, resolved
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
 from zoo.published.transformers_fields import class_names, read_activation, require_numbers, write_activation
 from zoo.stack.pattern import Word, parse_pattern
@@ -161,9 +161,10 @@ def write_config(config: ImageClassifierConfig) -> Json:
         raw |= class_names(config.n_classes)
     second = ("distillation_classifier.weight",) if config.distillation == "classifier" else ()
     back = read_config(raw, second, config.n_classes)
+    blockers = model_differences(config, back, free=_FREE)
     if config.stride != config.patch_size:
-        raise ValueError(f"patch_stride={config.patch_stride} cannot be written, only patch_size={config.patch_size}")
-    require_same_model(config, back, free=_FREE, layout=f"layout of {family}")
+        blockers.insert(0, Blocker(f"patch_stride={config.patch_stride}", f"patch_size={config.patch_size}"))
+    require_held(blockers, f"layout of {family}")
     return raw
 
 

@@ -3,11 +3,14 @@
 import logging
 import os
 
+import numpy as np
 import pytest
 
 from experiments.data.documents import DataConfig, open_source
 from experiments.data.image_folders import find_images
+from experiments.data.images import ImagesConfig, load_images
 from experiments.data.inside import what_is_wrong
+from experiments.data.labelled import LabelledConfig, load_labelled
 
 
 @pytest.fixture
@@ -70,6 +73,24 @@ def test_texts_are_read_within_the_folder(pattern, folder, caplog):
 def test_a_pipe_is_no_text(folder):
     with pytest.raises(ValueError, match="is a pipe, a socket or a device; expected a text file"):
         open_source(DataConfig(path=str(folder / "pipe.txt")))
+
+
+def test_tables_and_arrays_are_found_within_the_folder(folder, tmp_path, caplog):
+    (folder / "train.csv").write_text("text,label\n" + "".join(f"a{i},{i % 2}\nb{i},{i % 2}\n" for i in range(9)))
+    (folder / "test.csv").symlink_to("../secret.txt")
+    os.mkfifo(folder / "validation.csv")
+    with caplog.at_level(logging.WARNING):
+        assert load_labelled(LabelledConfig(path=str(folder))).splits["train"]
+    for said in ("'test.csv' leads out of the folder; left out", "'validation.csv' is a pipe, a socket or a device"):
+        assert caplog.text.count(said) == 1
+    arrays, images = tmp_path / "arrays", np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8)
+    arrays.mkdir()
+    np.savez(arrays / "train.npz", images=images, labels=np.arange(4) % 2)
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(4) % 2)
+    (arrays / "test.npz").symlink_to("../test.npz")
+    with caplog.at_level(logging.WARNING):
+        assert "test" not in load_images(ImagesConfig(path=str(arrays), validation_fraction=0.5)).splits
+    assert "'test.npz' leads out of the folder; left out" in caplog.text
 
 
 def test_images_are_found_within_the_folder(tmp_path, caplog):

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,22 @@ def test_changed_text_or_option_is_tokenised_again(text, builds):
     assert len(builds) == 5
 
 
-@pytest.mark.parametrize("damage", ["truncate", "remove", "overwrite", "shift", "two bytes", "n_bytes"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "truncate",
+        "remove",
+        "overwrite",
+        "shift",
+        "two bytes",
+        "n_bytes",
+        "names",
+        "pipe",
+        "undigested",
+        "a link",
+        "a file",
+    ],
+)
 def test_damaged_cache_entry_is_built_again(damage, text, cache, builds, caplog):
     first = load_corpus(text)
     kept = first.train.tokens.tolist()
@@ -137,6 +153,21 @@ def test_damaged_cache_entry_is_built_again(damage, text, cache, builds, caplog)
     elif damage == "n_bytes":
         said = json.loads((entry / "train.json").read_text())
         (entry / "train.json").write_text(json.dumps(said | {"n_bytes": said["n_bytes"] // 2}))
+    elif damage == "names":
+        names = (entry / "train.names.npy").read_bytes()
+        (entry / "train.names.npy").write_bytes(names[:-1] + bytes([names[-1] ^ 1]))
+    elif damage == "pipe":
+        tokens.unlink()
+        os.mkfifo(tokens)
+    elif damage == "undigested":  # as earlier versions have kept them, and somebody has edited
+        (entry / "train.json").write_text(json.dumps({"n_bytes": 1}))
+    elif damage in ("a link", "a file"):
+        entry.rename(cache.parent / "elsewhere")
+        if damage == "a link":
+            entry.symlink_to(cache.parent / "elsewhere")
+            (cache.parent / "elsewhere" / "train.json").write_text("{")
+        else:
+            entry.write_text("no folder")
     elif damage == "overwrite":
         (entry / "validation.json").write_text("{")
     else:
@@ -144,9 +175,25 @@ def test_damaged_cache_entry_is_built_again(damage, text, cache, builds, caplog)
     again = load_corpus(text)
     assert again.train.tokens.tolist() == kept
     assert len(builds) == 2
-    assert "is damaged" in caplog.text
+    said = {"undigested": "is of an earlier version, without digests to check it by; it is built again", "a file": ""}
+    assert said.get(damage, "is damaged") in caplog.text
+    assert again.train.n_bytes == first.train.n_bytes
     load_corpus(text)
     assert len(builds) == 2
+
+
+def test_what_cannot_be_built_again_stays_in_the_cache(text, cache, monkeypatch):
+    load_corpus(text)
+    [entry] = cache.iterdir()
+    (entry / "train.json").write_text("{}")
+
+    def fail(*args):
+        raise ValueError("the source cannot be reached")
+
+    monkeypatch.setattr(corpus, "tokenise", fail)
+    with pytest.raises(ValueError, match="the source cannot be reached"):
+        load_corpus(text)
+    assert (entry / "train.tokens.npy").is_file()
 
 
 def test_unwritable_cache_means_a_warning_and_tokens_in_memory(text, tmp_path, caplog):

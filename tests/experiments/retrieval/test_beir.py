@@ -2,6 +2,8 @@
 
 import ast
 import json
+import logging
+import os
 import textwrap
 
 import pyarrow
@@ -91,6 +93,38 @@ def test_files_may_be_compressed_and_of_another_encoding(tmp_path):
     assert list(records(tmp_path / "a/set/queries.jsonl", "cp1252")) == [(1, {"_id": "q0", "text": "déjà vu"})]
     (tmp_path / "rows.csv").write_text('_id;text\nq0;"a, b; c"\n')
     assert list(records(tmp_path / "rows.csv")) == [(1, {"_id": "q0", "text": "a, b; c"})]
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "queries.jsonl.gz"])
+def test_the_texts_of_a_folder_lie_in_it(name, tmp_path):
+    folder = write_beir(tmp_path / "data")
+    path = folder / name
+    (folder / name.removesuffix(".gz")).rename(tmp_path / "elsewhere")
+    path.symlink_to("../elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} leads out of the folder"):
+        read_beir(folder)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match=rf"{name} is a pipe, a socket or a device"):
+        read_beir(folder)
+
+
+def test_answers_and_tables_outside_a_folder_are_named_and_left_out(tmp_path, caplog):
+    folder = write_beir(tmp_path / "data")
+    (folder / "qrels" / "test.tsv").rename(tmp_path / "test.tsv")
+    (folder / "qrels" / "test.tsv").symlink_to("../../test.tsv")
+    with caplog.at_level(logging.WARNING):
+        assert read_beir(folder).qrels.keys() == {"train", "dev"}
+    assert "'qrels/test.tsv' leads out of the folder; left out" in caplog.text
+    documents, queries = tmp_path / "documents", tmp_path / "queries"
+    for place, rows in zip((documents, queries), loco_rows(), strict=True):
+        place.mkdir()
+        write_rows(place / "a.jsonl", rows)
+        os.mkfifo(place / "pipe.jsonl")
+        (place / "out.jsonl").symlink_to(tmp_path / "test.tsv")
+    with caplog.at_level(logging.WARNING):
+        assert len(read_loco(str(documents), str(queries))) == 2
+    assert caplog.text.count("'pipe.jsonl' is a pipe") == 2
 
 
 def test_dev_is_taken_from_train_where_there_is_none(tmp_path):

@@ -142,6 +142,7 @@ def test_triples_bring_their_documents_and_scores(collection, tmp_path):
     [
         ("1\t2\tq0\td0", "line 1 is .*, expected two scores, query, answer and other document"),
         ("a\t2\tq0\td0\td3", "expected two scores"),
+        ("nan\t2\tq0\td0\td3", "expected two scores"),
         ("1\t2\tq999\td0\td3", "line 1: there is no query 'q999'"),
         ("1\t2\tq0\td0\td999", "line 1: there is no document 'd999'"),
         ("1\t2\tq1\td0\td3", "has no scores for queries of the training split"),

@@ -9,6 +9,7 @@ from experiments.retrieval.embed import embed_texts
 from experiments.retrieval.embedder import load_embedder
 from experiments.retrieval.sentence_modules import SentenceModules, read_modules
 from tests.experiments.retrieval.sentence_folders import FOLDERS, TEXTS, write_folder
+from zoo.published.weight_files import open_weights, save_weights
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -56,6 +57,12 @@ BASE = [module(0, "Transformer", ""), module(1, "Pooling", "1_Pooling")]
         ("modules.json", [module(0, "Transformer", "0_Transformer")], "Transformer at '0_Transformer' is not"),
         ("modules.json", [BASE[0], module(1, "Dense", "1_Dense"), BASE[1]], "a module of type Dense at '1_Dense'"),
         ("modules.json", {}, "holds dict, expected list"),
+        ("modules.json", [*BASE, 3], "3, expected a module with its type and path"),
+        ("modules.json", [*BASE, {"type": "a.Normalize"}], "expected a module with its type and path"),
+        ("sentence_bert_config.json", {"max_seq_length": -1}, "max_seq_length=-1, expected null or at least 1"),
+        ("sentence_bert_config.json", {"max_seq_length": "x"}, "max_seq_length='x', expected null or at least 1"),
+        ("config_sentence_transformers.json", {"truncate_dim": 2.5}, "truncate_dim=2.5, expected null or at least 1"),
+        ("config_sentence_transformers.json", {"prompts": {"a": 1}}, "prompts={'a': 1}, expected texts by their name"),
         ("2_Dense/config.json", {"activation_function": "my.Act"}, "activation_function='my.Act' is not supported"),
         ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "module_input_name='token_embeddings', exp"),
         ("2_Dense/config.json", {"bias": False}, "the weights have linear.bias, which its config.json has no use for"),
@@ -73,6 +80,22 @@ def test_what_there_is_no_equal_for_is_refused_by_name(file, content, message, t
     folder = write_folder(tmp_path, "tanh")
     (folder / file).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"{file.rpartition('/')[0]}.*{message}"):
+        read_modules(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (x > 0).astype(np.int8), r"linear.weight is int8, expected floating point: codes of quantised"),
+        (lambda x: x * np.nan, "linear.weight holds .* values that are infinite or not a number"),
+        (lambda x: x.astype(np.float64) + 1e300, "linear.weight holds 1e\\+300, which is infinite in float32"),
+    ],
+)
+def test_weights_behind_the_pooling_are_numbers_as_those_before_it(change, message, tmp_path):
+    folder = write_folder(tmp_path, "tanh")
+    tensors = {name: tensor.read() for name, tensor in open_weights(folder / "2_Dense").items()}
+    save_weights(folder / "2_Dense", tensors | {"linear.weight": change(tensors["linear.weight"])})
+    with pytest.raises(ValueError, match=message):
         read_modules(folder)
 
 

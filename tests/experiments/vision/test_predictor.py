@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,32 @@ def test_the_command_takes_files_and_folders(run, run_command, monkeypatch):
     assert [json.loads(line)["predicted"] for line in out.splitlines()] == expected[:2]
     status, _, err = run_command(vit, "predict", "run", "missing.png")
     assert (status, err) == (1, "error: missing.png does not exist; expected an image or a folder of them\n")
+
+
+def test_unreadable_images_are_named_all_at_once_or_left_out(run, run_command):
+    Path("images/a/bad.png").write_bytes(b"no picture")
+    Path("images/b/cut.png").write_bytes(Path("images/b/1.png").read_bytes()[:60])
+    status, out, err = run_command(vit, "predict", "run", "images", "--out", "out.csv")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert "the image 'images/a/bad.png' cannot be read (no picture that Pillow knows); the image 'images/b/cut" in err
+    assert err.endswith("; 2 of 7 cannot be read; --skip-bad leaves such images out\n")
+    assert not Path("out.csv").exists()
+    status, out, err = run_command(vit, "predict", "run", "images", "--skip-bad")
+    assert (status, len(out.splitlines())) == (0, 5), err
+    assert "the image 'images/a/bad.png' cannot be read (no picture that Pillow knows); left out\n" in err
+    assert err.endswith("2 of 7 images were left out, as --skip-bad asks\n")
+    status, _, err = run_command(vit, "predict", "run", "images/a/bad.png", "--skip-bad")
+    assert (status, err.splitlines()[-1]) == (1, "error: none of the images can be read")
+
+
+def test_a_folder_of_images_is_read_within(run, run_command):
+    Image.new("L", (9, 9)).save("secret.png")
+    Path("images/a/out.png").symlink_to(Path("secret.png").resolve())
+    os.mkfifo("images/a/pipe.png")
+    status, out, err = run_command(vit, "predict", "run", "images")
+    assert (status, len(out.splitlines())) == (0, 5), err
+    assert "images: 'a/out.png' leads out of the folder; left out\n" in err
+    assert "images: 'a/pipe.png' is a pipe, a socket or a device; left out\n" in err
 
 
 def test_predictions_of_a_training_run_say_which_file_each_is(run):

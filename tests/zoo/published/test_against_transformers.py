@@ -7,6 +7,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -245,6 +246,20 @@ def test_left_padding_gives_what_it_gives_there(case):
     expected = theirs(model, ids, attention_mask=torch.as_tensor(mask).long(), use_cache=False).logits.numpy()
     actual = np.asarray(jitted(ours)(ids, mask))
     np.testing.assert_allclose(actual[mask], expected[mask], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mamba_hf", "falcon_mamba_hf", "mamba2_hf"])
+def test_hidden_states_are_those_of_the_model_without_a_head(name):
+    """Asked for in float32: in bfloat16, as Falcon-Mamba's file is, either is 0.13 to 0.15 from that."""
+    model = transformers.AutoModel.from_pretrained(zoo_published() / name, dtype="float32").eval()
+    ids = np.load(zoo_published() / name / "expected.npz")["ids"].astype(np.int64).reshape(1, -1)
+    expected = theirs(model, ids, use_cache=False, output_hidden_states=True)
+    ours = zoo.from_pretrained(zoo_published() / name, dtype="float32")
+    np.testing.assert_allclose(ours.hidden(jnp.asarray(ids)), expected.last_hidden_state.numpy(), rtol=0, atol=5e-5)
+    # Theirs of these models leave the embedding out, and have the last layer's both before and after the norm.
+    between = ours.hidden_states(jnp.asarray(ids))[1:-1]
+    for state, said in zip(between, expected.hidden_states[:-2], strict=True):
+        np.testing.assert_allclose(state, said.numpy(), rtol=0, atol=2e-4)
 
 
 def test_both_load_the_published_checkpoints(tmp_path):

@@ -21,6 +21,7 @@ MAMBA2 = {"mamba_n_heads": 6, "mamba_d_state": 8}
 EXPERTS = {"n_routed_experts": 4, "moe_intermediate_size": 12, "moe_shared_expert_intermediate_size": 10}
 NEMOTRON = {"mamba_num_heads": 6, "mamba_head_dim": 4, "n_groups": 2, "ssm_state_size": 8, "head_dim": 8}
 ZAMBA2 = {"num_hidden_layers": 5, "n_mamba_heads": 6, "mamba_d_state": 8, "adapter_rank": 3, "num_key_value_heads": 4}
+NO_CACHE = {"use_cache": False}
 LLAMA = {"num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 3}
 CASES = {
     "llama": ("Llama", LLAMA),
@@ -98,6 +99,44 @@ CASES = {
         ZAMBA2
         | {"use_shared_attention_adapter": True, "use_mem_rope": True, "mamba_ngroups": 2, "hidden_act": "silu"}
         | {"layers_block_type": ["hybrid", "mamba", "hybrid"], "num_hidden_layers": 3},
+    ),
+    # Without one of their kinds. Without attention transformers computes them, but not with a cache.
+    "jamba without attention": (
+        "Jamba",
+        NO_CACHE
+        | {"num_hidden_layers": 2, "num_experts": 2, "attn_layer_period": 3, "attn_layer_offset": 2}
+        | {"num_experts_per_tok": 1},
+    ),
+    "jamba without Mamba": (
+        "Jamba",
+        {"num_hidden_layers": 2, "num_experts": 2, "attn_layer_period": 1, "attn_layer_offset": 0}
+        | {"num_experts_per_tok": 1},
+    ),
+    "bamba without attention": ("Bamba", MAMBA2 | NO_CACHE | {"num_hidden_layers": 2, "attn_layer_indices": []}),
+    "bamba without Mamba-2": (
+        "Bamba",
+        MAMBA2 | {"num_hidden_layers": 2, "attn_layer_indices": [0, 1], "head_dim": 8},
+    ),
+    "granite without attention": (
+        "GraniteMoeHybrid",
+        MAMBA2
+        | NO_CACHE
+        | {"num_hidden_layers": 2, "layer_types": ["mamba"] * 2, "num_local_experts": 3, "num_experts_per_tok": 2}
+        | {"shared_intermediate_size": 12, "logits_scaling": 2.0},
+    ),
+    "granite without Mamba-2": (
+        "GraniteMoeHybrid",
+        MAMBA2
+        | {"num_hidden_layers": 2, "layer_types": ["attention"] * 2, "num_local_experts": 0}
+        | {"shared_intermediate_size": 12, "position_embedding_type": "nope", "attention_multiplier": 0.3},
+    ),
+    "nemotron_h without attention": ("NemotronH", NEMOTRON | NO_CACHE | {"hybrid_override_pattern": "M-M-"}),
+    "nemotron_h without Mamba-2": ("NemotronH", NEMOTRON | EXPERTS | {"hybrid_override_pattern": "*E*"}),
+    "nemotron_h without channel mixers": ("NemotronH", NEMOTRON | {"hybrid_override_pattern": "M*"}),
+    "nemotron_h of attention alone": ("NemotronH", NEMOTRON | {"hybrid_override_pattern": "**"}),
+    "zamba2 with attention everywhere": (
+        "Zamba2",
+        ZAMBA2 | {"num_mem_blocks": 2, "layers_block_type": ["hybrid"] * 3, "num_hidden_layers": 3},
     ),
 }
 

@@ -54,7 +54,18 @@ CONFIGS = {
     "bamba, all of a head": lm("mamba2/mlp attn/mlp", attn=attention(position="rope", head_dim=14)),
     "bamba, seven of a head": lm("attn/mlp mamba2/mlp", attn=attention(position="rope", head_dim=50, rope_dim=14)),
     "jamba without Mamba": lm("attn/mlp attn/moe", moe=DENSE),
+    "jamba without attention": lm("mamba/mlp mamba/moe", moe=DENSE),
+    "jamba without mixtures": lm("mamba/mlp", attn=attention(position="rope", head_dim=6)),
+    "bamba without attention": lm("mamba2/mlp", mamba=mamba(expand=2.5), zamba2=zoo.Zamba2Config(n_heads=5)),
+    "bamba without Mamba": lm("attn/mlp", attn=attention(rope_dim=2, position="rope"), mamba2=ssm.Mamba2Config()),
+    "granite without attention": lm("mamba2/mlp", residual_multiplier=0.2),
+    "granite without Mamba": lm("attn/mlp", attn=attention(softmax_scale=0.1), mamba2=ssm.Mamba2Config(expand=2.2)),
     "nemotron_h without MLPs": lm("M*", mamba2=LOWEST, tie_embeddings=False),
+    "nemotron_h without attention": lm("M-", mlp=RELU2, mamba2=LOWEST, tie_embeddings=False),
+    "nemotron_h without Mamba": lm("*-", mlp=RELU2, mamba2=ssm.Mamba2Config(dt_limit=(0.0, 9.0)), tie_embeddings=False),
+    "nemotron_h without mixers": lm("-/mlp", mlp=RELU2, tie_embeddings=False),
+    "nemotron_h without all but attention": lm("*", tie_embeddings=False),
+    "zamba2 without Mamba": lm("zamba2 zamba2[block=1]", zamba2=SMALL_ZAMBA2, mamba2=ZAMBAS),
     "falcon_h1": lm("attn+mamba2/mlp", 2, attn=attention(position="rope", softmax_scale=0.3), logits_multiplier=0.1),
     "granite": lm("mamba2/moe*3 attn/moe", moe=experts(n_shared=2), residual_multiplier=0.2, logits_multiplier=1 / 3),
     "granite, dense": lm("mamba2/mlp*3 attn/mlp", attn=attention(softmax_scale=0.1)),
@@ -73,6 +84,10 @@ def test_configs_go_out_and_in(name):
     assert raw["model_type"] == {"granite": "granitemoehybrid"}.get(kind := name.split(" with")[0].split(",")[0], kind)
     back = read_config(raw)
     assert write_config(back, "transformers") == raw
+    assert read_config(write_config(back, "transformers")) == back
+    assert raw.get("use_cache", True) == any(
+        mixer in config.pattern.replace("*", "attn") for mixer in ("attn", "zamba")
+    )
     assert back.vocab_size == config.padded_vocab_size  # padding rows are tokens like others there
     shapes = [
         sorted(map(np.shape, jax.tree.leaves(nnx.eval_shape(lambda c=c: nnx.state(zoo.CausalLM(c, rngs=nnx.Rngs(0)))))))
@@ -87,14 +102,17 @@ def test_configs_go_out_and_in(name):
         (lm(JAMBA), "moe.weights='renormalised' cannot be written in the transformers layout of jamba, only 'softmax'"),
         (lm(JAMBA, mamba=ssm.MambaConfig()), "mamba.bcdt_rms=False cannot be written"),
         (lm(JAMBA, mamba=mamba(bcdt_rms_eps=1e-3)), "mamba.bcdt_rms_eps=0.001 cannot be written"),
-        (lm(JAMBA, mamba=mamba(expand=2.5)), "mamba.expand=2.5 cannot be written in the transformers layout, only int"),
+        (
+            lm(JAMBA, mamba=mamba(expand=2.5)),
+            "mamba.expand=2.5 cannot be written in the transformers layout of jamba, on",
+        ),
         (
             lm(JAMBA, moe=experts(weights="softmax")),
             "moe.d_ff=12 cannot be written in the transformers layout of jamba",
         ),
-        (lm("attn/mlp*2 mamba/mlp"), r"attention in layers \[0, 1, 3\] cannot be written"),
+        (lm("attn/mlp*2 mamba/mlp"), r"attn in layers \[0, 1, 3\] cannot be written"),
         (lm(JAMBA.replace("attn", "attn[window=3]"), moe=DENSE), "attn.window=3 cannot be written"),
-        (lm("mamba2/mlp attn[window=3]/mlp"), "attn.position='none' cannot be written in the transformers layout of b"),
+        (lm("mamba2/mlp attn[window=3]/mlp"), "attn.window=3 cannot be written in the transformers layout of gran"),
         (
             lm("mamba2+attn/mlp", attn=attention(position="rope"), mamba2=ssm.Mamba2Config(head_dim=8, d_ssm=16)),
             "mamba2.d_ssm=16 cannot be written in the transformers layout of falcon_h1",
@@ -108,7 +126,21 @@ def test_configs_go_out_and_in(name):
             lm("mamba3/mlp attn/mlp", mamba3=ssm.Mamba3Config(head_dim=8)),
             "has no transformers layout; those that have one: .* jamba, bamba, fal",
         ),
-        (lm("mamba2/mlp"), "has no transformers layout"),
+        (
+            lm("attn[window=3]/mlp mamba2/mlp", mamba2=ssm.Mamba2Config(head_dim=8, expand=2.5), norm="layer"),
+            "attn.window=3 cannot be written in the transformers layout of granitemoehybrid, only None; nor "
+            "mamba2.expand=2.5, only 2.0; nor norm='layer', only 'rms'; layout='native' holds every model",
+        ),
+        (
+            lm("mamba/mlp mamba/moe*2", norm="layer", mamba=ssm.MambaConfig(bias=True)),
+            r"moe in layers \[1, 2\] cannot be written in the transformers layout of jamba; nor "
+            "mamba.bcdt_rms=False, only True; nor mamba.bcdt_rms_weight=False, only True; nor "
+            "norm='layer', only 'rms'; layout='native' holds",
+        ),
+        (
+            lm("zamba2", zamba2=FOUR_HEADS, mamba2=ssm.Mamba2Config(head_dim=8, d_ssm=16)),
+            "mamba2.d_ssm=16 cannot be written in the transformers layout of zamba2, only None; layout='native'",
+        ),
         (lm("mamba2 zamba2[block=1] zamba2"), "mamba2.dt_limit|zamba2.block=1 cannot be written"),
         (lm("mamba2 zamba2", mamba2=BIASED, zamba2=FOUR_HEADS), "mamba2.bias=True cannot be written"),
     ],

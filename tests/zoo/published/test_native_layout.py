@@ -146,7 +146,8 @@ def test_fields_beside_the_model_do_not_change_it(tmp_path):
 def test_a_published_layout_says_what_it_lacks_and_which_has_it(tmp_path):
     model = build(CONFIGS["vit"], rngs=nnx.Rngs(0))
     message = (
-        "attn.position='rope' cannot be written in the layout of vit, only 'none'; layout='native' holds every model"
+        "attn.position='rope' cannot be written in the layout of vit, only 'none'; nor attn.bias=False, only True; "
+        "nor class_token='none', only 'first'; nor pool='mean', only 'token'; layout='native' holds every model"
     )
     with pytest.raises(ValueError, match=message):
         zoo.save_pretrained(model, tmp_path, layout="transformers")

@@ -13,6 +13,7 @@ from tests.places import PUBLISHED
 from zoo.published.weight_files import open_weights
 
 NAMES = ("llama_tied", "llama_untied", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "zamba2")
+NAMES += ("bamba_no_attention", "nemotron_h_no_mamba")  # without one of their kinds
 OFFICIAL = ("mamba2attn", "mamba2attn_mlp")  # of state-spaces/mamba
 # What transformers writes and nothing here depends on.
 NOT_WRITTEN = {"initializer_range", "pretraining_tp", "transformers_version", "use_cache", "max_position_embeddings"}
@@ -28,6 +29,9 @@ NOT_WRITTEN |= {
 }
 NOT_WRITTEN |= {"moe_shared_expert_overlap", "mtp_layers_block_type", "rescale_prenorm_residual", "residual_in_fp32"}
 NOT_WRITTEN |= {"attention_head_dim", "attention_hidden_size", "kv_channels", "hybrid_layer_ids", "num_query_groups"}
+NOT_WRITTEN |= {"n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "n_group"}
+NOT_WRITTEN |= {"routed_scaling_factor", "topk_group", "n_shared_experts", "moe_shared_expert_intermediate_size"}
+NOT_WRITTEN |= {"moe_latent_size"}  # of no mixture
 NOT_WRITTEN |= {"sliding_window", "expand", "mamba_proj_bias", "attention_bias", "num_nextn_predict_layers"}
 # What there are several words for.
 RESPELLED = {"layer_types", "layers_block_type", "position_embedding_type", "time_step_limit", "rope_parameters"}

@@ -88,7 +88,7 @@ def test_a_file_that_does_not_fit_is_an_error(change, message, tmp_path):
         ({"stem": "conv"}, "stem='conv' cannot be written in the layout of vit, only 'patch'"),
         ({"layer_scale": 0.1}, "layer_scale=0.1 cannot be written"),
         ({"pool": "mean"}, "pool='mean' cannot be written"),
-        ({"patch_stride": 2}, "patch_stride=2 cannot be written, only patch_size=4"),
+        ({"patch_stride": 2}, "patch_stride=2 cannot be written in the layout of vit, only patch_size=4"),
         ({"mlp": zoo.MLPConfig(bias=True, activation="gelu")}, "mlp.gated=True cannot be written"),
         ({"attn": zoo.AttentionConfig(bias=True)}, "attn.position='rope' cannot be written"),
     ],
