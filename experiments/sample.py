@@ -35,7 +35,7 @@ from experiments.data.chat_template import (
     find_chat_template,
     render_chats,
 )
-from experiments.data.text_stream import stream_text
+from experiments.data.text_stream import TextStream, stream_text
 from experiments.data.tokenizers import Tokenizer
 from experiments.loop import flags
 from experiments.loop.row_files import STANDARD, check_out, write_rows
@@ -183,12 +183,8 @@ def _print(config: Config, opened: Opened, prompts: Sequence[Prompt], sampling: 
                 eos_id=opened.ends.closing,
                 key=jax.random.fold_in(key, number)[None],
             )
-            said = stream_text(
-                opened.tokenizer,
-                (int(token[0]) for token in tokens),
-                before=() if config.chat else prompt.ids,
-                ends=opened.ends.closing,
-            )
+            stream = TextStream(opened.tokenizer, () if config.chat else prompt.ids, opened.ends.closing)
+            said = stream_text(stream, (int(token[0]) for token in tokens))
             print(prompt.shown, end="", flush=True)
             for text in until_stop(said, config.stop):
                 print(text, end="", flush=True)

@@ -20,7 +20,7 @@ def rows_dot_general(x, kernel, dimension_numbers, **options):
     if x.ndim == 2 or options.get("out_sharding") is not None:
         return lax.dot_general(x, kernel, dimension_numbers, **options)
     rows = x.reshape(-1, x.shape[-1])
-    return lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
+    return lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def make_linear(

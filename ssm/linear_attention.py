@@ -28,10 +28,10 @@ from ssm import init
 from ssm.absent import blank
 from ssm.checks import at_least, check_dt_range, check_shapes
 from ssm.conv import DepthwiseConv
+from ssm.decayed_attention import decayed_attention
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
-from ssm.ssd import decayed_attention
 
 # Where silu(z) = 1.
 OPEN_GATE = 1.2784645427610738

@@ -5,9 +5,10 @@
 How it is computed. A row is cut into chunks of `chunk_size` (axis q). An outer `lax.scan` carries the state from
 chunk to chunk; inside a chunk the positions run
 
-* one after the other (`"sequential"`): one fused loop over (n, e) a position, the choice on a CPU, where the state
-  stays in cache; the layout (b, n, e) keeps the wide axis innermost, so that the loop is vectorised;
-* all at once (`"associative"`): `lax.associative_scan` over the chunk, the choice on GPU and TPU, where a loop of tiny
+* one after the other (`"sequential"`): one fused loop over (n, e) a position, the choice in a program for a CPU, where
+  the state stays in cache; the layout (b, n, e) keeps the wide axis innermost, so that the loop is vectorised. Without
+  a gradient to come, the row is one chunk;
+* all at once (`"associative"`): `lax.associative_scan` over the chunk, the choice for GPU and TPU, where a loop of tiny
   kernels would wait on its launches.
 
 The gradient is written by hand: the forward pass keeps its inputs and the state entering each chunk, the backward pass
@@ -21,7 +22,7 @@ Axes: b batch, l position, c chunks, q position in a chunk, e inner width, n sta
 """
 
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
 from ssm.checks import check_shapes
+from ssm.platform import by_platform
 from ssm.segments import segment_starts
 
 Implementation = Literal["sequential", "associative"]
@@ -38,6 +40,14 @@ Implementation = Literal["sequential", "associative"]
 # slower at 32 and 1.6 times at 64 at (16, 256, 256, 16), where a chunk's states leave the cache. On GPU and TPU a
 # longer chunk gives the scan more to do at once; the figure there is not measured.
 _CHUNK_SIZE: dict[Implementation, int] = {"sequential": 16, "associative": 64}
+
+
+class _Form(NamedTuple):
+    """How a scan runs."""
+
+    implementation: Implementation
+    chunk_size: int  # positions a chunk
+    spacing: int  # positions from a state that is kept for the gradient to the next, a divisor of the chunk
 
 
 def selective_scan(
@@ -74,7 +84,8 @@ def selective_scan(
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the platform's.
-      implementation: how positions run inside a chunk, "sequential" or "associative". None takes the platform's.
+      implementation: how positions run inside a chunk, "sequential" or "associative". None takes that of the platform
+        that the program is for.
 
     Returns:
       (y, final_state): y in u's dtype, the state after the last position in at least float32.
@@ -97,13 +108,9 @@ def selective_scan(
         mask=(mask, "b l"),
         segment_ids=(segment_ids, "b l"),
     )
-    if implementation is None:
-        implementation = "sequential" if jax.default_backend() == "cpu" else "associative"
-    if implementation not in _CHUNK_SIZE:
+    if implementation not in (None, *_CHUNK_SIZE):
         raise ValueError(f"implementation={implementation!r}, expected None or one of {sorted(_CHUNK_SIZE)}")
-    if chunk_size is None:
-        chunk_size = _CHUNK_SIZE[implementation]
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
 
     dtype = jnp.result_type(u, delta, A, B, C, jnp.float32)
@@ -116,8 +123,8 @@ def selective_scan(
     y, state = jnp.zeros(u.shape, dtype), initial_state
     if sizes["l"] > 0:
         keep = None if segment_ids is None else 1 - segment_starts(segment_ids).astype(dtype)
-        chunk_size = min(chunk_size, sizes["l"])
-        y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, chunk_size, implementation)
+        forms = _forms(implementation, chunk_size, sizes["l"])
+        y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, *forms)
     if D is not None:
         y = y + D.astype(dtype) * u
     if z is not None:
@@ -178,44 +185,82 @@ def selective_step(
 # The recurrence alone, with its gradient. Below, "chunked" is time first, (c, q, b, ...), and states are (b, n, e).
 
 
+def _forms(implementation, chunk_size, length):
+    """How a scan runs in a program for a CPU, and in one for another platform; both keep the same states."""
+    if implementation is not None or chunk_size is not None or length <= _CHUNK_SIZE["sequential"]:
+        names = (implementation,) * 2 if implementation else ("sequential", "associative")
+        sizes = (min(chunk_size or _CHUNK_SIZE[name], length) for name in names)
+        return tuple(_Form(name, size, size) for name, size in zip(names, sizes, strict=True))
+    return tuple(_Form(name, _CHUNK_SIZE[name], _CHUNK_SIZE["sequential"]) for name in ("sequential", "associative"))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _scan(u, delta, A, B, C, initial_state, keep, chunk_size, implementation):
-    return _scan_forward(u, delta, A, B, C, initial_state, keep, chunk_size, implementation)[0]
+def _scan(u, delta, A, B, C, initial_state, keep, cpu, elsewhere):
+    if cpu.implementation == "sequential":
+        # No state is kept, so chunks have no use.
+        cpu = cpu._replace(chunk_size=u.shape[1], spacing=u.shape[1])
+    run = (functools.partial(_run_without_states, form=form) for form in (cpu, elsewhere))
+    return by_platform(*run, u, delta, A, B, C, initial_state, keep)
 
 
-def _scan_forward(u, delta, A, B, C, initial_state, keep, chunk_size, implementation):
-    run_chunk = _CHUNK_FORWARD[implementation]
+def _scan_forward(u, delta, A, B, C, initial_state, keep, cpu, elsewhere):
+    run = (functools.partial(_run, form=form) for form in (cpu, elsewhere))
+    operands = u, delta, A, B, C, initial_state, keep
+    y, state, entering = by_platform(*run, *operands)
+    return (y, state), (u, delta, A, B, C, keep, entering)
+
+
+def _scan_backward(cpu, elsewhere, residuals, cotangents):
+    run = (functools.partial(_run_backward, form=form) for form in (cpu, elsewhere))
+    return *by_platform(*run, residuals, cotangents), None
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _run(u, delta, A, B, C, initial_state, keep, *, form):
+    """(y, final state, kept states c b n e)"""
+    run_chunk = _CHUNK_FORWARD[form.implementation]
 
     def body(state, inputs):
-        entering = state
-        state, y = run_chunk(state, A.T, *inputs)
-        return state, (y, entering)
+        state, y, kept = run_chunk(state, A.T, *inputs, form.spacing)
+        return state, (y, kept)
 
-    inputs = tuple(_chunked(x, chunk_size) for x in (u, delta, B, C)) + (_chunked(keep, chunk_size, fill=1),)
-    state, (y, entering) = lax.scan(body, jnp.swapaxes(initial_state, 1, 2), inputs)
-    out = _unchunked(y, u.shape[1]), jnp.swapaxes(state, 1, 2)
-    return out, (u, delta, A, B, C, keep, entering)
+    size = form.chunk_size
+    inputs = tuple(_chunked(x, size) for x in (u, delta, B, C)) + (_chunked(keep, size, fill=1),)
+    start = jnp.swapaxes(initial_state, 1, 2)
+    if size == u.shape[1]:
+        state, (y, kept) = body(start, jax.tree.map(lambda x: x[0], inputs))
+        return jnp.moveaxis(y, 0, 1), jnp.swapaxes(state, 1, 2), kept
+    state, (y, kept) = lax.scan(body, start, inputs)
+    kept = kept.reshape(-1, *kept.shape[2:])[: -(-u.shape[1] // form.spacing)]
+    return _unchunked(y, u.shape[1]), jnp.swapaxes(state, 1, 2), kept
 
 
-def _scan_backward(chunk_size, implementation, residuals, cotangents):
+def _run_without_states(*operands, form):
+    return _run(*operands, form=form)[:2]
+
+
+@functools.partial(jax.jit, static_argnames="form")
+def _run_backward(residuals, cotangents, *, form):
+    """Gradients in u, delta, A, B, C and the initial state."""
     u, delta, A, B, C, keep, entering = residuals
     dy, dstate = cotangents
-    run_chunk = _CHUNK_BACKWARD[implementation]
+    run_chunk, size = _CHUNK_BACKWARD[form.implementation], form.chunk_size
 
     def body(carry, inputs):
         carry, gradients = run_chunk(carry, A.T, *inputs)
         return carry, gradients
 
-    inputs = (entering, *(_chunked(x, chunk_size) for x in (dy, u, delta, B, C)), _chunked(keep, chunk_size, fill=1))
+    inputs = *(_chunked(x, size) for x in (dy, u, delta, B, C)), _chunked(keep, size, fill=1)
     start = jnp.swapaxes(dstate, 1, 2), jnp.zeros_like(entering[0])
-    (g, dA), gradients = lax.scan(body, start, inputs, reverse=True)
+    entering = entering[:: size // form.spacing]
+    (g, dA), gradients = lax.scan(body, start, (entering, *inputs), reverse=True)
     du, ddelta, dB, dC = (
         _unchunked(d, u.shape[1]).astype(x.dtype) for d, x in zip(gradients, (u, delta, B, C), strict=True)
     )
-    return du, ddelta, dA.sum(0).T, dB, dC, jnp.swapaxes(g, 1, 2), None
-
-
-_scan.defvjp(_scan_forward, _scan_backward)
+    return du, ddelta, dA.sum(0).T, dB, dC, jnp.swapaxes(g, 1, 2)
 
 
 def _chunked(x, chunk_size, *, fill=0):
@@ -233,14 +278,12 @@ def _unchunked(x, length):
     return jnp.moveaxis(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:length], 0, 1)
 
 
-def _discretise(u, delta, At, B, keep, dtype):
-    """The recurrence h = a h + x at some positions: a and x, each (..., b, n, e)."""
-    delta = delta.astype(dtype)
-    a = jnp.exp(delta[..., None, :] * At)
+def _discretise(step, delta, At, B, keep):
+    """The recurrence h = a h + x at some positions, with step = delta u: a and x, each (..., b, n, e)."""
+    a = jnp.exp(delta.astype(step.dtype)[..., None, :] * At)
     if keep is not None:
         a = a * keep[..., None, None]
-    x = (delta * u)[..., None, :] * B.astype(dtype)[..., :, None]
-    return a, x
+    return a, step[..., None, :] * B.astype(step.dtype)[..., :, None]
 
 
 def _read(h, C):
@@ -264,19 +307,23 @@ def _input_gradients(g, decayed, dy, u, delta, At, B):
     return (delta * gB, ddelta, contract(g, step), contract(h, dy)), through_decay * delta[..., None, :]
 
 
-def _forward_sequential(state, At, u, delta, B, C, keep):
+def _forward_sequential(state, At, u, delta, B, C, keep, spacing):
     def step(h, inputs):
-        u, delta, B, C, keep = inputs
-        a, x = _discretise(u, delta, At, B, keep, h.dtype)
+        step, delta, B, C, keep = inputs
+        a, x = _discretise(step, delta, At, B, keep)
         h = a * h + x
         return h, _read(h, C)
 
-    return lax.scan(step, state, (u, delta, B, C, keep))
+    # In one pass over all positions: inside the loop, XLA would multiply again for each of the n states.
+    steps = delta.astype(state.dtype) * u
+    final, y = lax.scan(step, state, (steps, delta, B, C, keep))
+    return final, y, state[None]
 
 
 def _backward_sequential(carry, At, entering, dy, u, delta, B, C, keep):
     def rebuild(h, inputs):
-        a, x = _discretise(*inputs[:2], At, *inputs[2:], h.dtype)
+        u, delta, B, keep = inputs
+        a, x = _discretise(delta.astype(h.dtype) * u, delta, At, B, keep)
         decayed = a * h
         return decayed + x, (a, decayed)
 
@@ -300,15 +347,15 @@ def _linear_scan(a, x, *, reverse=False):
     return lax.associative_scan(combine, (a, x), reverse=reverse)[1]
 
 
-def _forward_associative(state, At, u, delta, B, C, keep):
-    a, x = _discretise(u, delta, At, B, keep, state.dtype)
+def _forward_associative(state, At, u, delta, B, C, keep, spacing):
+    a, x = _discretise(delta.astype(state.dtype) * u, delta, At, B, keep)
     h = _linear_scan(a, x.at[0].add(a[0] * state))
-    return h[-1], _read(h, C)
+    return h[-1], _read(h, C), jnp.concatenate([state[None], h[spacing - 1 : -1 : spacing]])
 
 
 def _backward_associative(carry, At, entering, dy, u, delta, B, C, keep):
     g_after, dA = carry
-    a, x = _discretise(u, delta, At, B, keep, entering.dtype)
+    a, x = _discretise(delta.astype(entering.dtype) * u, delta, At, B, keep)
     h = _linear_scan(a, x.at[0].add(a[0] * entering))
     decayed = a * jnp.concatenate([entering[None], h[:-1]])
     # The adjoint runs backwards and decays by the *next* position's a; the last one's is already in g_after.

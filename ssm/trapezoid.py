@@ -29,8 +29,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
 from ssm.checks import check_shapes
+from ssm.decayed_attention import decayed_attention
 from ssm.segments import last_inputs, segment_runs
-from ssm.ssd import decayed_attention
 
 
 class TrapezoidState(NamedTuple):

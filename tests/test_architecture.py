@@ -14,6 +14,9 @@ from tests.places import ROOT
 ALLOWED = {"m2": set(), "ssm": set(), "zoo": {"m2", "ssm"}, "experiments": {"m2", "ssm", "zoo"}}
 HEAVY = ("safetensors", "huggingface_hub", "datasets", "grain", "orbax", "tyro", "tokenizers")
 HEAVY += ("jax.experimental.pallas", "matplotlib", "tensorboardX")
+# What a command imports where it is used: half a second for grain, seconds for some of the others.
+HEAVY_FOR_A_COMMAND = {"datasets", "grain", "gguf", "matplotlib", "orbax", "pandas", "pyarrow", "scipy", "sklearn"}
+HEAVY_FOR_A_COMMAND |= {"tensorboardX", "tensorstore", "torch", "transformers", "PIL", "bm25s", "safetensors"}
 # Transformations are JAX's, on split modules: `nnx.split`, then `jax.jit`, `jax.grad`, `jax.lax.scan`.
 NOT_FROM_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "scan", "remat", "vmap"}
 
@@ -124,3 +127,9 @@ def test_importing_the_packages_loads_nothing_heavy():
     modules = done.stdout.split()
     assert "zoo.models.causal" in modules
     assert [m for m in modules if m.startswith(tuple(f"{name}." for name in HEAVY)) or m in HEAVY] == []
+
+
+def test_importing_a_command_loads_nothing_that_its_help_does_without():
+    program = "import sys, experiments.causal_lm, experiments.sample; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {module.split(".")[0] for module in done.stdout.split()} & HEAVY_FOR_A_COMMAND == set()

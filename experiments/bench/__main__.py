@@ -2,6 +2,8 @@
 
 python -m experiments.bench                            # operations and models beside their alternatives
 python -m experiments.bench scan mamba2 --lengths 4096 # some of them; `python -m experiments.bench --help`
+python -m experiments.bench peers                      # beside torch, timm, transformers, mambapy: ratios, in one run
+python -m experiments.bench limits                     # the machine's ceilings, and each operation's share of its own
 python -m experiments.bench vision                     # image classifiers, from 224 to 1024 pixels
 python -m experiments.bench decode                     # a token with attention's cache or a state, against the context
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
@@ -14,7 +16,8 @@ import sys
 from experiments.loop import flags
 from zoo.layers.names import unknown_name
 
-COMMANDS = {name: f"experiments.bench.{name}" for name in ("vision", "decode", "depth", "recall", "coverage")}
+BENCHES = ("peers", "limits", "vision", "decode", "depth", "recall", "coverage")
+COMMANDS = {name: f"experiments.bench.{name}" for name in BENCHES}
 
 
 def main() -> int:

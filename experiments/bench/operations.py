@@ -6,6 +6,7 @@
     python -m experiments.bench mamba2 --only zoo mamba2-jax --passes decode
     python -m experiments.bench bert --lengths 128 512 2048 8192 --plot bert.png
     python -m experiments.bench vision                             # image classifiers; also decode, depth, recall
+    python -m experiments.bench peers                              # all beside other packages; limits: the machine
     pip install torch transformers mambapy mamba2-jax mamba3-jax   # what stands beside ours; missing ones are left out
 
 `scan` and `conv` time one operation, `mlp` one channel mixer; `mamba`, `mamba2` and `mamba3` (single-input, and mimo)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-PEERS = ("jaxlib", "flax", "torch", "transformers", "mambapy", "mamba2-jax", "mamba3-jax")
+PEERS = ("jaxlib", "flax", "torch", "transformers", "timm", "mambapy", "mamba2-jax", "mamba3-jax")
 
 
 def save_record(path: Path, config: Any, environment: dict, figures: list[dict]) -> None:

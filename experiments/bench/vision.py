@@ -7,12 +7,13 @@
 Models differ in the pattern alone (`zoo.stack.pattern`), at the width and depth of ViT-Ti: without a class token, with
 learned positions for the size that is timed and filters that reach over the whole image. Blocks without a channel mixer
 are twice as many, as in Vision Mamba. `model` is from pixels to logits, `block` the first block alone, on as many
-tokens. All is float32, forward. Contenders take turns, round after round; each figure is the median of its rounds, and
-the ratio is to the first pattern.
+tokens. Where timm is installed, its VisionTransformer of the same shape is timed with the models: PyTorch's fused
+attention, what a user would pick instead. All is float32, forward. Contenders take turns, round after round; each
+figure is the median of its rounds, and the ratio is to the first pattern.
 
 Memory, in MiB, is what a call takes beyond its inputs and parameters: the results and temporary buffers that the
-compiler plans. Numbers say little without the hardware and the commit. Lines below the table say from which size on a
-pattern takes less than the first.
+compiler plans; of timm, the most that its allocator held. Numbers say little without the hardware and the commit.
+Lines below the table say from which size on a pattern takes less than the first, and than timm.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from flax import nnx
 
 import zoo
 from experiments.bench import record, turns
-from experiments.bench.contenders import JaxCall
+from experiments.bench.contenders import JaxCall, Missing, TorchCall, require
 from experiments.bench.panels import draw
 from experiments.loop import flags
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
@@ -34,6 +35,7 @@ from ssm import SS2DConfig
 from zoo.stack.pattern import parse_pattern
 
 Part = Literal["model", "block"]
+TIMM = "timm"
 # What is measured -> its name in a figure.
 MEASURES = {"ms": "ms", "MiB": "mib"}
 
@@ -56,6 +58,8 @@ class Config:
     """Blocks with a channel mixer, or half as many as those without."""
     patch_size: int = 16
     """Pixels to a side of a patch."""
+    timm: bool = True
+    """Whether timm's VisionTransformer is timed too, where it is installed."""
     rounds: int = 5
     """Timed calls of each contender, after two that are not counted (one where it takes 10 seconds or more); 3 at most
     for calls of 2 seconds and more."""
@@ -94,18 +98,36 @@ def classifier(config: Config, pattern: str, size: int) -> zoo.ImageClassifierCo
     )
 
 
-def make_calls(config: Config, pattern: str, size: int) -> tuple[dict[Part, JaxCall], dict[Part, int]]:
+def make_calls(config: Config, pattern: str, size: int) -> tuple[dict[Part, JaxCall | TorchCall], dict[Part, int]]:
     """The calls of a model and of its first block, and how many parameters both have."""
     model = zoo.ImageClassifier(classifier(config, pattern, size), rngs=nnx.Rngs(0))
     grid, random = model.config.grid, np.random.default_rng(0)
     images = random.standard_normal((config.batch, size, size, model.config.channels), dtype=np.float32)
     tokens = random.standard_normal((config.batch, grid[0] * grid[1], config.d_model), dtype=np.float32)
     (whole, params), (one, its) = nnx.split(model), nnx.split(model.backbone.layers[0])
-    calls: dict[Part, JaxCall] = {
+    calls: dict[Part, JaxCall | TorchCall] = {
         "model": JaxCall(lambda params, images: nnx.merge(whole, params)(images), params, jax.device_put(images)),
         "block": JaxCall(lambda params, x: nnx.merge(one, params)(x, grid=grid), its, jax.device_put(tokens)),
     }
     return calls, {"model": _count(params), "block": _count(its)}
+
+
+def make_timm(config: Config, size: int) -> tuple[TorchCall, int]:
+    """The call of timm's VisionTransformer of the same shape, and how many parameters it has."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(
+        img_size=size,
+        patch_size=config.patch_size,
+        embed_dim=config.d_model,
+        depth=config.layers,
+        num_heads=max(1, config.d_model // 64),
+        class_token=False,
+        global_pool="avg",
+    ).eval()
+    images = torch.randn(config.batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return TorchCall(torch.no_grad()(lambda: model(images))), sum(x.numel() for x in model.parameters())
 
 
 def _count(params) -> int:
@@ -119,6 +141,12 @@ def main() -> int:
     environment = record.read_environment()
     print(f"{environment['hardware']}; jax {environment['versions']['jax']}, commit {environment['commit']}")
     print(f"float32, forward, b={config.batch} d_model={config.d_model} patches of {config.patch_size}")
+    beside_timm = config.timm and "model" in config.parts
+    try:
+        require(*["torch", "timm"] * beside_timm)
+    except Missing as missing:
+        print(f"without timm: {missing}")
+        beside_timm = False
     print(
         f"\n| {'part':<5} | {'pixels':>6} | {'tokens':>6} | {'pattern':<20} | {'parameters':>10} | {'ms':>8} "
         f"| {'ratio':>6} | {'MiB':>8} |"
@@ -127,6 +155,9 @@ def main() -> int:
     figures: list[dict] = []
     for size in config.sizes:
         built = {pattern: make_calls(config, pattern, size) for pattern in config.patterns}
+        if beside_timm:
+            call, parameters = make_timm(config, size)
+            built[TIMM] = {"model": call}, {"model": parameters}
         for part in config.parts:
             figures += _time_part(part, size, built, config)
     for line in thresholds(figures):
@@ -141,7 +172,7 @@ def main() -> int:
 
 def _time_part(part: Part, size: int, built, config: Config) -> list[dict]:
     """Times the patterns in turns, prints their rows and returns their figures."""
-    calls = {pattern: calls[part] for pattern, (calls, _) in built.items()}
+    calls = {pattern: calls[part] for pattern, (calls, _) in built.items() if part in calls}
     times = turns.time_in_turns(calls, config.rounds, label=f"{part} {size}")
     tokens, first = (size // config.patch_size) ** 2, statistics.median(times[config.patterns[0]])
     figures = []
@@ -167,16 +198,18 @@ def _curves(figures: list[dict], part: str, measure: str) -> dict[str, dict[int,
 
 
 def thresholds(figures: list[dict]) -> list[str]:
-    """A line for each other pattern, part and measure: from which of the sizes on it takes less than the first."""
+    """A line for each pattern, part and measure: from which of the sizes on it takes less than the first, and timm."""
     lines = []
     for part in dict.fromkeys(figure["part"] for figure in figures):
         for unit, measure in MEASURES.items():
-            (first, its), *others = _curves(figures, part, measure).items()
-            for pattern, values in others:
-                more = max((size for size in values if values[size] >= its[size]), default=0)
-                after = sorted(size for size in values if size > more)
-                where = f"from {after[0]} pixels on" if after else "at no size"
-                lines.append(f"{part}, {unit}: {pattern} takes less than {first} {where}")
+            curves = _curves(figures, part, measure)
+            for first in dict.fromkeys((next(iter(curves)), *(name for name in curves if name == TIMM))):
+                for pattern in [name for name in curves if name not in (first, TIMM)]:
+                    its, values = curves[first], curves[pattern]
+                    more = max((size for size in values if values[size] >= its[size]), default=0)
+                    after = sorted(size for size in values if size > more)
+                    where = f"from {after[0]} pixels on" if after else "at no size"
+                    lines.append(f"{part}, {unit}: {pattern} takes less than {first} {where}")
     return lines
 
 

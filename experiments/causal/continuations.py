@@ -47,7 +47,7 @@ def continue_prompts(
     """
     ends = tuple(ends) or (tokenizer.eot,)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(len(prompts)))
-    streams = [TextStream(tokenizer, () if apart else prompt) for prompt in prompts]
+    streams = [TextStream(tokenizer, () if apart else prompt, ends) for prompt in prompts]
     texts, counts = [""] * len(prompts), [0] * len(prompts)
     done: list[Continuation | None] = [None] * len(prompts)
     options: dict[str, Any] = {"sampling": sampling, "eos_id": ends, "key": keys}

@@ -12,9 +12,8 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
@@ -30,6 +29,9 @@ from experiments.data.tokenizers import (
     restore_tokenizer,
     save_tokenizer,
 )
+
+if TYPE_CHECKING:
+    import grain
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +179,8 @@ def _batches(
     row: Callable, n_rows: int, batch_size: int, prefetch: int, shard: tuple[int, int] | None
 ) -> grain.IterDataset:
     """This host's share of the batches of row(0), row(1), ..., as many as `n_rows` fill or begin."""
+    import grain  # half a second, with orbax, which `--help` should not wait for
+
     index, count = shard or (jax.process_index(), jax.process_count())
     if batch_size < 1 or batch_size % count:
         raise ValueError(f"batch_size={batch_size} must be a positive multiple of the number of hosts, {count}")

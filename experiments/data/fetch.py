@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 from experiments.data import gguf_model, packaged_data
 from experiments.data.packaged_data import Archive, Counts
 from experiments.loop import flags
+from experiments.loop.user_cache import user_cache
 from zoo.layers.names import unknown_name
 
 
@@ -233,8 +234,7 @@ def _is_there(name: str) -> bool:
 def _folder(name: str) -> Path:
     if name not in SETS:
         raise ValueError(unknown_name("data set", name, SETS))
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(base) / "subquadratic-zoo" / "data" / name).expanduser()
+    return user_cache() / "data" / name
 
 
 # The clients.

@@ -5,17 +5,21 @@ much as text does, so rows hold several pieces (`packed`), or are cut to the pow
 (`buckets`); `padded` is the plain form. Which is which is decided once; every epoch has an order of its own.
 """
 
+from __future__ import annotations
+
 import bisect
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
 from experiments.data.special_tokens import SpecialTokens
 from experiments.data.streams import TokenStream
+
+if TYPE_CHECKING:
+    import grain
 
 Layout = Literal["packed", "padded", "buckets"]
 Batch = dict[str, np.ndarray]
@@ -185,6 +189,8 @@ def make_batches(
       threads: how many are made at the same time, each by a thread.
       shard: (index, count) of this host, by default as JAX knows them: it keeps each count-th row.
     """
+    import grain  # half a second, with orbax, which `--help` should not wait for
+
     index, count = shard or (jax.process_index(), jax.process_count())
     return (
         grain.MapDataset.range(n_batches)

@@ -26,6 +26,7 @@ from experiments.data.documents import DataConfig, Source, digest, split
 from experiments.data.inside import what_is_wrong
 from experiments.data.tokenizers import Tokenizer, first_line, utf8
 from experiments.loop.fingerprints import fingerprint
+from experiments.loop.user_cache import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -250,8 +251,7 @@ class Cache:
     """Folders named after all that a stream depends on, which appear whole or not at all."""
 
     def __init__(self, config: DataConfig, source: Source):
-        base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        self.root = Path(config.cache_dir or Path(base) / "subquadratic-zoo").expanduser()
+        self.root = Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
         text = replace(config, tokenizer="", bpe_vocab_size=0, seq_len=0, allow_short_documents=False, cache_dir=None)
         # How files are read counts where it is not as by default: what was kept before it could be said is found then.
         asked = {name: value for name in _HOW if (value := getattr(config, name)) != getattr(DataConfig, name, None)}

@@ -22,9 +22,11 @@ class TextStream:
     Args:
       tokenizer: of the tokens.
       before: ids that the text goes on from, and that are not part of it; none where it is a text by itself.
+      ends: ids that end the text, and say nothing.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = ()):
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), ends: Sequence[int] = ()):
+        self.ends = frozenset(ends)
         self._tokenizer = tokenizer
         self._ids = list(before)
         self._said, self._n_said = tokenizer.decode(self._ids), len(self._ids)  # decoded of the first n_said ids
@@ -63,20 +65,10 @@ class TextStream:
                 return
 
 
-def stream_text(
-    tokenizer: Tokenizer, tokens: Iterable[int], *, before: Sequence[int] = (), ends: Sequence[int] = ()
-) -> Iterator[str]:
-    """The pieces of a text, see `TextStream`.
-
-    Args:
-      tokenizer: of the tokens.
-      tokens: their ids.
-      before: ids that the text goes on from.
-      ends: ids that end the text, and say nothing.
-    """
-    stream = TextStream(tokenizer, before)
+def stream_text(stream: TextStream, tokens: Iterable[int]) -> Iterator[str]:
+    """The pieces of a text as its tokens come, up to one that ends it."""
     for token in tokens:
-        if token in ends:
+        if token in stream.ends:
             break
         yield stream.add(token)
     yield stream.rest()

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from experiments.loop import compiled
 from experiments.loop.json_files import write_json
 from experiments.loop.stopping import exit_statuses, status_of
 from zoo.layers.names import unknown_name
@@ -56,6 +57,10 @@ def as_called(text: str) -> str:
     return re.sub(r"python -m\s+experiments\.", "subq ", text) if by_name else text
 
 
+def _with_cache(description: str) -> str:
+    return f"{as_called(description)}\n\n{compiled.HELP}"
+
+
 def parse(
     presets: Mapping[str, tuple[str, Config]],
     *,
@@ -75,7 +80,7 @@ def parse(
     if asked and not asked.startswith("-") and asked not in presets:
         raise UsageError(unknown_name("preset", asked, presets))
     presets = {name: (line, make_way(preset, given(type(preset)))) for name, (line, preset) in presets.items()}
-    prog, description = as_called(prog), as_called(description)
+    prog, description = as_called(prog), _with_cache(description)
     with _errors_in_one_line(prog):
         return tyro.extras.overridable_config_cli(presets, prog=prog, description=description)
 
@@ -103,7 +108,7 @@ def _flags_of(kind: type, prefix: str = "") -> dict[str, set[str]]:
 
 def parse_one(kind: type[Config], *, prog: str, description: str) -> Config:
     """Reads the command line of a command without presets."""
-    prog, description = as_called(prog), as_called(description)
+    prog, description = as_called(prog), _with_cache(description)
     with _errors_in_one_line(prog):
         return tyro.cli(kind, prog=prog, description=description)
 
@@ -156,9 +161,11 @@ def hand_on(commands: Mapping[str, str]) -> int:
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command and exits: errors that a person can mend become one line on stderr and exit status 1.
 
-    With TRACEBACK=1 in the environment the whole traceback is shown. After a SIGINT or SIGTERM the status is 130 or
-    143, also where a training run was saved first; see `stopping`.
+    Programs that it compiles are kept, see `compiled`. With TRACEBACK=1 in the environment the whole traceback is
+    shown. After a SIGINT or SIGTERM the status is 130 or 143, also where a training run was saved first; see
+    `stopping`.
     """
+    compiled.keep_compiled()
     with exit_statuses():
         try:
             sys.exit(main() or 0)

@@ -403,6 +403,8 @@ def peak_flops(device: Any) -> float | None:
 
 # Whole names, so that a slice of a card, a laptop's or a cut-down one is unknown rather than wrong.
 _PEAK_FLOPS = {
+    r"NVIDIA GB200": 2500e12,
+    r"NVIDIA B200": 2250e12,
     r"NVIDIA H100 80GB HBM3|NVIDIA H200|NVIDIA GH200 480GB": 989e12,  # SXM
     r"NVIDIA H100 NVL|NVIDIA H200 NVL": 835e12,
     r"NVIDIA H100 PCIe": 756e12,
@@ -421,4 +423,5 @@ _PEAK_FLOPS = {
     r"TPU v5 lite|TPU v5e": 197e12,
     r"TPU v5|TPU v5p": 459e12,
     r"TPU v6 lite|TPU v6e": 918e12,
+    r"TPU7x": 2307e12 / 2,  # two devices a chip
 }

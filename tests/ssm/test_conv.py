@@ -74,6 +74,17 @@ def test_agrees_with_reference_in_value_and_every_gradient_in_float64(x64, lengt
     assert_close(gradients, expected_gradients, gradient=True)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_weights_summed_in_turns_are_those_summed_at_once(x64, monkeypatch, packed):
+    # Nine turns of 8 positions, and 3 positions more.
+    inputs, options = make_inputs(75), {"segment_ids": make_segments(75)} if packed else {}
+    loops = []
+    for shortest in (76, 75):
+        monkeypatch.setattr("ssm.conv.SUMMED_IN_TURNS_FROM", shortest)
+        loops.append(value_and_gradients(lambda **kw: ssm.causal_conv1d(**kw, **options), inputs)[1])
+    assert_close(loops[1], loops[0], gradient=True)
+
+
 def test_without_bias_and_state_both_are_zero(x64):
     inputs = make_inputs(6)
     zeros = inputs | {"bias": jnp.zeros(3), "initial_state": jnp.zeros((2, 3, 3))}

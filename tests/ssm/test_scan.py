@@ -202,6 +202,26 @@ def test_training_memory_grows_with_b_l_e_and_one_state_a_chunk(implementation):
     assert growth < full_state
 
 
+def test_the_platform_of_the_program_chooses_and_not_that_of_the_process():
+    def loops(platform, **options):
+        scan = jax.jit(jax.grad(lambda inputs: ssm.selective_scan(**inputs, **options)[0].sum())).trace(
+            make_inputs(100)
+        )
+        return scan.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+
+    assert loops("cpu") == loops("tpu", implementation="sequential")
+    assert loops("tpu") == loops("cuda") == loops("cpu", implementation="associative") < loops("cpu")
+
+
+def test_the_form_for_other_platforms_agrees_with_the_reference(x64, monkeypatch):
+    inputs, positions = make_inputs(100), make_positions(100)
+    expected = value_and_gradients(reference.selective_scan, inputs, positions)
+    monkeypatch.setattr("ssm.scan.by_platform", lambda cpu, elsewhere, *operands: elsewhere(*operands))
+    out, gradients = value_and_gradients(ssm.selective_scan, inputs, positions)
+    assert_close(out, expected[0])
+    assert_close(gradients, expected[1], gradient=True)
+
+
 def test_flops_double_with_the_length():
     def flops(length):
         # XLA counts the body of a loop once, so take the whole row as one chunk.

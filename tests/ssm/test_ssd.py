@@ -10,7 +10,7 @@ import pytest
 
 import ssm
 from ssm import reference
-from ssm.ssd import decayed_attention
+from ssm.decayed_attention import decayed_attention
 from tests.numerics import assert_close, normal, value_and_gradients
 from tests.numerics import make_positions as make_dense_positions
 
@@ -146,9 +146,39 @@ def test_no_gradient_crosses_a_segment_boundary():
 
 def test_flops_double_with_the_length():
     def flops(length):
-        return jax.jit(ssm.ssd).lower(**make_inputs(length, p=16, n=16)).compile().cost_analysis()["flops"]
+        # XLA counts the body of a loop once, so take the program where all chunks are one group.
+        program = jax.jit(ssm.ssd).trace(**make_inputs(length, p=16, n=16)).lower(lowering_platforms=("tpu",))
+        return program.cost_analysis()["flops"]
 
     assert flops(1024) == pytest.approx(2 * flops(512), rel=0.02)
+
+
+def test_chunks_go_in_groups_on_a_cpu_and_at_once_elsewhere_whatever_the_process_runs_on(monkeypatch):
+    monkeypatch.setattr("ssm.decayed_attention.GROUP_BYTES", 1)
+    inputs = make_inputs(256)
+
+    def loops(platform):
+        program = jax.jit(jax.grad(lambda inputs: ssm.ssd(**inputs, chunk_size=32)[0].sum())).trace(inputs)
+        return program.lower(lowering_platforms=(platform,)).as_text().count("dynamic_update_slice")
+
+    # Elsewhere, only the scan between chunks writes in turns.
+    assert loops("cpu") > 2 >= loops("tpu") == loops("cuda")
+
+
+@pytest.mark.parametrize("group_bytes", [1, 2**13])
+def test_groups_of_chunks_change_nothing(x64, monkeypatch, group_bytes):
+    length, rank, h = 24, 2, 4
+    inputs = make_inputs(length * rank, h=h)
+    inputs |= {"weight": inputs.pop("dt"), "own": normal(jax.random.key(7), 2, length * rank, h)}
+    inputs["a"] = jnp.repeat(inputs["weight"][:, ::rank] * inputs.pop("A"), rank, axis=1).at[:, 1::rank].set(0)
+    del inputs["D"]
+    segment_ids = jnp.repeat(make_positions(length)["segment_ids"], rank, axis=1)
+    op = functools.partial(decayed_attention, chunk_size=2, rank=rank)  # 12 chunks
+    expected = value_and_gradients(op, inputs, {"segment_ids": segment_ids})
+    monkeypatch.setattr("ssm.decayed_attention.GROUP_BYTES", group_bytes)
+    out = value_and_gradients(op, inputs, {"segment_ids": segment_ids})
+    assert_close(out[0], expected[0])
+    assert_close(out[1], expected[1], gradient=True)
 
 
 def test_a_step_costs_what_the_recurrence_needs():

@@ -30,7 +30,7 @@ OPTIONS = {
     "mamba3": ssm.Mamba3Config(d_state=4, head_dim=4, chunk_size=3),
     "vim": ssm.MambaConfig(d_state=4, dt_rank=2, chunk_size=3),
     "ss2d": ssm.SS2DConfig(d_state=4, dt_rank=2, chunk_size=3),
-    "attn": zoo.AttentionConfig(n_heads=2),
+    "attn": zoo.AttentionConfig(n_heads=2, implementation="blocks"),  # zamba2's is dense
     # Three pieces of the shape of a row, absent positions counted.
     "m2": m2.M2Config(l_max=3 * L, filter=m2.HyenaFilterConfig(order=4)),
     "zamba2": zoo.Zamba2Config(n_heads=2, adapter_rank=2),

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.platform import by_platform
 from zoo.layers.seen import ABSENT, Pairs, distances, seen
 
 # Measured on one CPU core at head width 64, forward and backward: ahead of 128 and 512 from 197 to 4,096 positions.
@@ -96,9 +97,8 @@ def _each_head(function, by_query, by_key, numbers, slopes, rule, axis):
         one = functools.partial(function, rule=rule, sizes=sizes)
         return over_heads(one, by_query, by_key, (numbers, visited), slopes)
 
-    return lax.platform_dependent(
-        cpu=lambda: run(_loop_over_heads, CPU_BLOCK_SIZE, True),
-        default=lambda: run(_batch_of_heads, BLOCK_SIZE, False),
+    return by_platform(
+        lambda: run(_loop_over_heads, CPU_BLOCK_SIZE, True), lambda: run(_batch_of_heads, BLOCK_SIZE, False)
     )
 
 
@@ -108,7 +108,7 @@ def _even(length, most):
 
 
 def _loop_over_heads(function, by_query, by_key, by_row, slopes):
-    b, h, g = len(by_key[0]), by_query[0].shape[2], by_key[0].shape[2]
+    b, h, g = by_key[0].shape[0], by_query[0].shape[2], by_key[0].shape[2]
 
     def part(x, row, head):
         # Products of narrower numbers are widened on a CPU anyway, each time.
@@ -121,7 +121,9 @@ def _loop_over_heads(function, by_query, by_key, by_row, slopes):
         return lax.dynamic_update_slice(whole, x[None], [row, zero, head * x.shape[1], *[zero] * (x.ndim - 2)])
 
     def run(row, head):
-        numbers = jax.tree.map(lambda x: x[0] if len(x) == 1 else lax.dynamic_index_in_dim(x, row, 0, False), by_row)
+        numbers = jax.tree.map(
+            lambda x: x[0] if x.shape[0] == 1 else lax.dynamic_index_in_dim(x, row, 0, False), by_row
+        )
         size = h // g
         slope = None if slopes is None else lax.dynamic_slice_in_dim(slopes, head * size, size)
         return function(*(part(x, row, head) for x in (*by_query, *by_key)), *numbers, slope)
@@ -132,15 +134,15 @@ def _loop_over_heads(function, by_query, by_key, by_row, slopes):
 
     shapes = jax.eval_shape(run, 0, 0)
     wholes = [jnp.zeros((b, x.shape[0], g * x.shape[1], *x.shape[2:]), x.dtype) for x in shapes]
-    return lax.fori_loop(0, b * g, step, wholes)
+    return lax.fori_loop(0, jnp.asarray(b * g), step, wholes)  # an array: b may be a symbol (`jax.export`)
 
 
 def _batch_of_heads(function, by_query, by_key, by_row, slopes):
     g = by_key[0].shape[2]
     heads = [x.reshape(*x.shape[:2], g, -1, *x.shape[3:]) for x in (*by_query, *by_key)]
     slopes = None if slopes is None else slopes.reshape(g, -1)
-    of_row = jax.tree.map(lambda x: x[0] if len(x) == 1 else x, by_row)
-    row_axes = jax.tree.map(lambda x: None if len(x) == 1 else 0, by_row)
+    of_row = jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x, by_row)
+    row_axes = jax.tree.map(lambda x: None if x.shape[0] == 1 else 0, by_row)
 
     def run(of_row, slopes, *heads):
         return function(*heads, *of_row, slopes)
@@ -158,7 +160,7 @@ def _visited(numbers, sizes, rule, axis, by_row):
     there = numbers.k_index != ABSENT
     q_low, q_high = _bounds(numbers.q_index, sizes[0], 2)
     k_low, k_high = _bounds(numbers.k_index, sizes[1], 1, there)
-    needed = jnp.broadcast_to(k_low <= k_high, (len(k_low), q_low.shape[1], k_low.shape[2]))
+    needed = jnp.broadcast_to(k_low <= k_high, (k_low.shape[0], q_low.shape[1], k_low.shape[2]))
     if rule.causal:
         needed &= k_low <= q_high
     if rule.window is not None:
@@ -181,7 +183,7 @@ def _bounds(x, size, axis, there=True):
     bounds = []
     for reduce, value in ((jnp.min, ABSENT), (jnp.max, -ABSENT)):
         padded = jnp.pad(jnp.where(there, x, value), ((0, 0), (0, -x.shape[1] % size)), constant_values=value)
-        bounds.append(jnp.expand_dims(reduce(padded.reshape(len(x), -1, size), axis=2), axis))
+        bounds.append(jnp.expand_dims(reduce(padded.reshape(x.shape[0], -1, size), axis=2), axis))
     return bounds
 
 

@@ -7,7 +7,7 @@ unless asked for.
 Axes: s keys.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -36,8 +36,8 @@ class Pairs(NamedTuple):
     k_segment: Int[Array, "*b s"] | None = None
 
 
-def pairs(length: int, q_at: Positions | None, k_at: Positions | None) -> Pairs:
-    """The numbers of queries and keys; without any, both are the positions 0 to length - 1."""
+def pairs(length: Any, q_at: Positions | None, k_at: Positions | None) -> Pairs:
+    """The numbers of queries and keys; without any, both are the positions 0 to length - 1 (a number or a symbol)."""
     if q_at is None or k_at is None:
         index = jnp.arange(length, dtype=jnp.int32)[None]
         return Pairs(index, index)

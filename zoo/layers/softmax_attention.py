@@ -4,6 +4,7 @@ Axes: s keys, g key-value heads, r query heads of a group.
 """
 
 import functools
+import math
 from typing import Literal
 
 import jax
@@ -55,8 +56,8 @@ def softmax_attention(
       slopes: what a position of distance costs in each head (ALiBi), or None. Not differentiated.
       scale: multiplies the products. None: 1 / sqrt(p).
       implementation: "blocks" (linear memory), "dense" (all scores at once), or "cudnn" (its kernel, through
-        `jax.nn.dot_product_attention`: an NVIDIA GPU, bfloat16 or float16). None takes dense where l or l s is small,
-        else blocks.
+        `jax.nn.dot_product_attention`: an NVIDIA GPU, bfloat16 or float16). None takes dense where l or l s is small
+        (or not known yet, see `jax.export.symbolic_shape`), else blocks.
       block_size: keys a block, and queries a block times the heads of a group. None takes the platform's.
 
     Returns:
@@ -80,9 +81,13 @@ def softmax_attention(
         raise ValueError("q_at and k_at must both be given, unless queries and keys are the same positions")
     hides = causal or window is not None or numbered
     rule = Rule(causal, window, float(q.shape[-1] ** -0.5 if scale is None else scale), hides, block_size)
+    lengths = q.shape[1], k.shape[1]
     if implementation is None:
-        short = q.shape[1] <= DENSE_QUERIES or q.shape[1] * k.shape[1] <= DENSE_SCORES
-        implementation = "dense" if short else "blocks"
+        known = all(isinstance(n, int) for n in lengths)  # not a symbol (`jax.export`)
+        few = known and (lengths[0] <= DENSE_QUERIES or math.prod(lengths) <= DENSE_SCORES)
+        implementation = "blocks" if known and not few else "dense"
+    if 0 in (*q.shape, *k.shape):
+        implementation = "dense"  # no blocks of nothing
     numbers = pairs(q.shape[1], q_at, k_at)
     if implementation == "cudnn":
         return _cudnn(q, k, v, numbers, slopes, rule, plain=not numbered)

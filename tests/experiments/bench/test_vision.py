@@ -7,7 +7,7 @@ import pytest
 
 from experiments.bench import vision
 
-TINY = ("--d-model", 8, "--layers", 1, "--patch-size", 8, "--rounds", 1)
+TINY = ("--d-model", 8, "--layers", 1, "--patch-size", 8, "--rounds", 1, "--no-timm")
 
 
 @pytest.fixture
@@ -34,6 +34,34 @@ def test_a_row_for_each_pattern_part_and_size_a_picture_and_a_record(tmp_path, r
     assert {row.count("|") for row in rows} == {9}
     assert out.count("takes less than attn/mlp") == 4
     assert picture.stat().st_size > 0
+
+
+def test_without_timm_the_others_are_timed(run, monkeypatch):
+    monkeypatch.setattr(vision, "require", functools.partial(_lacks, "timm"))
+    arguments = ("--sizes", 16, "--patterns", "attn/mlp", "--parts", "model", "--timm")
+    status, out, err = run(*TINY, *arguments)
+    assert status == 0, err
+    assert "without timm: pip install timm" in out
+    assert "| model |     16 |      4 | attn/mlp" in out
+
+
+def _lacks(package, *packages):
+    if package in packages:
+        raise vision.Missing(f"pip install {package}")
+
+
+def test_each_pattern_is_compared_with_timm_too():
+    curves = {"attn": (2, 2), "vim": (3, 1), "timm": (1, 2)}
+    figures = [
+        {"part": "model", "size": size, "pattern": pattern, "ms": value, "mib": value}
+        for pattern, values in curves.items()
+        for size, value in zip((8, 16), values, strict=True)
+    ]
+    assert [line for line in vision.thresholds(figures) if ", ms" in line] == [
+        "model, ms: vim takes less than attn from 16 pixels on",
+        "model, ms: attn takes less than timm at no size",
+        "model, ms: vim takes less than timm from 16 pixels on",
+    ]
 
 
 def test_models_differ_in_the_pattern_and_blocks_without_a_channel_mixer_are_twice_as_many():

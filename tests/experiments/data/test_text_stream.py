@@ -72,7 +72,7 @@ KINDS = (*EXACT, "byte-fallback")
 
 
 def streamed(tokenizer, ids, before=()):
-    return "".join(stream_text(tokenizer, ids, before=before))
+    return "".join(stream_text(TextStream(tokenizer, before), ids))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,7 +107,7 @@ def test_a_stop_string_ends_streamed_text_where_it_ends_the_whole(kind, data):
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=40))
     stop = data.draw(st.lists(st.text(st.sampled_from("a ct雪\n"), min_size=1, max_size=3), max_size=3))
     whole = streamed(tokenizer, ids)
-    assert "".join(until_stop(stream_text(tokenizer, ids), stop)) == whole[: first_of(whole, stop)]
+    assert "".join(until_stop(stream_text(TextStream(tokenizer), ids), stop)) == whole[: first_of(whole, stop)]
 
 
 def test_the_space_before_the_first_word_is_said():

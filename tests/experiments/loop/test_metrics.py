@@ -241,6 +241,8 @@ def test_time_before_the_clock_is_restarted_is_not_in_the_time_left(monkeypatch)
         ("Tesla T4", 65e12),
         ("TPU v5 lite", 197e12),
         ("TPU v5", 459e12),
+        ("TPU7x", 1153.5e12),
+        ("NVIDIA B200", 2250e12),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),

@@ -1,6 +1,9 @@
 """Attention by blocks and all at once against pairs written out, in value and gradient; what it costs."""
 
+import functools
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -43,7 +46,7 @@ def value_and_gradient(function, inputs):
 def driver(request, monkeypatch):
     """Both ways to run the blocks: a CPU's, and the other platforms'."""
     if request.param == "batch":
-        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *, cpu, default: default())
+        monkeypatch.setattr(block_attention, "by_platform", lambda _, elsewhere: elsewhere())
 
 
 RULES = [(True, None, False), (True, 3, True), (False, None, True), (False, 3, False)]
@@ -92,6 +95,17 @@ def test_a_query_that_sees_nothing_gives_zero(implementation):
     options = {"causal": True, "implementation": implementation, "block_size": 2}
     y, gradients = value_and_gradient(lambda *x: softmax_attention(*x, q_at, k_at, **options), inputs)
     assert all(not np.any(x) for x in jax.tree.leaves((y, gradients)))
+
+
+@pytest.mark.parametrize(("b", "length", "n_keys"), [(0, 5, 5), (2, 0, 5), (2, 5, 0)])
+@pytest.mark.usefixtures("driver")
+def test_no_rows_no_queries_and_no_keys_give_empty_or_zero_results(b, length, n_keys):
+    inputs = make_inputs(b, length, n_keys)
+    at = [Positions(jnp.arange(n, dtype=jnp.int32)[None]) for n in (length, n_keys)]
+    for implementation in ("blocks", "dense"):
+        y = softmax_attention(*inputs, *at, causal=True, implementation=implementation)
+        assert y.shape == inputs[0].shape
+        assert not np.any(y)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -155,6 +169,16 @@ def test_the_program_follows_the_platform_it_is_compiled_for():
         for platform in ("cpu", "cuda", "tpu")
     }
     assert loops["tpu"] == loops["cuda"] == loops["cpu"] - 2  # one forward, one backward
+
+
+@pytest.mark.parametrize("shape", ["b, 80", "b, l"])
+def test_exported_for_any_batch_and_length(shape):
+    b, length = jax.export.symbolic_shape(shape)
+    x = jax.ShapeDtypeStruct((b, length, 2, 4), jnp.float32)
+    run = jax.jit(functools.partial(softmax_attention, causal=True))
+    exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(x, x, x)
+    inputs = make_inputs(3, 80, 80, h=2, g=2, p=4, dtype=jnp.float32)
+    assert_close(exported.call(*inputs), run(*inputs))
 
 
 def test_wrong_options_are_named(unchecked):
