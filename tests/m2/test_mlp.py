@@ -23,6 +23,16 @@ FORMULAS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_is_by_erf_in_float32_and_keeps_its_tail_below(dtype):
+    x = jnp.asarray([-3.0, -2.0, -0.5, 0.0, 1.0, 4.0], dtype)
+    assert_close(ACTIVATIONS["gelu"](x), jnp.asarray([FORMULAS["gelu"](float(v)) for v in x], dtype))
+    tail = ACTIVATIONS["gelu"](x[0]).astype(float)
+    np.testing.assert_allclose(tail, FORMULAS["gelu"](-3.0), rtol=1e-4 if dtype == jnp.float32 else 3e-2)
+    program = str(jax.make_jaxpr(ACTIVATIONS["gelu"])(x))
+    assert ("erfc" in program) == (dtype == jnp.bfloat16)
+
+
 def make_mlp(dtype="float64", d_model=8, **options):
     config = m2.MonarchMLPConfig(**({"d_ff": 12} | options))
     dtypes = {"dtype": jnp.dtype(dtype), "param_dtype": jnp.promote_types(dtype, jnp.float32)}

@@ -14,6 +14,8 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from m2.mlp import gelu
+
 Stem = Literal["patch", "conv"]
 
 
@@ -72,7 +74,7 @@ class PatchEmbedding(nnx.Module):
     def __call__(self, images: Float[Array, "b x y c"]) -> Float[Array, "b r s d"]:
         """A vector for each patch, in rows and columns."""
         for layer in self.stem:
-            images = jax.nn.gelu(layer(images), approximate=False)
+            images = gelu(layer(images))
         return self.projection(images)
 
 
