@@ -145,7 +145,7 @@ def test_a_config_that_does_not_fit_is_an_error(change, message, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"norm": "layer"}, "norm='layer' cannot be written in the transformers layout of lma, only 'rms'"),
+        ({"norm": "layer"}, "norm='layer' cannot be written in the transformers layout of llama, only 'rms'"),
         ({"norm_place": "post"}, "norm_place='post' cannot be written"),
         ({"layer_scale": 0.1}, "layer_scale=0.1 cannot be written"),
         ({"first_norm": False}, "first_norm=False cannot be written"),
@@ -155,7 +155,7 @@ def test_a_config_that_does_not_fit_is_an_error(change, message, tmp_path):
         ({"mlp": zoo.MLPConfig(out_bias=True)}, "mlp.out_bias=True cannot be written"),
         (
             {"pattern": "attn/mlp attn[window=8]/mlp"},
-            "attn.window=8 cannot be written in the transformers layout of lla",
+            "attn.window=8 cannot be written in the transformers layout of llama",
         ),
         (
             {"pattern": "attn"},
