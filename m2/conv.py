@@ -24,7 +24,7 @@ Discrete weighted transforms and large-integer arithmetic.
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ def fft_conv(
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
-    block = channel_block(d, b * fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
+    block = channel_block(d, b, fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
     plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype), block)
     runs = None
     if segment_ids is not None:
@@ -160,9 +160,13 @@ def _is_half(dtype) -> bool:
     return jnp.dtype(dtype).itemsize == 2
 
 
-def channel_block(d: int, positions: int, dtype, block_bytes: int) -> int:
-    """How many of d channels of a dtype to take at a time where each has so many positions, padding included."""
-    most = max(LEAST_BLOCK, block_bytes // (positions * jnp.promote_types(dtype, jnp.float32).itemsize))
+def channel_block(d: int, rows: Any, positions: int, dtype, block_bytes: int) -> int:
+    """How many of d channels of a dtype to take at a time where each has so many positions, padding included.
+
+    `rows` of the batch may be a symbol (`jax.export`) that becomes any number, and counts as one then.
+    """
+    rows = rows if isinstance(rows, int) else 1
+    most = max(LEAST_BLOCK, block_bytes // (rows * positions * jnp.promote_types(dtype, jnp.float32).itemsize))
     return -(-d // -(-d // most))
 
 

@@ -76,7 +76,7 @@ def fft_conv2d(
 
     rows, columns = _Axis.over(x, k.shape[1]), _Axis.over(y, k.shape[2])
     flat, *gates = (None if a is None else a.reshape(b, x * y, d) for a in (u, input_gate, output_gate))
-    plan = _Plan(rows, columns, channel_block(d, b * rows.padded * columns.padded, u.dtype, BLOCK_BYTES))
+    plan = _Plan(rows, columns, channel_block(d, b, rows.padded * columns.padded, u.dtype, BLOCK_BYTES))
     return gated_conv(plan, flat, k.reshape(d, -1), bias, *gates, None).reshape(u.shape)
 
 

@@ -1,6 +1,7 @@
 """The long convolution: both ways of computing it are the sum over pairs of positions, in value and every gradient."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_channels_in_blocks(causal, x64, monkeypatch):
 
 def test_blocks_fill_the_cache_and_are_about_even():
     def block(d, positions):
-        return m2.conv.channel_block(d, positions, jnp.bfloat16, 2**16)
+        return m2.conv.channel_block(d, 1, positions, jnp.bfloat16, 2**16)
 
     assert [block(768, positions) for positions in (1, 64, 256, 10**6)] == [768, 256, 64, 16]
     assert [block(d, 10**6) for d in (1, 8, 17, 46)] == [1, 8, 9, 16]
@@ -208,6 +209,15 @@ def test_causal_to_rounding(x64):
     jacobian = jax.jacrev(lambda u: m2.fft_conv(u, inputs["k"])[0, :, 0])(inputs["u"])[:, 0, :, 0]
     above = np.abs(np.triu(jacobian, 1)).max()
     assert above < 1e-14 * np.abs(jacobian).max() * 20
+
+
+def test_exported_for_any_batch():
+    (b,) = jax.export.symbolic_shape("b")
+    inputs = inputs_for(20, 20, d=3, b=2, gated=False, dtype=jnp.float32)
+    run = jax.jit(m2.fft_conv)
+    shapes = [jax.ShapeDtypeStruct((b, *inputs["u"].shape[1:]), jnp.float32), inputs["k"]]
+    exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(*shapes)
+    assert_close(exported.call(inputs["u"], inputs["k"]), run(inputs["u"], inputs["k"]))
 
 
 def test_errors_name_the_argument(unchecked):
