@@ -99,7 +99,7 @@ def generate(
     Raises:
       ValueError: a model that is no causal language model, a text or other things in place of token ids, an empty
         prompt, a token outside the vocabulary, max_new_tokens below 1, more positions than the model
-        has, or no key to draw with.
+        has, no key to draw with, or a prompt that is traced (parameters may be).
     """
     prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key)
     new = _decode(*prepared, max_new_tokens=max_new_tokens, greedy=sampling.greedy, filtered=sampling.filtered)
@@ -165,6 +165,12 @@ def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, 
         raise ValueError(f"model is a {type(model).__name__}, expected a CausalLM: others do not say what comes next")
     if not isinstance(max_new_tokens, numbers.Integral) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens!r}, expected at least 1")
+    for name, given in (("prompt_ids", prompt_ids), ("mask", mask)):
+        if isinstance(given, jax.core.Tracer):
+            raise ValueError(
+                f"{name} is traced by a jax transformation, expected known numbers, e.g. a numpy array: they are "
+                "checked and padded first. generate compiles its own steps; under jax.jit, loop over the model's extend"
+            )
     vocab_size = model.config.vocab_size
     eos = _token_ids([] if eos_id is None else eos_id, vocab_size, "eos_id").reshape(-1).astype(np.int32)
     pad = int(_token_ids(eos[0] if pad_id is None and len(eos) else pad_id or 0, vocab_size, "pad_id"))

@@ -339,3 +339,19 @@ DRAW = {"sampling": zoo.Sampling(temperature=1.0)}
 def test_errors_name_the_argument(hybrid, call, prompt, options, message):
     with pytest.raises(ValueError, match=message):
         call(hybrid, prompt, **options)
+
+
+def test_inside_jit_a_known_prompt_is_continued_and_a_traced_one_refused(hybrid, unchecked):
+    graphdef, params = nnx.split(hybrid)
+
+    @jax.jit
+    def continued(params):
+        return zoo.generate(nnx.merge(graphdef, params), np.array([[3, 1, 4]]), max_new_tokens=4)
+
+    assert continued(params).tolist() == zoo.generate(hybrid, [[3, 1, 4]], max_new_tokens=4).tolist()
+    for name, call in (
+        ("prompt_ids", lambda ids: zoo.generate(hybrid, ids)),
+        ("mask", lambda ids: zoo.generate(hybrid, np.array([[1, 2]]), mask=ids > 0)),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is traced by a jax transformation, expected known numbers"):
+            jax.jit(call)(np.array([[1, 2]]))
