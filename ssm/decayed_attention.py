@@ -84,7 +84,7 @@ def decayed_attention(
     if initial_state is None:
         initial_state = jnp.zeros((b, h, p, B.shape[3]), dtype)
     state = initial_state.astype(dtype)
-    if length == 0:
+    if 0 in x.shape:
         return jnp.zeros(x.shape, dtype), state
     runs = None if segment_ids is None else segment_runs(segment_ids)
     rows = min(chunk_size * rank, length)
@@ -311,7 +311,7 @@ def _make_chunks(x, weight, own, a, B, C, runs, chunk_size):
     (b, length, h, p), n = x.shape, B.shape[3]
     count = -(-length // chunk_size)
     numbers = h * chunk_size * (chunk_size + p) + h * p * n  # in a chunk
-    rows = max(1, b) if isinstance(b, int) else 1  # a symbol (`jax.export`) may become any number
+    rows = b if isinstance(b, int) else 1  # a symbol (`jax.export`) may become any number
     most = max(1, GROUP_BYTES // (rows * numbers * weight.dtype.itemsize))
     size = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
     chunked = functools.partial(_chunked, count=count, chunk_size=chunk_size)
