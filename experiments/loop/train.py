@@ -451,31 +451,33 @@ def _train(
                         break
                 progress.print(f"{left} cannot be written any more ({why}): the run goes on in {folder}")
 
-            def write(step, values, split):
-                """Writes a record of metrics, elsewhere if need be."""
+            def somewhere(act):
+                """Does what writes to the run's folder, in another one if need be."""
                 while True:
                     try:
-                        return metrics.write(step, values, split=split)
-                    except OSError as error:
-                        move(error)
-
-            def save(step, measured):
-                """Saves the state of a step, elsewhere if need be."""
-                nonlocal saved
-                by_layer, data_state = _by_layer(state), task.batches.get_state()
-                while True:
-                    try:
-                        if gone := write_again(folder, kept, metrics):
-                            progress.print(f"deleted under the run and written again: {', '.join(gone)}")
-                        if saved and not (checkpoints.root / str(saved)).exists():
-                            progress.print(
-                                f"the checkpoint of step {saved} was deleted under the run; step {step} is saved"
-                            )
-                        checkpoints.save(step, by_layer, data_state=data_state, metrics=measured)
+                        return act()
                     except (OSError, UsageError) as error:
                         move(error)
-                    else:
-                        break
+
+            def write(step, values, split):
+                """Writes a record of metrics."""
+                somewhere(lambda: metrics.write(step, values, split=split))
+
+            def save(step, measured):
+                """Saves the state of a step."""
+                nonlocal saved
+                by_layer, data_state = _by_layer(state), task.batches.get_state()
+
+                def act():
+                    if gone := write_again(folder, kept, metrics):
+                        progress.print(f"deleted under the run and written again: {', '.join(gone)}")
+                    if saved and not (checkpoints.root / str(saved)).exists():
+                        progress.print(
+                            f"the checkpoint of step {saved} was deleted under the run; step {step} is saved"
+                        )
+                    checkpoints.save(step, by_layer, data_state=data_state, metrics=measured)
+
+                somewhere(act)
                 saved = step
 
             def look_back(batch):
