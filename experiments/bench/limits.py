@@ -267,7 +267,7 @@ def main() -> int:
 
 def _measure(chosen: list[Operation], config: Config) -> int:
     environment = record.read_environment()
-    print(f"{environment['hardware']}; " + ", ".join(f"{name} {v}" for name, v in environment["versions"].items()))
+    print(record.machine_and_versions(environment))
     print(f"float32, {config.threads} threads, {config.rounds} rounds, commit {environment['commit']}")
     tried = ceilings(config.quick)
     calls = {f"{each.part}: {each.name}": each.call for each in tried}

@@ -99,7 +99,7 @@ def main() -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     chosen = _chosen(config)
     environment = record.read_environment()
-    print(f"{environment['hardware']}; " + ", ".join(f"{name} {v}" for name, v in environment["versions"].items()))
+    print(record.machine_and_versions(environment))
     print(f"float32, b={config.batch} d_model={config.d_model} layers={config.layers}, commit {environment['commit']}")
     print(
         f"\n| {'what':<11} | {'l':>6} | {'contender':<38} | {'pass':<18} | {'ms':>8} | {'ratio':>6} | {'tokens/s':>9} "

@@ -85,7 +85,7 @@ def main() -> int:
 
 def _compare(rows: list[Row], config: Config) -> int:
     environment = record.read_environment()
-    print(f"{environment['hardware']}; " + ", ".join(f"{name} {v}" for name, v in environment["versions"].items()))
+    print(record.machine_and_versions(environment))
     print(f"float32, {config.threads} threads, {config.rounds} rounds, commit {environment['commit']}")
     print(
         f"\n| {'what':<14} | {'shape':<28} | {'peer':<20} | {'pass':<18} | {'ms':>8} | {'peer ms':>8} | {'ratio':>6} "

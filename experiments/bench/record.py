@@ -46,6 +46,11 @@ def read_environment() -> dict:
     }
 
 
+def machine_and_versions(environment: dict) -> str:
+    """The line above a table that stands beside other packages."""
+    return f"{environment['hardware']}; " + ", ".join(f"{name} {v}" for name, v in environment["versions"].items())
+
+
 def _processor() -> str:
     """The processor's name, where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -214,8 +214,7 @@ def _head_forward(q, k, v, numbers, visited, slopes, *, rule, sizes):
         return y / jnp.where(total > 0, total, 1)[:, None], log_sum
 
     y, log_sum = lax.map(queries, jnp.arange(len(q) // m))
-    y, log_sum = (x.reshape(-1, group, *x.shape[2:])[:length] for x in (y, log_sum))
-    return y, log_sum
+    return tuple(x.reshape(-1, group, *x.shape[2:])[:length] for x in (y, log_sum))
 
 
 def _head_backward(q, y, log_sum, dy, k, v, numbers, visited, slopes, *, rule, sizes):
@@ -264,16 +263,12 @@ def _block_scores(q, k, numbers, slopes, rule, sizes):
     slopes = None if slopes is None else jnp.tile(_wide(slopes), sizes[0])[:, None]
 
     def here(i, j):
-        q_index, k_index, q_segment, k_segment = filled
-
-        def take(x, n, size, times):
-            return None if x is None else jnp.repeat(_block(x, n, size), times)
-
+        places = ((i, sizes[0], group), (j, sizes[1], 1)) * 2
         return Pairs(
-            take(q_index, i, sizes[0], group),
-            take(k_index, j, sizes[1], 1),
-            take(q_segment, i, sizes[0], group),
-            take(k_segment, j, sizes[1], 1),
+            *(
+                None if x is None else jnp.repeat(_block(x, n, size), times)
+                for x, (n, size, times) in zip(filled, places, strict=True)
+            )
         )
 
     def scores_of(i, j):
