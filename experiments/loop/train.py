@@ -83,6 +83,9 @@ class TrainConfig:
     rescue: Annotated[Path | None, alias("--rescue")] = None
     """Folder that the run goes on in, under its name and `.rescued`, once its own cannot be written any more: a full or
     read-only disk, say. None: beside its own. Where that cannot be written either, in the system's temporary folder."""
+    distributed: Annotated[str | None, alias("--distributed")] = None
+    """Several processes: host:port,count,index, the address of process 0, how many there are, which this is; or auto,
+    where SLURM, Open MPI or a TPU pod says so. off: none, whatever a launcher says. All are given the same flags."""
     allow_changed: Annotated[tuple[Changeable, ...], alias("--allow-changed")] = ()
     """What a run may go on with though it is not what it was begun with, of data, tokenizer and code."""
 
