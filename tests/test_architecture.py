@@ -26,7 +26,7 @@ ROOMS = {
     "m2": ("",),
     "ssm": ("",),
     "zoo": ("layers", "stack", "models", "published", ""),
-    "experiments": ("loop", "data", "causal", "encoders", "vision", "retrieval", "recall", "", "bench"),
+    "experiments": ("loop", "data", "causal", "encoders", "vision", "retrieval", "recall", "", "aot", "bench"),
 }
 
 SOURCES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))
