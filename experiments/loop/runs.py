@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from experiments.loop import flags
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.json_files import write_json
+from experiments.loop.mesh import AXES
 from experiments.loop.run_lock import LOCK_FILE
 from zoo.models.build import ModelConfig
 from zoo.models.causal import TokenConfig
@@ -23,10 +24,23 @@ LENGTH = ("epochs",)
 Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, `model` and `train`
 
 # Fields that may change between two starts of one run.
-FREE = ("run_dir", "model.remat", "model.scan_layers", "optim.decay_fraction") + tuple(
-    f"train.{name}"
-    for name in ("steps", "log_every", "eval_every", "save_every", "keep_last", "tensorboard", "wandb", "allow_changed")
-    + ("rescue",)
+FREE = (
+    ("run_dir", "model.remat", "model.scan_layers", "optim.decay_fraction")
+    + tuple(
+        f"train.{name}"
+        for name in (
+            "steps",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep_last",
+            "tensorboard",
+            "wandb",
+            "allow_changed",
+        )
+        + ("rescue",)
+    )
+    + tuple(f"mesh.{axis}" for axis in AXES)
 )
 
 
