@@ -50,7 +50,6 @@ from experiments.data.tokenizers import FILE_NAME, published_tokenizer, save_tok
 from experiments.loop import flags, runs
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.fingerprints import check_inputs
-from experiments.loop.frozen import thaw
 from experiments.loop.json_files import write_json
 from experiments.loop.mesh import MeshConfig, meshed
 from experiments.loop.metrics import last_evaluation
@@ -59,6 +58,7 @@ from experiments.loop.optim import OptimConfig, Schedule
 from experiments.loop.run_lock import locked
 from experiments.loop.summary import Summary, table
 from experiments.loop.train import TrainConfig, split_model, train
+from zoo.models.frozen import thaw
 from zoo.published.pretrained import find_folder
 
 
