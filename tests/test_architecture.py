@@ -25,7 +25,7 @@ NOT_FROM_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "scan", "remat", "
 ROOMS = {
     "m2": ("",),
     "ssm": ("",),
-    "zoo": ("layers", "stack", "models", "published", "reuse", ""),
+    "zoo": ("layers", "stack", "models", "reuse", "published", ""),
     "experiments": ("loop", "data", "causal", "encoders", "vision", "retrieval", "recall", "", "aot", "bench"),
 }
 

@@ -36,6 +36,8 @@ from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
 from zoo.models.vision import ImageClassifierConfig as ImageClassifierConfig
+from zoo.published.adapter_files import load_adapter as load_adapter
+from zoo.published.adapter_files import save_adapter as save_adapter
 from zoo.published.presets import create as create
 from zoo.published.presets import presets as presets
 from zoo.published.pretrained import from_pretrained as from_pretrained
