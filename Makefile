@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+AOT_VENV ?= .venv-aot
 # Compiling every module of every package takes longer than all the rest; Python compiles what it imports.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-fast test-slow check bench notebooks clean
+.PHONY: train test test-fast test-slow test-aot check bench notebooks clean
 
 train: $(VENV)/.experiments  ## train the tiny Mamba on Python's standard library, or go on with it
 	$(BIN)/python -m experiments.causal_lm tiny $(ARGS)
@@ -20,6 +21,13 @@ test-fast: $(VENV)/.test  ## a minute: architecture, references at one shape, a 
 test-slow: $(VENV)/.test  ## the slow ones: killed runs, the tiny run's promised result
 	$(BIN)/python -m pytest -q -m slow $(ARGS)
 
+# Its own environment: JAX looks for a TPU wherever libtpu is.
+test-aot:  ## compile for TPUs and GPUs that are not here, in ten minutes; skipped where their compilers have no wheel
+	@$(MAKE) --no-print-directory VENV=$(AOT_VENV) $(AOT_VENV)/.test
+	@if $(MAKE) --no-print-directory VENV=$(AOT_VENV) $(AOT_VENV)/.aot; then \
+	  XLA_FLAGS= JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 $(AOT_VENV)/bin/python -m pytest -q -n auto tests/aot -m 'not slow and not gpu' $(ARGS); \
+	else echo "test-aot is skipped: libtpu or jax-cuda12-plugin cannot be installed here (Linux on x86-64 has both)"; fi
+
 check: $(VENV)/.test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,7 +40,7 @@ notebooks: $(VENV)/.notebooks  ## open the notebooks
 	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab notebooks
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(AOT_VENV)
 
 $(VENV)/.experiments: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[experiments]'
@@ -41,6 +49,10 @@ $(VENV)/.experiments: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[experiments,test]'
 	touch $@ $(VENV)/.experiments
+
+$(VENV)/.aot: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[aot]'
+	touch $@
 
 $(VENV)/.notebooks: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[notebooks]'

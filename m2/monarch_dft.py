@@ -108,7 +108,7 @@ class MonarchDFT:
         rest = self.n // self.sizes[0]
         rows = -(-l // rest)  # the other t1 are zero
         x = jnp.pad(x, ((0, 0), (0, rows * rest - l), (0, 0))).reshape(b, rows, rest * d)
-        x = from_left(self._first(rows), x, self.precision)
+        x = matrix_times(self._first(rows), x, self.precision)
         for step in self.steps:
             rest //= step.size
             x = x.reshape(b, len(step.frequencies), 2, step.size, rest * d)
@@ -128,7 +128,7 @@ class MonarchDFT:
             x = jnp.einsum(f"fqgpt,{order}->bfptx", step.matrix(x.dtype), x, precision=self.precision)
             rest *= step.size
         rows = -(-out // rest)
-        x = from_left(self._first(rows, self.n).T, x.reshape(b, -1, rest * d), self.precision)
+        x = matrix_times(self._first(rows, self.n).T, x.reshape(b, -1, rest * d), self.precision)
         return x.reshape(b, rows * rest, d)[:, :out]
 
     def _first(self, rows: int, back_over: int | None = None) -> np.ndarray:
@@ -157,7 +157,7 @@ class GridDFT:
         """The spectrum of x (b, r, c, d)."""
         b, r, c, d = x.shape
         matrix = np.swapaxes(analysis(self.first, self.rows, r), 0, 1).reshape(-1, r)
-        x = from_left(matrix, x.reshape(b, r, c * d), self.precision).reshape(b, len(self.first), 2, c, d)
+        x = matrix_times(matrix, x.reshape(b, r, c * d), self.precision).reshape(b, len(self.first), 2, c, d)
         w = self.step.matrix(x.dtype)[0, ..., :c]
         return jnp.einsum("qgpt,bfptd->bfqgd", w, x, precision=self.precision)
 
@@ -167,7 +167,7 @@ class GridDFT:
         w = self.step.matrix(x.dtype)[0, ..., :c]
         x = jnp.einsum("qgpt,bfqgd->bfptd", w, x, precision=self.precision).reshape(b, -1, c * d)
         matrix = np.swapaxes(analysis(self.first, self.rows, r, self.rows * self.columns), 0, 1).reshape(-1, r)
-        return from_left(matrix.T, x, self.precision).reshape(b, r, c, d)
+        return matrix_times(matrix.T, x, self.precision).reshape(b, r, c, d)
 
 
 class _Step(NamedTuple):
@@ -211,7 +211,7 @@ def analysis(frequencies: np.ndarray, n: int, rows: int, back_over: int | None =
     return np.stack([weight * np.cos(angle), weight * np.sin(angle)])
 
 
-def from_left(matrix: np.ndarray, x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
+def matrix_times(matrix: np.ndarray, x: jax.Array, precision: lax.PrecisionLike) -> jax.Array:
     """matrix (o, i) times x (b, i, columns)."""
     # A copy of the matrix for each b makes it a batched product, which needs no transposition of x.
     w = jnp.broadcast_to(jnp.asarray(matrix, x.dtype), (x.shape[0], *matrix.shape))

@@ -25,8 +25,8 @@ NOT_FROM_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "scan", "remat", "
 ROOMS = {
     "m2": ("",),
     "ssm": ("",),
-    "zoo": ("layers", "stack", "models", "published", ""),
-    "experiments": ("loop", "data", "causal", "encoders", "vision", "retrieval", "recall", "", "bench"),
+    "zoo": ("layers", "stack", "models", "published", "reuse", ""),
+    "experiments": ("loop", "data", "causal", "encoders", "vision", "retrieval", "recall", "", "aot", "bench"),
 }
 
 SOURCES = sorted(path for package in ALLOWED for path in (ROOT / package).rglob("*.py"))

@@ -10,7 +10,6 @@ machine hardly changes them. Memory, in MiB, is what the compiler plans for a st
 the batch.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import time
@@ -20,13 +19,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 
 import ssm
 import zoo
 from experiments.bench import record
 from experiments.causal.next_token import next_token_loss
 from experiments.loop import flags
+from experiments.loop.compiled import without_cache
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig, make_optimizer
 from experiments.loop.train import init_state, make_train_step
@@ -82,25 +81,12 @@ def compile_step(config: Config, model: zoo.CausalLM) -> tuple[float, int]:
     state = init_state(model, optimizer, jax.random.key(0))
     ids = np.zeros((config.batch, config.length), np.int32)
     batch = {"tokens": ids, "targets": ids, "weights": np.ones(ids.shape, np.float32), "segment_ids": None}
-    with _without_cache():
+    jax.clear_caches()  # what this process has traced and compiled before
+    with without_cache():
         before = time.process_time()
         compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         seconds = time.process_time() - before
     return seconds, compiled.memory_analysis().temp_size_in_bytes
-
-
-@contextlib.contextmanager
-def _without_cache():
-    """Neither what this process has traced and compiled before, nor what is kept on disk."""
-    before = jax.config.jax_enable_compilation_cache
-    jax.clear_caches()
-    try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # it looks at the switch once
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
 
 
 def main() -> int:

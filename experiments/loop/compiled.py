@@ -6,6 +6,7 @@ own variables go first: with JAX_COMPILATION_CACHE_DIR set nothing is changed he
 keeps nothing.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -14,6 +15,7 @@ import platform
 from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.loop.user_cache import user_cache
 
@@ -54,6 +56,19 @@ def keep_compiled() -> Path | None:
     if _only_cpus():
         _silence_loader()
     return folder
+
+
+@contextlib.contextmanager
+def without_cache():
+    """Programs are compiled, whether they lie in the cache or not, and not kept: to say what compiling them takes."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # it looks at the switch once
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def processor_key() -> str:
