@@ -1,4 +1,7 @@
-"""Linear maps whose weight is structured: one block-diagonal factor, or the two of a Monarch matrix."""
+"""Linear maps whose weight is structured: one block-diagonal factor, or the two of a Monarch matrix.
+
+Like those of every layer, their products follow `jax.default_matmul_precision`.
+"""
 
 import math
 from collections.abc import Callable
@@ -78,7 +81,7 @@ class BlockdiagLinear(nnx.Module):
         """
         x, kernel, bias = _prepare(x, self.d_in, self.dtype, self.kernel, bias=self.bias)
         blocks, _, width = kernel.shape
-        y = blockdiag_matmul(_widen(x, blocks * width), kernel)[..., : self.d_out]
+        y = blockdiag_matmul(_widen(x, blocks * width), kernel, precision=None)[..., : self.d_out]
         return y if bias is None else y + bias
 
 
@@ -133,7 +136,7 @@ class MonarchLinear(nnx.Module):
           ValueError: x has another width.
         """
         x, w1, w2, bias = _prepare(x, self.d_in, self.dtype, self.w1, self.w2, bias=self.bias)
-        y = monarch_matmul(_widen(x, w1.shape[0] * w1.shape[2]), w1, w2)[..., : self.d_out]
+        y = monarch_matmul(_widen(x, w1.shape[0] * w1.shape[2]), w1, w2, precision=None)[..., : self.d_out]
         return y if bias is None else y + bias
 
 
