@@ -33,6 +33,7 @@ from experiments.causal.next_token import continued_loss, describe, next_token_l
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
+from experiments.loop.mesh import MeshConfig, meshed
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
@@ -55,6 +56,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     init: str | None = None
     """A run, a published folder or a hub name to start from: its shape and tokenizer replace --model and
     --data.tokenizer, and flags that say otherwise are refused. --model.dropout, dtype, param-dtype, remat and
@@ -216,6 +219,7 @@ def start_from(config: Config, kept: Path | None, given: Collection[str]) -> tup
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

@@ -50,14 +50,15 @@ from experiments.data.tokenizers import FILE_NAME, published_tokenizer, save_tok
 from experiments.loop import flags, runs
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.fingerprints import check_inputs
-from experiments.loop.frozen import thaw
 from experiments.loop.json_files import write_json
+from experiments.loop.mesh import MeshConfig, meshed
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig, Schedule
 from experiments.loop.run_lock import locked
 from experiments.loop.summary import Summary, table
 from experiments.loop.train import TrainConfig, split_model, train
+from zoo.models.frozen import thaw
 from zoo.published.pretrained import find_folder
 
 
@@ -150,6 +151,8 @@ class Config:
     """How often to look, what to keep."""
     optim: StageOptimConfig = StageOptimConfig()
     """Optimiser and schedule."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     eval_batches: int | None = 20
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     run_dir: str | None = None
@@ -261,6 +264,7 @@ def teacher_config(config: Config) -> causal_lm.Config:
             tensorboard=config.train.tensorboard,
         ),
         eval_batches=config.eval_batches,
+        mesh=config.mesh,
         prompt="",
     )
 
@@ -301,6 +305,7 @@ def default_run_dir(config: Config) -> Path:
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path) -> Distilled:
     """Distils in a folder, from where a run that was stopped there had come to.
 

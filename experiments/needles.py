@@ -29,6 +29,7 @@ from experiments.encoders.lengths import longest
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
@@ -173,6 +174,7 @@ def default_run_dir(config: Config) -> Path:
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Needles, SpecialTokens]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

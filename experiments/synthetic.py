@@ -22,6 +22,7 @@ from typing import Any
 import zoo
 from experiments.loop import flags, runs
 from experiments.loop.json_files import write_json
+from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
 from experiments.loop.train import Finished, Task, train
 from experiments.recall.answers import answer_loss, score
@@ -77,6 +78,7 @@ def measure(config: Config, model: zoo.CausalLM, *, show: Callable[[str], None] 
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path) -> Finished:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 
@@ -93,6 +95,7 @@ def fit(config: Config, folder: Path) -> Finished:
 
 
 @locked
+@meshed
 def run(config: Config, folder: Path) -> dict[str, Any] | None:
     """Trains, measures and keeps the table in the folder's results.json.
 

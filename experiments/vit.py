@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
+from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
 from experiments.loop.summary import Scores, report, summarise, table
 from experiments.vision.load import load_model
@@ -71,6 +72,7 @@ def _experiment(given: Collection[str]) -> seeds.Experiment:
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given: Collection[str] = ()) -> Trained:
     """Trains with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`.
 

@@ -42,6 +42,11 @@ from zoo.published.pretrained import from_pretrained as from_pretrained
 from zoo.published.pretrained import save_pretrained as save_pretrained
 from zoo.published.sharding_rules import shard_experts as shard_experts
 from zoo.published.sharding_rules import shard_largest as shard_largest
+from zoo.reuse.adapt import add_lora as add_lora
+from zoo.reuse.adapt import merge_lora as merge_lora
+from zoo.reuse.merge import merge as merge
+from zoo.reuse.quantize import dequantize as dequantize
+from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block

@@ -12,8 +12,8 @@ from experiments.causal.next_token import describe, next_token_loss
 from experiments.causal.pair import DISTANCES, Pair, measure
 from experiments.data.corpus import evaluation_batches, make_batches
 from experiments.data.streams import TokenStream
-from experiments.loop.frozen import freeze, thaw
 from experiments.loop.train import Loss, Task, mean_loss, mean_of, sum_over
+from zoo.models.frozen import freeze, thaw
 
 
 class StageKind(NamedTuple):

@@ -34,6 +34,7 @@ from experiments.encoders.objectives import Predictions, save_target
 from experiments.encoders.predictor import predict as predict
 from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
+from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
 from experiments.loop.summary import Scores, Summary, report, summarise
 
@@ -82,6 +83,7 @@ def _experiment(given: Collection[str]) -> seeds.Experiment:
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given: Collection[str] = ()) -> Tuned:
     """Tunes a model with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`.
 

@@ -34,6 +34,7 @@ from experiments.encoders.masked_loss import masked_loss, masked_sums
 from experiments.encoders.masking import Masking, MaskingConfig
 from experiments.encoders.shapes import small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.mesh import MeshConfig, meshed
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
@@ -59,6 +60,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
     --data.tokenizer, flags that say otherwise are refused, and its table of positions grows to --data.seq-len by
@@ -227,6 +230,7 @@ def start_from(
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[Finished, Corpus]:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs
 from experiments.loop.fingerprints import check_inputs
+from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
 from experiments.loop.summary import save_summary
 from experiments.loop.train import Finished, Task, train
@@ -69,6 +70,7 @@ def of_one(config: Any) -> Any:
 
 
 @locked
+@meshed
 def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = None) -> tuple[Any, Finished]:
     """Trains with one seed in a folder, from the run's newest checkpoint where there is one.
 

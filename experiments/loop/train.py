@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import zoo
 from experiments.loop.checkpoints import Checkpoints
@@ -34,6 +33,7 @@ from experiments.loop.extending import learning_rate_of, said_of_length, said_of
 from experiments.loop.fingerprints import Changeable
 from experiments.loop.flags import UsageError, alias, usage_errors
 from experiments.loop.kept_files import KeptFiles
+from experiments.loop.mesh import by_rows, check_rows, current_mesh, everywhere, placed, spread
 from experiments.loop.metrics import (
     Metrics,
     Progress,
@@ -83,6 +83,9 @@ class TrainConfig:
     rescue: Annotated[Path | None, alias("--rescue")] = None
     """Folder that the run goes on in, under its name and `.rescued`, once its own cannot be written any more: a full or
     read-only disk, say. None: beside its own. Where that cannot be written either, in the system's temporary folder."""
+    distributed: Annotated[str | None, alias("--distributed")] = None
+    """Several processes: host:port,count,index, the address of process 0, how many there are, which this is; or auto,
+    where SLURM, Open MPI or a TPU pod says so. off: none, whatever a launcher says. All are given the same flags."""
     allow_changed: Annotated[tuple[Changeable, ...], alias("--allow-changed")] = ()
     """What a run may go on with though it is not what it was begun with, of data, tokenizer and code."""
 
@@ -177,11 +180,6 @@ class Finished(NamedTuple):
     """The model of the last state, with the running mean of the parameters where there is one."""
     stopped: bool
     """Whether a signal ended it, be it after its last step: the command does nothing more, the same one resumes."""
-
-
-def make_mesh() -> jax.sharding.Mesh:
-    """All devices along one axis, "data": rows of a batch are spread over it, parameters are on every device."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any], Any]:
@@ -333,8 +331,10 @@ def sum_over(model: nnx.Module, function: Callable[[Any, Batch, None], Any], bat
     Equal functions are compiled once: give the same object, not a new lambda, at each evaluation.
     """
     graphdef, variables = nnx.split(model)
-    mesh = make_mesh()
-    sums = [_applied(graphdef, variables, spread(batch, mesh), function) for batch in batches]
+    mesh = current_mesh()
+    variables = placed(variables, mesh)
+    with jax.set_mesh(mesh):
+        sums = [_applied(graphdef, variables, spread(batch, mesh), function) for batch in batches]
     return jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(sums))
 
 
@@ -345,7 +345,7 @@ _applied = jax.jit(
 
 
 def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, record: dict | None = None) -> Finished:
-    """Trains from the newest sound checkpoint in `folder`, or from the start.
+    """Trains from the newest sound checkpoint in `folder`, or from the start, on the mesh that is set (`on_mesh`).
 
     Args:
       task: model, loss and data.
@@ -367,15 +367,11 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
         been trained to its end elsewhere, for the folder could not be written any more: says where it is.
       OSError: it could be written nowhere.
     """
-    mesh = make_mesh()
-    if config.batch_size % (mesh.size * config.accumulate):
-        raise UsageError(
-            f"batch_size={config.batch_size}, expected a multiple of devices x accumulate, "
-            f"{mesh.size} x {config.accumulate}"
-        )
+    mesh = current_mesh()
+    check_rows(mesh, config.batch_size, config.accumulate)
     if config.carry_state and (task.carried_loss is None or task.init_carry is None):
         raise UsageError("carry_state=True, but this experiment's batches do not go on from one another")
-    with run_lock(folder):
+    with run_lock(folder), jax.set_mesh(mesh):
         return _train(task, config, optim, folder, mesh, record or {})
 
 
@@ -386,14 +382,14 @@ def _train(
     optimizer = make_optimizer(optim, config.steps, model)
     schedule = make_schedule(optim, config.steps)
     graphdef, params, rest = split_model(model)
-    rest = jax.device_put(rest, NamedSharding(mesh, PartitionSpec()))
+    rest = jax.device_put(rest, everywhere(mesh))
     model = nnx.merge(graphdef, params, rest)
     state = init_state(model, optimizer, jax.random.key(config.seed), average=config.ema > 0)
-    state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+    state = jax.device_put(state, everywhere(mesh))
     loss: LossFunction | CarriedLoss = task.loss
     if config.carry_state and task.carried_loss is not None and task.init_carry is not None:
         loss, carry = task.carried_loss, task.init_carry(model, config.batch_size)
-        state = dataclasses.replace(state, carry=jax.device_put(carry, NamedSharding(mesh, PartitionSpec("data"))))
+        state = dataclasses.replace(state, carry=jax.device_put(carry, by_rows(mesh)))
     step_function = make_train_step(
         model, loss, optimizer, accumulate=config.accumulate, carried=config.carry_state, ema=config.ema
     )
@@ -601,9 +597,3 @@ def write_again(folder: Path, kept: KeptFiles, metrics: Metrics) -> list[str]:
 def _by_layer(state: TrainState) -> TrainState:
     """A state as checkpoints hold it, whether layers run in loops or not: each by itself, on the host."""
     return zoo.unstack_layers(jax.device_get(state), split=tuple)
-
-
-def spread(batch: Batch, mesh: jax.sharding.Mesh) -> Batch:
-    """Puts a host's rows on the devices, cut along the batch axis."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

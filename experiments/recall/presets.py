@@ -4,6 +4,7 @@ import dataclasses
 
 import ssm
 import zoo
+from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig
 from experiments.recall.tasks import MQAR, Data, Induction, Parity, Phonebook, SelectiveCopying, at_least
@@ -21,6 +22,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig(warmup_steps=0, final_fraction=1.0, weight_decay=0.0)
     """Optimiser and schedule: a constant rate and no weight decay, as in the papers."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     eval_sequences: int = 512
     """Held-out rows of an evaluation, and of each line of the final table."""
     eval_tokens: int = 2**20

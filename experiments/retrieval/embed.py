@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 from tqdm import tqdm
 
@@ -33,7 +32,7 @@ from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode
 from experiments.encoders.lengths import longest
 from experiments.loop import flags
-from experiments.loop.train import make_mesh
+from experiments.loop.mesh import current_mesh, placed, row_groups, spread
 from experiments.retrieval.beir import records
 from experiments.retrieval.embedder import as_embedder, load_embedder
 from experiments.retrieval.sentence_modules import SentenceModules, normalized
@@ -165,16 +164,16 @@ def embed_encoded(
     """`embed_texts` of texts in tokens, by a model with a pooling that leaves out the first `skip` tokens of a row."""
     texts = make_rows(encoded, special, model.config, max_len)
     graphdef, variables = nnx.split(model)
-    mesh = make_mesh()
-    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-    rows_sharding = NamedSharding(mesh, PartitionSpec("data"))
+    mesh = current_mesh()
+    variables = placed(variables, mesh)
     vectors = np.zeros((len(texts), model.config.d_model), np.float32)
     hidden = not (progress and sys.stderr.isatty())
-    with tqdm(total=len(texts), unit="text", dynamic_ncols=True, disable=hidden) as bar:
+    bar = tqdm(total=len(texts), unit="text", dynamic_ncols=True, disable=hidden)
+    with bar, jax.set_mesh(mesh):
         waiting: list[tuple[np.ndarray, Any]] = []
-        for rows in _batches(texts, batch_tokens, jax.device_count()):
+        for rows in _batches(texts, batch_tokens, row_groups(mesh)):
             batch = texts(rows)
-            arrays = jax.device_put((batch["tokens"], batch["mask"]), rows_sharding)
+            arrays = spread((batch["tokens"], batch["mask"]), mesh)
             waiting.append((rows, _embed(graphdef, skip, variables, *arrays)))
             if len(waiting) > 2:  # the device works while the next batches are made
                 _keep(vectors, *waiting.pop(0), bar)

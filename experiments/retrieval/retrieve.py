@@ -31,6 +31,7 @@ from experiments.data.tokenizers import save_tokenizer
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
@@ -184,6 +185,7 @@ class Fitted(NamedTuple):
 
 
 @locked
+@meshed
 def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
     """Trains a configuration in a folder, from the run's newest checkpoint where there is one.
 

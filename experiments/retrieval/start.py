@@ -16,6 +16,7 @@ from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import runs
+from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import check_agreement, load_start, options
 from experiments.loop.train import TrainConfig
@@ -50,6 +51,8 @@ class BiEncoderConfig:
     """How long to train, what to keep. batch_size counts queries."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
     --tokenizer, and flags that say otherwise are refused."""

@@ -10,7 +10,7 @@ from flax import nnx
 from experiments.data.augment import Preprocess
 from experiments.data.images import Images
 from experiments.data.packing import Batch, make_batches
-from experiments.loop.train import make_mesh, spread
+from experiments.loop.mesh import current_mesh, placed, spread
 from experiments.vision.presets import Config
 
 
@@ -30,8 +30,10 @@ def logits_of(model: Any, images: Images, preprocess: Preprocess, config: Config
 def apply_over(model: Any, batches: Iterable[Batch]) -> np.ndarray:
     """The logits of every row of some batches of equal size."""
     graphdef, variables = nnx.split(model)
-    mesh = make_mesh()
-    logits = [_logits(graphdef, variables, spread(batch, mesh)["images"]) for batch in batches]
+    mesh = current_mesh()
+    variables = placed(variables, mesh)
+    with jax.set_mesh(mesh):
+        logits = [_logits(graphdef, variables, spread(batch, mesh)["images"]) for batch in batches]
     return np.concatenate(jax.device_get(logits)).astype(np.float32)
 
 

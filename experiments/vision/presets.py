@@ -9,6 +9,7 @@ from experiments.data.augment import AugmentConfig, PreprocessConfig
 from experiments.data.images import ImagesConfig
 from experiments.encoders.class_weights import ClassWeights
 from experiments.loop.duration import check_duration
+from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.seeds import check_different
 from experiments.loop.train import TrainConfig
@@ -56,6 +57,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     run_dir: str | None = None
     """Folder of the run. None: runs/vit/PRESET, with a suffix that depends on the flags that were changed."""
 

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 import zoo
-from experiments.loop.frozen import freeze
 from tests.numerics import assert_close, normal
+from zoo.models.frozen import freeze
 
 D_MODEL = 8
 

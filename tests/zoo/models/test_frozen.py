@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.loop.frozen import Frozen, freeze, thaw
 from experiments.loop.optim import OptimConfig, make_optimizer
 from experiments.loop.train import Loss, TrainState, make_train_step, split_model
+from zoo.models.frozen import Frozen, freeze, thaw
 
 
 class Two(nnx.Module):

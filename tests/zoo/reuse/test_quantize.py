@@ -1,0 +1,70 @@
+"""Weights in few bits: how far off they are, how many bytes they take, and that a model goes on as before."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from tests.numerics import assert_close, jitted, rms_ratio
+from tests.zoo.reuse.models import IDS, causal
+from zoo.reuse.linear_maps import linear_maps
+from zoo.reuse.quantize import pack, quantize_groups, quantized_weights, unpack
+
+
+def logits(model):
+    run, params = jitted(model)
+    return run(params, IDS)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_each_weight_is_within_half_a_step_of_its_group_and_codes_come_back(bits):
+    weight = np.random.default_rng(0).standard_normal((3, 10, 5)).astype(np.float32)
+    weight[1, :4, 2] = 0  # a group of nothing
+    codes, scales = quantize_groups(jnp.asarray(weight), bits, 4)
+    assert codes.shape == (3, 3, 4, 5)
+    assert scales.shape == (3, 3, 1, 5)
+    assert int(jnp.abs(codes).max()) == 2 ** (bits - 1) - 1
+    back = (codes * scales).reshape(3, 12, 5)[:, :10]
+    groups = np.pad(np.abs(weight), [(0, 0), (0, 2), (0, 0)]).reshape(3, 3, 4, 5).max(2, keepdims=True)
+    step = np.broadcast_to(groups / (2 ** (bits - 1) - 1), codes.shape).reshape(3, 12, 5)[:, :10]
+    assert np.all(np.abs(back - weight) <= step / 2 + 1e-6)
+    assert np.array_equal(unpack(pack(codes, bits), bits, 4), codes)
+    assert pack(codes, bits).nbytes == codes.size * {2: 2, 3: 4, 4: 4, 8: 8}[bits] // 8
+    odd, _ = quantize_groups(jnp.asarray(weight), bits, 3)  # groups that bytes do not divide
+    assert np.array_equal(unpack(pack(odd, bits), bits, 3), odd)
+
+
+def test_every_family_is_kept_in_few_bits_and_generates():
+    model = zoo.CausalLM(causal().config, rngs=nnx.Rngs(0))
+    exact, off = logits(model), []
+    for bits in (8, 4):
+        small = zoo.quantize(model, bits=bits, group_size=4, embeddings=True)
+        off.append(rms_ratio(logits(small), exact))
+        assert_close(logits(zoo.dequantize(small)), logits(small), tolerance=1e-6)
+    assert off[0] < 0.05 < off[1] < 1, off
+    assert nnx.split(zoo.dequantize(small))[0] == nnx.split(model)[0]
+    assert set(quantized_weights(small)) == {*linear_maps(model), "embedding.embedding"}
+
+
+def test_a_quantised_model_extends_as_it_reads_the_whole():
+    model = zoo.quantize(causal("mamba/mlp"), bits=4, group_size=4)
+    tokens = zoo.generate(model, IDS, max_new_tokens=3)
+    run, params = jitted(model)
+    whole = run(params, tokens)
+    assert np.array_equal(tokens[:, -3:], jnp.argmax(whole[:, -4:-1, :11], -1))
+
+
+def test_bytes_are_those_of_codes_and_scales(unchecked):
+    model = causal("attn/mlp")
+    small = zoo.quantize(model, bits=4, group_size=8)
+    for linear in quantized_weights(small).values():
+        assert linear.weight.nbytes == linear.weight.scales[...].nbytes + np.prod(linear.weight.shape) / 2
+    with pytest.raises(ValueError, match="bits=5, expected one of 2, 3, 4, 8"):
+        zoo.quantize(model, bits=5)
+    with pytest.raises(ValueError, match="group_size=0, expected at least 1"):
+        zoo.quantize(model, group_size=0)
+    with pytest.raises(ValueError, match="kernel is a QuantizedWeight, expected a parameter"):
+        zoo.quantize(small)
+    assert jax.tree.leaves(nnx.state(small, nnx.Param))

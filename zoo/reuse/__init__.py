@@ -1,0 +1,1 @@
+"""A trained model into another: merged, adapted, quantised. Pure functions, from models to models."""

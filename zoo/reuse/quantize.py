@@ -1,0 +1,163 @@
+"""Weights in 2 to 8 bits: kept as whole numbers and scales, in memory and in files, and multiplied when they are read.
+
+    model = zoo.quantize(model, bits=4, group_size=64)        generates, and can be adapted: zoo.add_lora(model, ...)
+
+Some inputs of one output make a group and share a scale: w = scale * code, where code is a whole number, at most
+2^(bits - 1) - 1 from 0. Decays, steps, convolutions, norms and biases of state spaces stay as they are: a recurrence
+multiplies their errors.
+
+Source: Shen et al. 2019, arXiv:1909.05840, section 3 (groups, symmetric scales); Frantar et al. 2022, arXiv:2210.17323,
+section 4 (groups of inputs).
+
+Axes: i inputs, o outputs, k groups, q inputs of a group, s bytes of a group.
+"""
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps
+
+Bits = Literal[2, 3, 4, 8]
+
+
+class Quantized(nnx.Variable):
+    """Codes or scales: what is not trained."""
+
+
+class QuantizedWeight(ComputedWeight):
+    """A weight as codes of a few bits, and a scale for each group of inputs of each output.
+
+    Codes of 2 bits lie four in a byte, those of 3 and 4 bits two.
+    """
+
+    def __init__(self, linear: LinearMap, *, bits: Bits, group_size: int | None):
+        """
+        Args:
+          linear: whose weight is quantised.
+          bits: of a code.
+          group_size: q; the last group may be shorter. None: all inputs.
+        """
+        weight = linear.weight[...]
+        self.axes, self.bits, self.float_dtype = tuple(linear.axes), bits, jnp.dtype(weight.dtype)
+        self.d_in = weight.shape[linear.axes.d_in]
+        codes, scales = quantize_groups(_inputs_first(weight, self.axes), bits, group_size or self.d_in)
+        self.group_size = codes.shape[-2]
+        self.codes, self.scales = Quantized(pack(codes, bits)), Quantized(scales.astype(weight.dtype))
+
+    def whole(self) -> Array:
+        codes = unpack(self.codes[...], self.bits, self.group_size)
+        weight = codes.astype(self.float_dtype) * self.scales[...]  # k q o
+        weight = weight.reshape(*weight.shape[:-3], -1, weight.shape[-1])[..., : self.d_in, :]
+        return _inputs_first(weight, self.axes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the codes and scales."""
+        return self.codes[...].nbytes + self.scales[...].nbytes
+
+
+def quantize_groups(
+    weight: Float[Array, "*b i o"], bits: Bits, group_size: int
+) -> tuple[Int[Array, "*b k q o"], Float[Array, "*b k 1 o"]]:
+    """(codes, scales): each weight is the code that is nearest, and the largest of a group is 2^(bits - 1) - 1 scales.
+
+    Groups are of `group_size` inputs, or of all where there are fewer; the last one is filled up with zeros.
+    """
+    group_size = min(group_size, weight.shape[-2])
+    missing = -weight.shape[-2] % group_size
+    wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    wide = jnp.pad(wide, [(0, 0)] * (weight.ndim - 2) + [(0, missing), (0, 0)])
+    groups = wide.reshape(*weight.shape[:-2], -1, group_size, weight.shape[-1])
+    largest = jnp.max(jnp.abs(groups), axis=-2, keepdims=True)
+    scales = jnp.where(largest == 0, 1, largest / (2 ** (bits - 1) - 1))
+    return jnp.round(groups / scales).astype(jnp.int8), scales
+
+
+def pack(codes: Int[Array, "*b k q o"], bits: Bits) -> Int[Array, "*b k q o"] | UInt8[Array, "*b k s o"]:
+    """Codes without bits between them: byte j of a group holds codes j, j + s, ...; of 8 bits they stay as they are."""
+    if bits == 8:
+        return codes
+    width, each = _width(bits)
+    missing = -codes.shape[-2] % each
+    codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 2) + [(0, missing), (0, 0)])
+    fields = (codes + 2 ** (width - 1)).astype(jnp.uint8)
+    fields = jnp.split(fields, each, axis=-2)
+    return sum((field << (width * j) for j, field in enumerate(fields)), jnp.uint8(0)).astype(jnp.uint8)
+
+
+def unpack(packed: Array, bits: Bits, group_size: int) -> Int[Array, "*b k q o"]:
+    """The codes that `pack` was given, in groups of so many inputs."""
+    if bits == 8:
+        return packed
+    width, each = _width(bits)
+    fields = [(packed >> (width * j)) & (2**width - 1) for j in range(each)]
+    return jnp.concatenate(fields, axis=-2)[..., :group_size, :].astype(jnp.int8) - 2 ** (width - 1)
+
+
+def _width(bits):
+    """(bits that a code takes in a byte, codes in a byte)"""
+    width = 2 if bits == 2 else 4
+    return width, 8 // width
+
+
+def _inputs_first(weight, axes):
+    """... i o -> as `axes` say, and the other way round."""
+    return weight if Axes(*axes) == Axes(-2, -1) else jnp.swapaxes(weight, -1, -2)
+
+
+def quantize(
+    model: Model, *, bits: Bits = 8, group_size: int | None = 64, targets: str | None = None, embeddings: bool = False
+) -> Model:
+    """A model whose linear maps are kept in a few bits; all else is the given model's, which stays as it is.
+
+    Args:
+      model: any module with linear maps.
+      bits: of a weight. 3 take the room of 4.
+      group_size: inputs that share a scale; a scale has the size of one weight. None: all inputs of an output.
+      targets: which maps, a regular expression, see `linear_maps`. None: all of the blocks.
+      embeddings: whether tables of embeddings are quantised too, in 8 bits: a scale for `group_size` channels of a row.
+        One that is the head of a language model as well is read whole at each step.
+
+    Raises:
+      ValueError: other bits; group_size below 1; nothing that `targets` names; a map that is quantised already.
+    """
+    if bits not in get_args(Bits):
+        raise ValueError(f"bits={bits}, expected one of {', '.join(map(str, get_args(Bits)))}")
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size={group_size}, expected at least 1")
+    model = copied(model)
+    maps = linear_maps(model, targets)
+    if embeddings:
+        maps |= {
+            ".".join(map(str, path)): LinearMap(module, "embedding", Axes(-1, -2))
+            for path, module in nnx.iter_modules(model)
+            if isinstance(module, nnx.Embed)
+        }
+    for name, linear in maps.items():
+        if not isinstance(linear.weight, nnx.Variable):
+            raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
+        linear.replace(
+            QuantizedWeight(linear, bits=8 if linear.attribute == "embedding" else bits, group_size=group_size)
+        )
+    return model
+
+
+def dequantize(model: Model) -> Model:
+    """A model that computes what a quantised one does, with arrays for weights, which can be trained and written."""
+    model = copied(model)
+    for linear in quantized_weights(model).values():
+        linear.replace(nnx.Param(linear.weight[...]))
+    return model
+
+
+def quantized_weights(model: nnx.Module) -> dict[str, LinearMap]:
+    """The maps of a model that are quantised, by name."""
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        for attribute, value in vars(module).items():
+            if isinstance(value, QuantizedWeight):
+                found[".".join(map(str, (*path, attribute)))] = LinearMap(module, attribute, Axes(*value.axes))
+    return found
