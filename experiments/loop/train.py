@@ -205,6 +205,20 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params), key, average=mean)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """A jitted training step, step(state, batch) -> (state, metrics)."""
+
+    program: Any
+    """What is jitted, of (state, rest, batch): it can be lowered for shapes and devices that are not here."""
+    rest: Any
+    """The model's variables that are no parameters."""
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step. The state is donated: use the returned one."""
+        return self.program(state, self.rest, batch)
+
+
 def make_train_step(
     model: nnx.Module,
     loss: LossFunction | CarriedLoss,
@@ -213,11 +227,12 @@ def make_train_step(
     accumulate: int = 1,
     carried: bool = False,
     ema: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """Builds the jitted training step. Its state argument is donated: use the returned one.
 
     Args:
-      model: its structure is taken, and its variables that are no parameters; its parameters are those in the state.
+      model: its structure is taken, and its variables that are no parameters; its parameters are those in the state. It
+        may be one of shapes, `zoo.models.build.abstract`, where the step is to be lowered only.
       loss: loss of a model on a batch, as sums.
       optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
       accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same, but
@@ -296,8 +311,7 @@ def make_train_step(
             average = unless_empty(optax.incremental_update(params, average, 1 - decay), average)
         return TrainState(state.step + 1, params, opt_state, state.key, carry, average), metrics
 
-    compiled = jax.jit(step, donate_argnums=0)
-    return lambda state, batch: compiled(state, rest, batch)
+    return TrainStep(jax.jit(step, donate_argnums=0), rest)
 
 
 def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
