@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
 from ssm.absent import blank, check_no_gaps
-from ssm.checks import check_shapes
+from ssm.checks import check_shapes, is_known_size
 from ssm.platform import by_platform
 from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
 from ssm.sequence_cut import Along, cut_of
@@ -105,9 +105,10 @@ def _convolve_backward(residuals, dy):
     padded, weight, bias, runs = residuals
     (dpadded,) = jax.vjp(functools.partial(_sum_taps, weight=weight, runs=runs), padded)[1](dy)
     length, taps = dy.shape[1], weight.shape[1]
-    at_once = functools.partial(_weight_gradients, taps=taps)
-    in_turns = at_once if length < SUMMED_IN_TURNS_FROM else functools.partial(_weight_gradients_in_turns, taps=taps)
-    dweight, dbias = by_platform(in_turns, at_once, padded, dy, runs)
+    at_once = on_cpu = functools.partial(_weight_gradients, taps=taps)
+    if is_known_size(dy.shape[0], length) and length >= SUMMED_IN_TURNS_FROM:
+        on_cpu = functools.partial(_weight_gradients_in_turns, taps=taps)
+    dweight, dbias = by_platform(on_cpu, at_once, padded, dy, runs)
     return dpadded, dweight, None if bias is None else dbias, None
 
 

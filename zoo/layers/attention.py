@@ -19,6 +19,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank, is_known
+from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
@@ -225,7 +226,7 @@ class Attention(nnx.Module):
         present = where_present(index, mask)
         q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
         after = self._write(state, k, v, present, segment)._replace(conv=conv)
-        if self.config.window is not None and length > 1:
+        if self.config.window is not None and not (is_known_size(length) and length == 1):
             # The new positions may push out of the slots what the first of them still sees: look before writing.
             k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
             k_index = jnp.concatenate([state.slot_index, present], axis=1)
@@ -236,7 +237,7 @@ class Attention(nnx.Module):
 
     def _check_room(self, state, length, mask):
         slots = state.slot_index.shape[1]
-        if self.config.window is not None and self.config.window <= slots:
+        if (self.config.window is not None and self.config.window <= slots) or not is_known_size(length):
             return
         rows = np.array([length]) if mask is None else np.sum(mask, axis=1) if is_known(mask) else np.array([0])
         before = np.asarray(state.next_index) if is_known(state.next_index) else np.array([0])
