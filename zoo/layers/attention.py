@@ -144,14 +144,21 @@ class Attention(nnx.Module):
             raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
-        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
-        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        heads, kv_heads = ("heads", self.n_heads), ("kv heads", self.n_kv_heads)  # channels, those of a head in a run
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim, axes=("embed", heads), **options)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
         channels = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
-        conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
+        conv_options: dict[str, Any] = {
+            "use_bias": True,
+            "param_dtype": param_dtype,
+            "axis": "side by side",
+            "rngs": rngs,
+        }
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.o_proj = linear(self.n_heads * self.head_dim, d_out or d_model, scale=residual_scale, **options)
+        inner = self.n_heads * self.head_dim
+        self.o_proj = linear(inner, d_out or d_model, axes=(heads, "embed"), scale=residual_scale, **options)
 
     def __call__(
         self,
