@@ -1,6 +1,7 @@
 """The short causal convolution in front of a state-space mixer: depthwise, a few taps, with its state carried."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -158,7 +159,7 @@ def _weight_gradients_in_turns(padded, dy, runs, *, taps):
 
 
 class DepthwiseConv(nnx.Module):
-    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,)."""
+    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,); `axis` is what the channels are along."""
 
     def __init__(
         self,
@@ -166,14 +167,16 @@ class DepthwiseConv(nnx.Module):
         taps: int,
         *,
         use_bias: bool,
+        axis: Any = "inner",
         kernel_bound: float | None = None,
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
         bound = init.uniform(taps**-0.5)
         kernel_init = bound if kernel_bound is None else init.uniform(kernel_bound)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype))
-        self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype), axes=(axis, None))
+        bias = bound(rngs.params(), (channels,), param_dtype) if use_bias else None
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(axis,))
 
     def __call__(self, x, state=None, *, mask=None, segment_ids=None):
         """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask."""

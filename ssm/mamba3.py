@@ -24,8 +24,8 @@ from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
 from ssm.segments import last_inputs, segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
+from ssm.serialization import serializable
 from ssm.trapezoid import TrapezoidState, trapezoid, trapezoid_step
-
 
 # Positions whose turns are summed at once; 16 to 2,048 take about the same time on a CPU.
 TURNS_AT_ONCE = 64
@@ -89,6 +89,7 @@ class Mamba3Config:
         return self.mimo_rank if self.is_mimo else 1
 
 
+@serializable("ssm.Mamba3State")
 class Mamba3State(NamedTuple):
     """What one Mamba-3 mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -134,16 +135,17 @@ class Mamba3(Mixer):
         self.d_inner = inner_width(config.expand, d_model)
         named = f"expand * d_model = {self.d_inner}"
         self.n_heads = count_heads(self.d_inner, config.head_dim, config.n_groups, most=self.d_inner, named=named)
+        heads = ("heads", self.n_heads)  # channels, those of a head side by side
         wide = jnp.promote_types(param_dtype, jnp.float32)
         bc = config.rank * config.n_groups * config.d_state
         widths = [self.d_inner, self.d_inner, bc, bc, self.n_heads, self.n_heads, self.n_heads, config.n_angles]
         self.splits = tuple(np.cumsum(widths)[:-1].tolist())  # z, x, B, C, dt, A, trap, angle
 
         def param(value, **metadata):
-            return nnx.Param(value.astype(wide), **metadata)
+            return nnx.Param(value.astype(wide), axes=("heads", *[None] * (value.ndim - 1)), **metadata)
 
         linear = make_linear(use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.in_proj = linear(d_model, sum(widths))
+        self.in_proj = linear(d_model, sum(widths), ("embed", "side by side"))
         dt_bias = init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)
         self.dt_bias = param(dt_bias(rngs.params(), (self.n_heads,)), decay=False)
         self.B_bias = param(jnp.ones((self.n_heads, config.rank, config.d_state)), decay=False)
@@ -161,10 +163,11 @@ class Mamba3(Mixer):
             group_size=config.head_dim,
             norm_before_gate=True,
             eps=config.norm_eps,
+            axis=heads,
             param_dtype=param_dtype,
         )
         self.norm = norm if config.is_outproj_norm else None
-        self.out_proj = linear(self.d_inner, d_model, kernel_init=init.residual(residual_scale))
+        self.out_proj = linear(self.d_inner, d_model, (heads, "embed"), kernel_init=init.residual(residual_scale))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> Mamba3State:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""

@@ -52,6 +52,7 @@ from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block
+from zoo.stack.gathering import gather_outside_layers as gather_outside_layers
 from zoo.stack.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.stack.mixers import register_channel_mixer as register_channel_mixer
 from zoo.stack.mixers import register_mixer as register_mixer

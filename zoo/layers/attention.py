@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank, is_known
 from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
+from ssm.serialization import serializable
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
 from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softmax_attention
@@ -74,6 +75,7 @@ class AttentionConfig:
             raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
 
 
+@serializable("zoo.AttentionState")
 class AttentionState(NamedTuple):
     """Keys and values of the positions so far, in slots; a slot is reused when it has left the window."""
 
@@ -144,14 +146,21 @@ class Attention(nnx.Module):
             raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
-        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
-        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        heads, kv_heads = ("heads", self.n_heads), ("kv heads", self.n_kv_heads)  # channels, those of a head in a run
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim, axes=("embed", heads), **options)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
         channels = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
-        conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
+        conv_options: dict[str, Any] = {
+            "use_bias": True,
+            "param_dtype": param_dtype,
+            "axis": "side by side",
+            "rngs": rngs,
+        }
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.o_proj = linear(self.n_heads * self.head_dim, d_out or d_model, scale=residual_scale, **options)
+        inner = self.n_heads * self.head_dim
+        self.o_proj = linear(inner, d_out or d_model, axes=(heads, "embed"), scale=residual_scale, **options)
 
     def __call__(
         self,
