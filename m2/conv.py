@@ -131,9 +131,10 @@ def fft_conv(
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
     if (cut := cut_of(u)) is not None:
-        options = {"causal": causal, "bandwidth": bandwidth, "implementation": implementation}
+        options: dict[str, Any] = {"causal": causal, "bandwidth": bandwidth, "implementation": implementation}
         wide = jnp.promote_types(u.dtype, jnp.float32)
-        u, input_gate, output_gate = (None if x is None else blank(mask, x) for x in (u, input_gate, output_gate))
+        u = blank(mask, u)
+        input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
         s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
         reach = (earlier - 1, later) if bandwidth == 1 else None
         y = cut_conv(functools.partial(fft_conv, **options), cut, s, k, bias, segment_ids, reach)

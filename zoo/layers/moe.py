@@ -276,7 +276,7 @@ class MoE(nnx.Module):
         blocks = to_rows(x if self.reduce is None else self.reduce(x), layout)
         out = self.experts(blocks, layout.group, rngs=rngs)
         chosen = from_rows(out, layout)
-        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
+        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype), precision="highest").astype(out.dtype)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)
