@@ -15,6 +15,9 @@ from zoo.stack.gaps import close_gaps
 from zoo.stack.pattern import Folded, fold, parse_pattern
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
+# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
+_POLICIES = {"nothing": None, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
 
 class Backbone(nnx.Module):
     """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
@@ -124,9 +127,7 @@ class Backbone(nnx.Module):
             x, loss = block.run(x, key=key, skip=skip, **given)
             return x, total + loss.astype(total.dtype)
 
-        if self.config.remat:
-            run = jax.checkpoint(run, static_argnums=0)
-        return run, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+        return self._recomputed(run), (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
 
     @property
     def _items(self) -> tuple[int, Folded]:
@@ -176,12 +177,17 @@ class Backbone(nnx.Module):
             block = nnx.merge(graphdef, params)
             return block.extend(x, state, key=key, skip=skip, **given)
 
-        if self.config.remat:
-            run = jax.checkpoint(run, static_argnums=0)
+        run = self._recomputed(run)
         for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
         return leave(self._normed(x)), tuple(after)
+
+    def _recomputed(self, run):
+        """What runs a block, and in the backward pass runs it again, if it is to."""
+        if not self.config.remat:
+            return run
+        return jax.checkpoint(run, static_argnums=0, policy=_POLICIES[self.config.remat_keeps])
 
     def _normed(self, x):
         return x if self.norm_f is None else self.norm_f(x)
