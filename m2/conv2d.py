@@ -126,14 +126,14 @@ class _Plan(NamedTuple):
             k = jnp.moveaxis(columns.wrap(rows.wrap(k, 1, -1), 2), 0, 2)[None]
             image = s.reshape(s.shape[0], rows.size, columns.size, -1)
             return dft.inverse(spectral_product(dft(image), dft(k)), (rows.size, columns.size)).reshape(s.shape)
-        image = jnp.swapaxes(s, 1, 2).reshape(len(s), -1, rows.size, columns.size)
+        image = jnp.swapaxes(s, 1, 2).reshape(s.shape[0], s.shape[2], rows.size, columns.size)
         # One axis after the other, so that rows that are nothing but padding are not transformed.
         halves = self.platform == "cpu" and 2 * rows.padded * columns.padded <= HALF_SIZE_LIMIT
         along, back = (half_fft, half_ifft) if halves else (jnp.fft.rfft, _irfft)
         fft = lambda image: jnp.fft.fft(along(image, columns.padded), rows.padded, axis=-2)  # noqa: E731
         k = columns.wrap(rows.wrap(k, 1), 2, -1 if halves else 1)
         out = back(jnp.fft.ifft(fft(image) * fft(k), axis=-2)[..., : rows.size, :], columns.padded, columns.size)
-        return jnp.swapaxes(out.reshape(len(s), -1, rows.size * columns.size), 1, 2)
+        return jnp.swapaxes(out.reshape(s.shape[0], k.shape[0], rows.size * columns.size), 1, 2)
 
 
 def _irfft(spectrum: jax.Array, n: int, out: int) -> jax.Array:

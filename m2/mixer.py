@@ -18,6 +18,7 @@ from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
 from m2.conv2d import direct_conv2d, fft_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
 from m2.linear import rows_dot_general
+from m2.serialization import serializable
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
 
 
@@ -60,6 +61,7 @@ class M2Config:
         return ("grid",) if self.conv == "2d" else ()
 
 
+@serializable("m2.M2State")
 class M2State(NamedTuple):
     """What one causal Monarch Mixer carries from one call to the next, for at most s positions."""
 
