@@ -20,7 +20,8 @@ class Deleting:
 
     def __next__(self):
         if self.batches.number == self.number:
-            shutil.rmtree(self.folder)
+            while self.folder.exists():  # a checkpoint may be on its way into it
+                shutil.rmtree(self.folder, ignore_errors=True)
         return next(self.batches)
 
 
