@@ -22,7 +22,8 @@ from ssm.checks import at_least, check_dt_range, count_heads, inner_width
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
-from ssm.segments import last_inputs, segment_starts
+from ssm.segments import last_inputs, segment_runs, segment_starts
+from ssm.sequence_cut import Along, cut_of, entering_states
 from ssm.trapezoid import TrapezoidState, trapezoid, trapezoid_step
 
 
@@ -113,6 +114,8 @@ class Mamba3(Mixer):
     Raises:
       ValueError: widths that head_dim or n_groups do not divide.
     """
+
+    runs_cut = mirrors = True
 
     def __init__(
         self,
@@ -276,21 +279,34 @@ def accumulate_turns(
     turns: Float[Array, "b l h s"],
     before: Float[Array, "b h s"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
+    along: Along | None = None,
 ) -> Float[Array, "b l h s"]:
     """Running sum of `turns` from `before`, or 0, on, less whole turns: -1/2 to 1/2. From 0 where a segment begins.
 
-    Taking whole turns off is exact, so rounding is that of small numbers, however long the sequence.
+    Taking whole turns off is exact, so rounding is that of small numbers, however long the sequence. With `along`, of
+    a piece of the row; see `ssm.sequence_cut`.
     """
-    if before is not None:
+    if along is None and (cut := cut_of(turns)) is not None:
+
+        def of_piece(turns, segment_ids, before, mask, along):
+            return accumulate_turns(turns, before, segment_ids, along), ()
+
+        return cut.run(of_piece, {"turns": turns, "segment_ids": segment_ids, "mask": None}, {"before": before})[0]
+    if before is not None and along is None:
         turns = turns.at[:, 0].add(before)
 
     def wrap(x):
         return x - jnp.round(x)
 
     sums = lax.associative_scan(lambda one, other: wrap(one + other), wrap(turns), axis=1)
-    if segment_ids is None:
+    if segment_ids is not None:
+        starts = segment_starts(segment_ids, along)
+        start = lax.cummax(jnp.where(starts, jnp.arange(turns.shape[1]), 0), axis=1)[..., None, None]
+        earlier = jnp.take_along_axis(jnp.pad(sums, ((0, 0), (1, 0), (0, 0), (0, 0))), start, axis=1)
+        sums = wrap(sums - earlier)
+    if along is None:
         return sums
-    starts = segment_starts(segment_ids)
-    start = lax.cummax(jnp.where(starts, jnp.arange(turns.shape[1]), 0), axis=1)[..., None, None]
-    earlier = jnp.take_along_axis(jnp.pad(sums, ((0, 0), (1, 0), (0, 0), (0, 0))), start, axis=1)
-    return wrap(sums - earlier)
+    runs = jnp.zeros(turns.shape[:2], int) if segment_ids is None else segment_runs(segment_ids, along)
+    given = along.at_first(jnp.zeros_like(sums[:, 0]) if before is None else before.astype(sums.dtype))
+    entering = entering_states(along, (runs[:, -1] == 0).astype(sums.dtype), sums[:, -1], given)
+    return wrap(sums + jnp.where((runs == 0)[..., None, None], entering[:, None], 0))

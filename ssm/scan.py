@@ -32,7 +32,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank
 from ssm.checks import check_shapes
 from ssm.platform import by_platform
-from ssm.segments import segment_starts
+from ssm.segments import segment_runs, segment_starts
+from ssm.sequence_cut import Along, cut_of, entering_states
 
 Implementation = Literal["sequential", "associative"]
 
@@ -40,6 +41,10 @@ Implementation = Literal["sequential", "associative"]
 # slower at 32 and 1.6 times at 64 at (16, 256, 256, 16), where a chunk's states leave the cache. On GPU and TPU a
 # longer chunk gives the scan more to do at once; the figure there is not measured.
 _CHUNK_SIZE: dict[Implementation, int] = {"sequential": 16, "associative": 64}
+
+
+# Positions a chunk where the state that a piece of a row adds is summed up.
+SUMMED_AT_ONCE = 16
 
 
 class _Form(NamedTuple):
@@ -64,6 +69,7 @@ def selective_scan(
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
     implementation: Implementation | None = None,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l e"], Float[Array, "b e n"]]:
     """Runs the selective state space over whole sequences.
 
@@ -86,6 +92,7 @@ def selective_scan(
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the platform's.
       implementation: how positions run inside a chunk, "sequential" or "associative". None takes that of the platform
         that the program is for.
+      along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in u's dtype, the state after the last position in at least float32.
@@ -113,6 +120,10 @@ def selective_scan(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
 
+    if along is None and (cut := cut_of(u)) is not None:
+        positions = {"u": u, "delta": delta, "B": B, "C": C, "z": z, "mask": mask, "segment_ids": segment_ids}
+        run = functools.partial(selective_scan, chunk_size=chunk_size, implementation=implementation)
+        return cut.run(run, positions, {"initial_state": initial_state}, {"A": A, "D": D})
     dtype = jnp.result_type(u, delta, A, B, C, jnp.float32)
     if initial_state is None:
         initial_state = jnp.zeros((sizes["b"], sizes["e"], sizes["n"]), dtype)
@@ -122,9 +133,15 @@ def selective_scan(
 
     y, state = jnp.zeros(u.shape, dtype), initial_state
     if sizes["l"] > 0:
-        keep = None if segment_ids is None else 1 - segment_starts(segment_ids).astype(dtype)
+        keep = None if segment_ids is None else 1 - segment_starts(segment_ids, along).astype(dtype)
         forms = _forms(implementation, chunk_size, sizes["l"])
-        y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, *forms)
+        if along is None:
+            y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, *forms)
+        else:
+            runs = None if segment_ids is None else segment_runs(segment_ids, along)
+            given = along.at_first(initial_state)
+            y, state = _scan_piece(u, delta, A.astype(dtype), B, C, given, keep, runs, *forms, along)
+            state = along.of_last(state)
     if D is not None:
         y = y + D.astype(dtype) * u
     if z is not None:
@@ -216,6 +233,71 @@ def _scan_backward(cpu, elsewhere, residuals, cotangents):
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
+
+
+# Where the row is cut over devices, a piece's `given` state is added to the one that enters it from the left. What a
+# piece adds to a state is found first, which is the forward pass without its outputs; the same in the other direction
+# for the adjoint of the state.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
+def _scan_piece(u, delta, A, B, C, given, keep, runs, cpu, elsewhere, along):
+    entering = _entering(u, delta, A, B, given, runs, along)
+    return _scan(u, delta, A, B, C, entering, keep, cpu, elsewhere)
+
+
+def _scan_piece_forward(u, delta, A, B, C, given, keep, runs, cpu, elsewhere, along):
+    entering = _entering(u, delta, A, B, given, runs, along)
+    out, residuals = _scan_forward(u, delta, A, B, C, entering, keep, cpu, elsewhere)
+    return out, (residuals, runs)
+
+
+def _scan_piece_backward(cpu, elsewhere, along, kept, cotangents):
+    residuals, runs = kept
+    _, delta, A, _, C, *_ = residuals
+    dy, dleaving = cotangents
+    seen = dy if runs is None else jnp.where((runs == 0)[..., None], dy, 0)
+    read = _sum_up(seen, delta, A, C, backwards=True)
+    dleaving = entering_states(along.mirror(), _passes(delta, A, runs), read, dleaving)
+    return *_scan_backward(cpu, elsewhere, residuals, (dy, dleaving)), None
+
+
+_scan_piece.defvjp(_scan_piece_forward, _scan_piece_backward)
+
+
+def _entering(u, delta, A, B, given, runs, along):
+    """The state that enters this piece: b e n."""
+    step = delta.astype(A.dtype) * u
+    if runs is not None:
+        step = jnp.where((runs == runs[:, -1:])[..., None], step, 0)
+    return entering_states(along, _passes(delta, A, runs), _sum_up(step, delta, A, B), given)
+
+
+def _passes(delta, A, runs):
+    """What is left, behind a piece, of a state that enters it: b e n."""
+    decay = jnp.exp(jnp.sum(delta.astype(A.dtype), axis=1)[..., None] * A)
+    return decay if runs is None else jnp.where((runs[:, -1] == 0)[:, None, None], decay, 0)
+
+
+def _sum_up(x, delta, A, M, *, backwards=False):
+    """sum_t x_t M_t, decayed from behind each position to the end; `backwards`, from its start to before it: b e n.
+
+    A chunk at a time. Inside one all positions are independent, so this takes fewer operations than a scan.
+    """
+    dtype, size = A.dtype, min(SUMMED_AT_ONCE, x.shape[1])
+    At = A.T
+
+    def body(state, inputs):
+        x, delta, M = (m.astype(dtype) for m in inputs)  # q b e, q b e, q b n
+        sums = lax.cumsum(delta, axis=0, reverse=not backwards)
+        upto = sums if backwards else jnp.concatenate([sums[1:], jnp.zeros_like(sums[:1])])
+        total = sums[-1 if backwards else 0]
+        weighted = jnp.exp(upto[..., None, :] * At) * x[..., None, :] * M[..., :, None]  # q b n e
+        return jnp.exp(total[..., None, :] * At) * state + jnp.sum(weighted, axis=0), None
+
+    start = jnp.zeros((x.shape[0], *At.shape), dtype)
+    state, _ = lax.scan(body, start, tuple(_chunked(m, size) for m in (x, delta, M)), reverse=backwards)
+    return jnp.swapaxes(state, 1, 2)
 
 
 @functools.partial(jax.jit, static_argnames="form")
