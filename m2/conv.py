@@ -33,6 +33,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank
+from m2.cut_conv import cut_conv
+from m2.sequence_cut import cut_of
 
 Implementation = Literal["xla", "monarch"]
 
@@ -125,6 +127,13 @@ def fft_conv(
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
+    if (cut := cut_of(u)) is not None:
+        run = functools.partial(fft_conv, causal=causal, bandwidth=bandwidth, implementation=implementation)
+        wide, reach = jnp.promote_types(u.dtype, jnp.float32), (earlier - 1, later) if bandwidth == 1 else None
+        s = blank(mask, u).astype(wide)
+        s = s if input_gate is None else s * blank(mask, input_gate).astype(wide)
+        y = cut_conv(run, cut, s, k, bias, segment_ids, reach)
+        return (y if output_gate is None else y * blank(mask, output_gate).astype(wide)).astype(u.dtype)
     block = channel_block(d, b, fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
     plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype), block)
     runs = None

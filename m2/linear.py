@@ -11,15 +11,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from m2.monarch import blockdiag_matmul, monarch_init, monarch_matmul
+from m2.sequence_cut import is_cut
 
 
 def rows_dot_general(x, kernel, dimension_numbers, **options):
     """`lax.dot_general` of vectors (..., d) and a kernel (d, o) as one product of two matrices, for `nnx.Linear`.
 
     The gradient in the kernel is then one product, too. Over several axes at once XLA's is half as fast on a CPU: it
-    turns both factors around first.
+    turns both factors around first. Positions that are cut over devices stay an axis: rows of pieces are not one piece.
     """
-    if x.ndim == 2 or options.get("out_sharding") is not None:
+    if x.ndim == 2 or options.get("out_sharding") is not None or is_cut():
         return lax.dot_general(x, kernel, dimension_numbers, **options)
     rows = x.reshape(-1, x.shape[-1])
     return lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[1])
