@@ -243,22 +243,29 @@ class LinearAttention(Mixer):
 
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear, plain = (make_linear(use_bias=bias, **options) for bias in (config.bias, False))
-        self.q_proj = linear(d_model, inner)
-        self.k_proj = linear(d_model, shared)
-        self.v_proj = linear(d_model, shared)
-        self.o_proj = linear(inner, d_model, kernel_init=init.residual(residual_scale))
+        heads, kv_heads = ("heads", self.n_heads), ("kv heads", self.n_kv_heads)  # channels, those of a head in a run
+        self.q_proj = linear(d_model, inner, ("embed", heads))
+        self.k_proj = linear(d_model, shared, ("embed", kv_heads))
+        self.v_proj = linear(d_model, shared, ("embed", kv_heads))
+        self.o_proj = linear(inner, d_model, (heads, "embed"), kernel_init=init.residual(residual_scale))
         self.conv1d = DepthwiseConv(
-            2 * shared + inner, config.d_conv, use_bias=True, param_dtype=param_dtype, rngs=rngs
+            2 * shared + inner,
+            config.d_conv,
+            use_bias=True,
+            axis="side by side",
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
-        self.dt_proj = plain(d_model, self.n_heads)
+        self.dt_proj = plain(d_model, self.n_heads, ("embed", "heads"))
         dt_bias = init.dt_bias(config.dt_min, config.dt_max, 0.0)
-        self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), wide), decay=False)
-        self.A_log = nnx.Param(init.A_log(1.0, 16.0)(rngs.params(), (self.n_heads,), wide), decay=False)
+        self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), wide), decay=False, axes=("heads",))
+        A_log = init.A_log(1.0, 16.0)(rngs.params(), (self.n_heads,), wide)
+        self.A_log = nnx.Param(A_log, decay=False, axes=("heads",))
         norm = GatedRMSNorm(self.head_dim, norm_before_gate=True, eps=config.norm_eps, param_dtype=param_dtype)
         self.norm = norm if config.norm else None
         open_gate = jax.nn.initializers.constant(OPEN_GATE)
         gate = make_linear(use_bias=config.gate_bias, **options)
-        self.gate_proj = gate(d_model, inner, bias_init=open_gate) if config.gate else None
+        self.gate_proj = gate(d_model, inner, ("embed", heads), bias_init=open_gate) if config.gate else None
         if config.init == "mimic":
             self._start_as_attention(rngs)
 

@@ -30,7 +30,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
-from ssm.checks import check_shapes
+from ssm.checks import check_shapes, is_known_size
 from ssm.platform import by_platform
 from ssm.segments import segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
@@ -204,11 +204,14 @@ def selective_step(
 
 def _forms(implementation, chunk_size, length):
     """How a scan runs in a program for a CPU, and in one for another platform; both keep the same states."""
+    names: tuple[Implementation, ...] = (implementation,) * 2 if implementation else ("sequential", "associative")
+    if not is_known_size(length):  # nothing says of a symbol that a chunk of one is whole chunks of the other
+        size = chunk_size or _CHUNK_SIZE[names[1]]
+        return tuple(_Form(name, size, size) for name in names)
     if implementation is not None or chunk_size is not None or length <= _CHUNK_SIZE["sequential"]:
-        names = (implementation,) * 2 if implementation else ("sequential", "associative")
         sizes = (min(chunk_size or _CHUNK_SIZE[name], length) for name in names)
         return tuple(_Form(name, size, size) for name, size in zip(names, sizes, strict=True))
-    return tuple(_Form(name, _CHUNK_SIZE[name], _CHUNK_SIZE["sequential"]) for name in ("sequential", "associative"))
+    return tuple(_Form(name, _CHUNK_SIZE[name], _CHUNK_SIZE["sequential"]) for name in names)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
@@ -316,7 +319,7 @@ def _run(u, delta, A, B, C, initial_state, keep, *, form):
         state, (y, kept) = body(start, jax.tree.map(lambda x: x[0], inputs))
         return jnp.moveaxis(y, 0, 1), jnp.swapaxes(state, 1, 2), kept
     state, (y, kept) = lax.scan(body, start, inputs)
-    kept = kept.reshape(-1, *kept.shape[2:])[: -(-u.shape[1] // form.spacing)]
+    kept = kept.reshape(kept.shape[0] * kept.shape[1], *kept.shape[2:])[: -(-u.shape[1] // form.spacing)]
     return _unchunked(y, u.shape[1]), jnp.swapaxes(state, 1, 2), kept
 
 
@@ -350,9 +353,10 @@ def _chunked(x, chunk_size, *, fill=0):
     if x is None:
         return None
     time_first = jnp.moveaxis(x, 1, 0)
-    missing = -len(time_first) % chunk_size
+    count = -(-x.shape[1] // chunk_size)
+    missing = count * chunk_size - x.shape[1]
     padded = jnp.pad(time_first, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
-    return padded.reshape(len(padded) // chunk_size, chunk_size, *padded.shape[1:])
+    return padded.reshape(count, chunk_size, *padded.shape[1:])
 
 
 def _unchunked(x, length):
