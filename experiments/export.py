@@ -183,7 +183,7 @@ def _compared(model: Model, found: dict[str, Program], arrays: dict[str, Any], c
     worst, state, dtype = 0.0, None, str(jnp.dtype(model.config.dtype))
     for name, program in found.items():
         given = _example(program, model, state)
-        again = jax.export.deserialize((config.target / f"{name}.bin").read_bytes())
+        again = jax.export.deserialize(bytearray((config.target / f"{name}.bin").read_bytes()))
         with jax.default_matmul_precision(config.matmul_precision):
             expected = jax.jit(program.function)(arrays, *given)
         if name == "prompt":

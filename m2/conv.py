@@ -131,14 +131,12 @@ def fft_conv(
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
     if (cut := cut_of(u)) is not None:
-        options: dict[str, Any] = {"causal": causal, "bandwidth": bandwidth, "implementation": implementation}
-        wide = jnp.promote_types(u.dtype, jnp.float32)
-        u = blank(mask, u)
-        input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
-        s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
-        reach = (earlier - 1, later) if bandwidth == 1 else None
-        y = cut_conv(functools.partial(fft_conv, **options), cut, s, k, bias, segment_ids, reach)
-        return (y if output_gate is None else y * output_gate.astype(wide)).astype(u.dtype)
+        run = functools.partial(fft_conv, causal=causal, bandwidth=bandwidth, implementation=implementation)
+        wide, reach = jnp.promote_types(u.dtype, jnp.float32), (earlier - 1, later) if bandwidth == 1 else None
+        s = blank(mask, u).astype(wide)
+        s = s if input_gate is None else s * blank(mask, input_gate).astype(wide)
+        y = cut_conv(run, cut, s, k, bias, segment_ids, reach)
+        return (y if output_gate is None else y * blank(mask, output_gate).astype(wide)).astype(u.dtype)
     size = fft_size(l + max(later, earlier - 1)) if known else 2 * _block_positions(earlier + later - 1)
     blocks = Blocks.of(d, b, size, u.dtype, BLOCK_BYTES)
     plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)

@@ -15,6 +15,8 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
+from m2.sequence_cut import lay
+
 
 @dataclasses.dataclass(frozen=True)
 class HyenaFilterConfig:
@@ -198,10 +200,12 @@ class HyenaFilter(ImplicitFilter):
             raise ValueError(f"length={length}, expected 1 to l_max={self.l_max}, the longest filter that there is")
         if not isinstance(length, int):
             length = self.l_max
-        z, t = self.z[...][:length], times(self.l_max)[:length]
-        k = self._taps(self.implicit_filter, z, t)
+        z, t = lay(self.z[...][:length], 0), times(self.l_max)[:length]
+        # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its channels.
+        k = lay(lay(self._taps(self.implicit_filter, z, t), 1), 0)
         if self.implicit_filter_rev is not None:
-            k = jnp.concatenate([k, jnp.flip(self._taps(self.implicit_filter_rev, z, t), axis=1)], axis=1)
+            later = lay(lay(self._taps(self.implicit_filter_rev, z, t), 1), 0)
+            k = jnp.concatenate([k, jnp.flip(later, axis=1)], axis=1)
         return k
 
 

@@ -218,6 +218,8 @@ class LinearAttention(Mixer):
       ValueError: head counts that do not divide.
     """
 
+    runs_cut = mirrors = True
+
     def __init__(
         self,
         d_model: int,

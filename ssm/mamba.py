@@ -204,6 +204,8 @@ class Mamba(Selective, Mixer):
     Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
     """
 
+    runs_cut = mirrors = True
+
     def __init__(
         self,
         d_model: int,

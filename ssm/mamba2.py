@@ -115,6 +115,8 @@ class Mamba2(Mixer):
       ValueError: widths that head_dim or n_groups do not divide.
     """
 
+    runs_cut = mirrors = True
+
     def __init__(
         self,
         d_model: int,

@@ -115,6 +115,8 @@ class Attention(nnx.Module):
       mamba_ssm/modules/mha.py.
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,

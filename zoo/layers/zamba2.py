@@ -143,6 +143,8 @@ class Zamba2(nnx.Module):
     has_norm = True
     needs = ("embeddings", "shared")
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
