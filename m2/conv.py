@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank
 from m2.cut_conv import cut_conv
+from m2.forward_mode import by_hand
 from m2.monarch_dft import MonarchDFT, monarch_size, spectral_product
 from m2.sequence_cut import cut_of
 
@@ -145,7 +146,8 @@ def fft_conv(
         runs = segment_runs(segment_ids)
     u = blank(mask, u)
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
-    return gated_conv(plan, u, k, bias, input_gate, output_gate, runs)
+    convolve = by_hand(gated_conv, "m2.fft_conv")
+    return convolve(plan, u, k, bias, input_gate, output_gate, runs)
 
 
 class _Plan(NamedTuple):

@@ -31,6 +31,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
 from ssm.checks import check_shapes, is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
 from ssm.segments import segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
@@ -136,11 +137,14 @@ def selective_scan(
         keep = None if segment_ids is None else 1 - segment_starts(segment_ids, along).astype(dtype)
         forms = _forms(implementation, chunk_size, sizes["l"])
         if along is None:
-            y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, *forms)
+            y, state = by_hand(_scan, "ssm.selective_scan")(
+                u, delta, A.astype(dtype), B, C, initial_state, keep, *forms
+            )
         else:
             runs = None if segment_ids is None else segment_runs(segment_ids, along)
             given = along.at_first(initial_state)
-            y, state = _scan_piece(u, delta, A.astype(dtype), B, C, given, keep, runs, *forms, along)
+            piece = by_hand(_scan_piece, "ssm.selective_scan")
+            y, state = piece(u, delta, A.astype(dtype), B, C, given, keep, runs, *forms, along)
             state = along.of_last(state)
     if D is not None:
         y = y + D.astype(dtype) * u
@@ -246,7 +250,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
 def _scan_piece(u, delta, A, B, C, given, keep, runs, cpu, elsewhere, along):
     entering = _entering(u, delta, A, B, given, runs, along)
-    return _scan(u, delta, A, B, C, entering, keep, cpu, elsewhere)
+    return _scan.__wrapped__(u, delta, A, B, C, entering, keep, cpu, elsewhere)
 
 
 def _scan_piece_forward(u, delta, A, B, C, given, keep, runs, cpu, elsewhere, along):

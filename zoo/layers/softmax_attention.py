@@ -13,6 +13,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.forward_mode import by_hand
 from ssm.precision import exact
 from ssm.sequence_cut import cut_of
 from zoo.layers.block_attention import Rule, block_attention
@@ -105,7 +106,8 @@ def softmax_attention(
     numbers = pairs(q.shape[1], q_at, k_at)
     if implementation == "cudnn":
         return _cudnn(q, k, v, numbers, slopes, rule, plain=not numbered)
-    return (_dense if implementation == "dense" else block_attention)(q, k, v, numbers, slopes, rule)
+    by_blocks = by_hand(block_attention, "zoo.softmax_attention by blocks", "zoo.forward_mode()")
+    return (_dense if implementation == "dense" else by_blocks)(q, k, v, numbers, slopes, rule)
 
 
 def _dense(q, k, v, numbers, slopes, rule):
