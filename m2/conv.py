@@ -8,14 +8,10 @@ with w = exp(i pi / n), w^(n / 2) = i, the cyclic convolution of two sequences
 
 is the sequence of the same form that belongs to their product as polynomials modulo X^n + 1.
 
-"monarch" writes the FFT as a Monarch product, so that it runs on matrix units: a DFT of size n = n1 n2 ... np is p
-products with small DFT matrices, with twiddle factors in between,
+"monarch" writes the FFT as a product of small matrices (`m2.monarch_dft`), for units that multiply matrices. A TPU's
+default: XLA's FFT takes a minute to compile for one, and longer to run.
 
-    X[f1 + n1 f2] = sum_t2  W_n2[f2, t2]  w_n^(f1 t2)  sum_t1  W_n1[f1, t1]  x[n2 t1 + t2]
-
-and since positions stay the rows and channels the columns, each is a matrix from the left: nothing is ever transposed.
-
-Letters besides those of the style guide: m taps of a filter · n size of the FFT · t, f digits of position, frequency.
+Letters besides those of the style guide: m taps of a filter · n size of the FFT.
 
 Source: Fu et al. 2023, arXiv:2310.12109, section 4 and arXiv:2311.05908 (FlashFFTConv: orders, gating, partial and
 frequency-sparse convolutions). The transforms of half the size: the right-angle convolution of Crandall & Fagin 1994,
@@ -23,7 +19,6 @@ Discrete weighted transforms and large-integer arithmetic.
 """
 
 import functools
-import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -33,6 +28,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank
+from m2.cut_conv import cut_conv
+from m2.monarch_dft import MonarchDFT, monarch_size, spectral_product
+from m2.sequence_cut import cut_of
 
 Implementation = Literal["xla", "monarch"]
 
@@ -42,11 +40,11 @@ DIRECT_POSITIONS = 16
 # cache, but of at least so many channels, which lie side by side in memory: a cache line. (A compiler that counts FLOPs
 # counts a loop once: to count them, make one block of all.)
 BLOCK_BYTES, LEAST_BLOCK = 1 << 16, 16
+# Elsewhere so many bytes, so that temporaries do not fill the memory, and a TPU's 128 lanes at least.
+DEVICE_BLOCK_BYTES, DEVICE_LEAST_BLOCK = 1 << 27, 128
 # On a CPU, real FFTs instead of half as long complex ones above this size. XLA runs several complex ones side by side,
 # which leave the cache from there on.
 HALF_SIZE_LIMIT = 1 << 16
-# FFT sizes above this are three factors rather than two, in "monarch".
-ORDER_2_LIMIT = 8192
 
 
 def fft_conv(
@@ -88,7 +86,8 @@ def fft_conv(
       bandwidth: share of the frequencies that the filter keeps, the lowest: below 1 the response above
         `bandwidth` times the Nyquist frequency is zero, in the FFT of the size that is used, and "monarch" skips the
         rows that this empties. A filter cut so is no longer exactly causal, nor exactly as long as it was.
-      implementation: "xla", "monarch", or None for what suits the platform.
+      implementation: "xla", "monarch", or None for what suits the platform that the program is compiled for: "monarch"
+        on a TPU, "xla" elsewhere.
 
     Returns:
       y, in u's dtype.
@@ -125,8 +124,16 @@ def fft_conv(
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
-    block = channel_block(d, b, fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
-    plan = _Plan(earlier, later, bandwidth, implementation or "xla", _is_half(u.dtype), block)
+    if (cut := cut_of(u)) is not None:
+        options = {"causal": causal, "bandwidth": bandwidth, "implementation": implementation}
+        wide = jnp.promote_types(u.dtype, jnp.float32)
+        u, input_gate, output_gate = (None if x is None else blank(mask, x) for x in (u, input_gate, output_gate))
+        s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
+        reach = (earlier - 1, later) if bandwidth == 1 else None
+        y = cut_conv(functools.partial(fft_conv, **options), cut, s, k, bias, segment_ids, reach)
+        return (y if output_gate is None else y * output_gate.astype(wide)).astype(u.dtype)
+    blocks = Blocks.of(d, b, fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
+    plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
@@ -143,38 +150,51 @@ class _Plan(NamedTuple):
     later: int
     """Taps at lags -1, -2, ..."""
     bandwidth: float
-    implementation: Implementation
-    half: bool
-    """Whether inputs are exact in 16 bits, so that "monarch" may multiply in 16."""
-    block: int
-    """Channels that are taken at a time on a CPU."""
-    cpu: bool = False
-    """Whether the program is compiled for a CPU. Set where that is known, in `gated_conv`."""
+    implementation: Implementation | None
+    dtype: jnp.dtype
+    """That of the inputs."""
+    blocks: "Blocks"
+    platform: str = ""
+    """What the program is compiled for. Set where that is known, in `gated_conv`, as `implementation` is."""
 
     def convolve(self, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
         """The convolution itself, s (b, l, d) with k (d, m), in the dtype of both."""
         return _convolve(self, s, k, runs)
 
 
-def _is_half(dtype) -> bool:
-    return jnp.dtype(dtype).itemsize == 2
+class Blocks(NamedTuple):
+    """How many channels are taken at a time, on each platform."""
+
+    cpu: int
+    device: int
+
+    @classmethod
+    def of(cls, d: int, rows: Any, positions: int, dtype, cpu_bytes: int) -> "Blocks":
+        """Of d channels of a dtype, where each has so many positions in each row, padding included.
+
+        `rows` of the batch may be a symbol (`jax.export`) that becomes any number, and counts as one then.
+        """
+        rows = rows if isinstance(rows, int) else 1
+        channel = rows * positions * jnp.promote_types(dtype, jnp.float32).itemsize
+        even = lambda most: -(-d // -(-d // most))  # noqa: E731  blocks of about the same size
+        device = even(max(DEVICE_LEAST_BLOCK, DEVICE_BLOCK_BYTES // channel))
+        full = -(-device // DEVICE_LEAST_BLOCK) * DEVICE_LEAST_BLOCK
+        return cls(even(max(LEAST_BLOCK, cpu_bytes // channel)), min(d, full))
 
 
-def channel_block(d: int, rows: Any, positions: int, dtype, block_bytes: int) -> int:
-    """How many of d channels of a dtype to take at a time where each has so many positions, padding included.
+def dft_precision(dtype, platform: str) -> lax.Precision:
+    """What the products of a DFT are multiplied in, where the convolution's inputs have a dtype.
 
-    `rows` of the batch may be a symbol (`jax.export`) that becomes any number, and counts as one then.
+    Float32 stays float32. Where inputs have 8 bits or 11, three bfloat16 products a product on a TPU lose 2^-16.
     """
-    rows = rows if isinstance(rows, int) else 1
-    most = max(LEAST_BLOCK, block_bytes // (rows * positions * jnp.promote_types(dtype, jnp.float32).itemsize))
-    return -(-d // -(-d // most))
+    return lax.Precision.HIGH if platform == "tpu" and jnp.dtype(dtype).itemsize == 2 else lax.Precision.HIGHEST
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
     """output_gate * (plan.convolve(input_gate * u, k, runs) + bias input_gate * u).
 
-    On a CPU, `plan.block` channels at a time, with `plan.cpu` set.
+    `plan.blocks` channels at a time, with `plan.platform` and `plan.implementation` set.
     """
 
     def run(plan, *inputs):
@@ -207,8 +227,8 @@ def _by_channels(plan, run, inputs, like):
     """run(plan, *inputs), in the way of the platform that the program is compiled for; results are shaped as `like`."""
     d = inputs[0].shape[2]
 
-    def on_cpu():
-        here, block = plan._replace(cpu=True), plan.block
+    def on(platform, implementation, block):
+        here = plan._replace(platform=platform, implementation=plan.implementation or implementation)
         if block == d:
             return run(here, *inputs)
 
@@ -221,7 +241,11 @@ def _by_channels(plan, run, inputs, like):
 
         return lax.fori_loop(0, -(-d // block), step, jax.tree.map(jnp.zeros_like, like))
 
-    return lax.platform_dependent(cpu=on_cpu, default=lambda: run(plan, *inputs))
+    return lax.platform_dependent(
+        cpu=lambda: on("cpu", "xla", plan.blocks.cpu),
+        tpu=lambda: on("tpu", "monarch", plan.blocks.device),
+        default=lambda: on("gpu", "xla", plan.blocks.device),
+    )
 
 
 def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
@@ -243,32 +267,35 @@ def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -
         return _convolve_runs(plan, s, taps, runs)
     q = 1 << (max(reach, 1) - 1).bit_length()
     if 4 * q > l:
-        return _circular(plan, s, taps, fft_size(l + max(plan.later, plan.earlier - 1)), l)
+        return _circular(plan, s, taps, l + max(plan.later, plan.earlier - 1), l)
     # A short filter: blocks of q outputs, each with the `reach` inputs that it needs besides its own.
     c = -(-(l + plan.later) // q)
     blocks = jnp.pad(s, ((0, 0), (0, c * q - l), (0, 0))).reshape(len(s), c, q, -1)
     before = jnp.pad(blocks[:, :-1, q - reach :], ((0, 0), (1, 0), (0, 0), (0, 0)))
     windows = jnp.concatenate([before, blocks], axis=2).reshape(len(s) * c, reach + q, -1)
     # What wraps round falls on the first `reach` outputs, which are another block's.
-    y = _circular(plan._replace(later=0), windows, taps, fft_size(reach + q), reach + q)[:, reach:]
+    y = _circular(plan._replace(later=0), windows, taps, reach + q, reach + q)[:, reach:]
     return y.reshape(len(s), c * q, -1)[:, plan.later : plan.later + l]
 
 
-def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, n: int, out: int) -> jax.Array:
-    """The first `out` positions of the circular convolution of size n of s (b, l, d) with taps (d, m).
+def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, least: int, out: int) -> jax.Array:
+    """The first `out` positions of the circular convolution of s (b, l, d) with taps (d, m), of size `least` or more.
 
-    The first `plan.later` taps are at lags below 0. On a CPU, what wraps round may come with the other sign.
+    The first `plan.later` taps are at lags below 0. What wraps round may come with the other sign.
     """
-    if plan.cpu and plan.implementation == "xla" and plan.bandwidth == 1 and n <= HALF_SIZE_LIMIT:
-        gap = jnp.zeros((len(taps), n - taps.shape[1]), taps.dtype)
-        k = jnp.concatenate([taps[:, plan.later :], gap, -taps[:, : plan.later]], axis=1)  # lag -j at n - j
+    monarch, whole = plan.implementation == "monarch", plan.bandwidth == 1
+    n = monarch_size(least) if monarch and whole else fft_size(least)
+    halves = plan.platform == "cpu" and n <= HALF_SIZE_LIMIT
+    sign = -1 if whole and (monarch or halves) else 1
+    gap = jnp.zeros((len(taps), n - taps.shape[1]), taps.dtype)
+    k = jnp.concatenate([taps[:, plan.later :], gap, sign * taps[:, : plan.later]], axis=1)  # lag -j at n - j
+    kept = int(plan.bandwidth * (n // 2))
+    if monarch:
+        transform = MonarchDFT(n, None if whole else kept, dft_precision(plan.dtype, plan.platform))
+        return transform.inverse(spectral_product(transform(s), transform(k.T[None])), out)
+    if whole and halves:
         spectrum = half_fft(jnp.swapaxes(s, 1, 2), n) * half_fft(k, n)
         return jnp.swapaxes(half_ifft(spectrum, n, out), 1, 2)
-    k = jnp.roll(jnp.pad(taps, ((0, 0), (0, n - taps.shape[1]))), -plan.later, axis=1)  # lag j at j modulo n
-    kept = int(plan.bandwidth * (n // 2))
-    if plan.implementation == "monarch":
-        transform = _MonarchDFT(n, kept, plan.half)
-        return transform.inverse(_complex_product(transform(s), transform(k.T[None])), out)
     spectrum = jnp.fft.rfft(jnp.swapaxes(s, 1, 2), n)[..., : kept + 1] * jnp.fft.rfft(k)[:, : kept + 1]
     return jnp.swapaxes(jnp.fft.irfft(spectrum, n)[..., :out], 1, 2)
 
@@ -306,136 +333,6 @@ def fft_size(least: int) -> int:
         2 * 3**i * 5**j << max(0, (-(-least // (2 * 3**i * 5**j)) - 1).bit_length()) for i in range(5) for j in range(4)
     )
     return min(candidates)
-
-
-def _complex_product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Of arrays (..., 2, columns) of real and imaginary parts."""
-    (x_re, x_im), (y_re, y_im) = jnp.moveaxis(x, -2, 0), jnp.moveaxis(y, -2, 0)
-    return jnp.stack([x_re * y_re - x_im * y_im, x_re * y_im + x_im * y_re], axis=-2)
-
-
-class _MonarchDFT:
-    """The DFT of n real positions, zeros behind those that are given, as a Monarch product.
-
-    The spectrum is (b, f, 2, d): real and imaginary parts of the frequencies f1 + n1 (f2 + n2 (...)), digit f1 the
-    slowest. Of f1 it has 0 to n1 / 2, as the rest is its mirror image; of the last digit those that lie in the band.
-
-    Args:
-      n: size, even.
-      kept: highest frequency of the band; n / 2 keeps all.
-      half: multiply in bfloat16, the data and the matrices each as a high and a low part.
-    """
-
-    def __init__(self, n: int, kept: int, half: bool):
-        self.n, self.half = n, half
-        self.sizes = _factors(n, 2 if n <= ORDER_2_LIMIT else 3)
-        n1, last = self.sizes[0], self.sizes[-1]
-        self.first = np.arange(n1 // 2 + 1)
-        # The last digit counts frequencies n / last at a time.
-        lowest = np.arange(last) * (n // last)
-        inside = (lowest <= kept) | (lowest + n // last - 1 >= n - kept)
-        self.last = np.flatnonzero(inside)
-        self.band = None
-        if kept < n // 2:
-            f = self.first
-            for i, size in enumerate(self.sizes[1:], 1):
-                digits = self.last if i == len(self.sizes) - 1 else np.arange(size)
-                f = (f[:, None] + math.prod(self.sizes[:i]) * digits).reshape(-1)
-            self.band = np.minimum(f, n - f) <= kept
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """The spectrum of x (b, l, d), l <= n."""
-        b, l, d = x.shape
-        n1, rest = self.sizes[0], self.n // self.sizes[0]
-        rows = -(-l // rest)  # the other t1 are zero
-        x = jnp.pad(x, ((0, 0), (0, rows * rest - l), (0, 0))).reshape(b, rows, rest * d)
-        angle = -2 * np.pi / n1 * np.outer(self.first, np.arange(rows))
-        matrix = np.stack([np.cos(angle), np.sin(angle)], axis=1).reshape(-1, rows)  # (f P) t
-        x = self._matmul(matrix, x)
-        done = len(self.first)  # frequencies so far, the positions `rest` behind each
-        for i, size in enumerate(self.sizes[1:], 1):
-            n, frequencies = self.sizes[i - 1] * rest, self.first if i == 1 else np.arange(self.sizes[i - 1])
-            x = self._twiddle(x.reshape(b * done // len(frequencies), len(frequencies), 2, rest, d), n, frequencies, -1)
-            rest //= size
-            outputs = self.last if rest == 1 else np.arange(size)
-            x = self._matmul(_real(_dft(outputs, size), "ft"), x.reshape(b * done, 2 * size, rest * d))
-            done *= len(outputs)
-        return x.reshape(b, done, 2, d)
-
-    def inverse(self, x: jax.Array, out: int) -> jax.Array:
-        """The first `out` positions of a spectrum's signal, b out d."""
-        b, _, _, d = x.shape
-        if self.band is not None:
-            x = jnp.where(self.band[:, None, None], x, 0)
-        done, rest = x.shape[1], 1
-        for i in range(len(self.sizes) - 1, 0, -1):
-            size = self.sizes[i]
-            inputs = self.last if rest == 1 else np.arange(size)
-            done //= len(inputs)
-            x = self._matmul(_real(_dft(inputs, size).conj(), "tf"), x.reshape(b * done, 2 * len(inputs), rest * d))
-            rest *= size
-            n, frequencies = self.sizes[i - 1] * rest, self.first if i == 1 else np.arange(self.sizes[i - 1])
-            x = self._twiddle(x.reshape(b * done // len(frequencies), len(frequencies), 2, rest, d), n, frequencies, 1)
-        n1, rows = self.sizes[0], -(-out // rest)
-        angle = 2 * np.pi / n1 * np.outer(np.arange(rows), self.first)
-        weight = np.where((self.first == 0) | (self.first == n1 // 2), 1, 2) / self.n  # each stands for its mirror too
-        matrix = np.stack([weight * np.cos(angle), -weight * np.sin(angle)], axis=2).reshape(rows, -1)  # t (f P)
-        x = self._matmul(matrix, x.reshape(b, -1, rest * d))
-        return x.reshape(b, rows * rest, d)[:, :out]
-
-    def _twiddle(self, x, n, frequencies, sign):
-        """Turns x (c, f, 2, t, d) by w_n^(f t)."""
-        angle = sign * 2 * np.pi / n * np.outer(frequencies, np.arange(x.shape[3]))
-        cos, sin = (jnp.asarray(part[..., None], x.dtype) for part in (np.cos(angle), np.sin(angle)))
-        re, im = x[:, :, 0], x[:, :, 1]
-        return jnp.stack([re * cos - im * sin, re * sin + im * cos], axis=2)
-
-    def _matmul(self, matrix: np.ndarray, x: jax.Array) -> jax.Array:
-        """matrix (o, i) times x (c, i, columns), in x's dtype."""
-        # A copy of the small matrix for each c makes it a batched product, which needs no transposition of x.
-        product = functools.partial(
-            lax.dot_general,
-            dimension_numbers=(((2,), (1,)), ((0,), (0,))),
-            preferred_element_type=x.dtype,
-            precision=None if self.half else lax.Precision.HIGHEST,
-        )
-        w = jnp.broadcast_to(jnp.asarray(matrix, x.dtype), (len(x), *matrix.shape))
-        if not self.half:
-            return product(w, x)
-        (w_high, w_low), (x_high, x_low) = _split(w), _split(x)
-        return product(w_high, x_high) + (product(w_high, x_low) + product(w_low, x_high))
-
-
-def _split(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A float32 array as the sum of two in bfloat16, to 16 bits of the mantissa."""
-    high = lax.reduce_precision(x, 8, 7)  # unlike a cast and back, never optimised away
-    return high.astype(jnp.bfloat16), (x - high).astype(jnp.bfloat16)
-
-
-def _dft(frequencies: np.ndarray, n: int) -> np.ndarray:
-    """Rows of the DFT matrix of size n."""
-    return np.exp(-2j * np.pi / n * (np.outer(frequencies, np.arange(n)) % n))
-
-
-def _real(matrix: np.ndarray, order: Literal["ft", "tf"]) -> np.ndarray:
-    """A complex matrix (f, t) on real and imaginary parts: (f P) x (Q t), or for the way back (Q t) x (f P)."""
-    re, im = matrix.real, matrix.imag
-    if order == "ft":
-        return np.stack([np.stack([re, -im], 1), np.stack([im, re], 1)], 1).reshape(2 * len(matrix), -1)
-    re, im = re.T, im.T  # t f
-    return np.stack([np.stack([re, -im], 2), np.stack([im, re], 2)], 0).reshape(2 * len(re), -1)
-
-
-def _factors(n: int, order: int) -> tuple[int, ...]:
-    """Factors of an even n, about equal; the first is even, as half of its frequencies stand for all."""
-    if order == 1:
-        return (n,)
-    first = min((f for f in range(2, n + 1, 2) if n % f == 0), key=lambda f: abs(math.log(f / n ** (1 / order))))
-    rest = n // first
-    if order == 2 or rest == 1:
-        return first, rest
-    second = min((f for f in range(1, rest + 1) if rest % f == 0), key=lambda f: abs(math.log(f / rest**0.5)))
-    return first, second, rest // second
 
 
 def _convolve_runs(plan: _Plan, s: jax.Array, taps: jax.Array, runs: jax.Array) -> jax.Array:

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from m2.conv import HALF_SIZE_LIMIT, Implementation, channel_block, fft_size, gated_conv, half_fft, half_ifft
+from m2.conv import HALF_SIZE_LIMIT, Blocks, Implementation, dft_precision, fft_size, gated_conv, half_fft, half_ifft
+from m2.monarch_dft import GridDFT, spectral_product
 
 # As in `m2.conv`, measured for two axes.
 BLOCK_BYTES = 1 << 18
@@ -46,14 +47,14 @@ def fft_conv2d(
       bias: weight of the input itself.
       input_gate: multiplies the input before the convolution.
       output_gate: multiplies the output, the bias's part included.
-      implementation: "xla" or None.
+      implementation: "xla"; "monarch", the DFT as one matrix for each axis, O((x y)^1.5) for square images; or None for
+        what suits the platform that the program is compiled for: "monarch" on a TPU, "xla" elsewhere.
 
     Returns:
       The output, in u's dtype.
 
     Raises:
       ValueError: shapes that disagree, or a filter with an odd number of taps along an axis.
-      NotImplementedError: implementation="monarch", which has no second axis.
 
     Source: m2's `fftconv_ref` along both axes.
     """
@@ -69,14 +70,13 @@ def fft_conv2d(
             raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
     if 0 in (x, y, *k.shape):
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one place and one tap")
-    if implementation == "monarch":
-        raise NotImplementedError("implementation='monarch' has one axis, expected 'xla' or None over an image")
-    if implementation not in (None, "xla"):
-        raise ValueError(f"implementation={implementation!r}, expected 'xla' or None")
+    if implementation not in (None, "xla", "monarch"):
+        raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
 
     rows, columns = _Axis.over(x, k.shape[1]), _Axis.over(y, k.shape[2])
     flat, *gates = (None if a is None else a.reshape(b, x * y, d) for a in (u, input_gate, output_gate))
-    plan = _Plan(rows, columns, channel_block(d, b, rows.padded * columns.padded, u.dtype, BLOCK_BYTES))
+    blocks = Blocks.of(d, b, rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
+    plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
     return gated_conv(plan, flat, k.reshape(d, -1), bias, *gates, None).reshape(u.shape)
 
 
@@ -110,20 +110,28 @@ class _Plan(NamedTuple):
 
     rows: _Axis
     columns: _Axis
-    block: int
-    """Channels that are taken at a time on a CPU."""
-    cpu: bool = False
-    """Whether the program is compiled for a CPU. Set where that is known, in `gated_conv`."""
+    implementation: Implementation | None
+    dtype: jnp.dtype
+    """That of the inputs."""
+    blocks: Blocks
+    platform: str = ""
+    """What the program is compiled for. Set where that is known, in `gated_conv`, as `implementation` is."""
 
     def convolve(self, s: jax.Array, k: jax.Array, runs: None) -> jax.Array:
         """The convolution itself, s (b, l, d) with k (d, taps), places and taps row by row, in the dtype of both."""
         rows, columns = self.rows, self.columns
+        k = k.reshape(-1, rows.taps, columns.taps)
+        if self.implementation == "monarch":
+            dft = GridDFT(rows.padded, columns.padded, dft_precision(self.dtype, self.platform))
+            k = jnp.moveaxis(columns.wrap(rows.wrap(k, 1, -1), 2), 0, 2)[None]
+            image = s.reshape(s.shape[0], rows.size, columns.size, -1)
+            return dft.inverse(spectral_product(dft(image), dft(k)), (rows.size, columns.size)).reshape(s.shape)
         image = jnp.swapaxes(s, 1, 2).reshape(len(s), -1, rows.size, columns.size)
         # One axis after the other, so that rows that are nothing but padding are not transformed.
-        halves = self.cpu and 2 * rows.padded * columns.padded <= HALF_SIZE_LIMIT
+        halves = self.platform == "cpu" and 2 * rows.padded * columns.padded <= HALF_SIZE_LIMIT
         along, back = (half_fft, half_ifft) if halves else (jnp.fft.rfft, _irfft)
         fft = lambda image: jnp.fft.fft(along(image, columns.padded), rows.padded, axis=-2)  # noqa: E731
-        k = columns.wrap(rows.wrap(k.reshape(-1, rows.taps, columns.taps), 1), 2, -1 if halves else 1)
+        k = columns.wrap(rows.wrap(k, 1), 2, -1 if halves else 1)
         out = back(jnp.fft.ifft(fft(image) * fft(k), axis=-2)[..., : rows.size, :], columns.padded, columns.size)
         return jnp.swapaxes(out.reshape(len(s), -1, rows.size * columns.size), 1, 2)
 

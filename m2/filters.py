@@ -96,8 +96,8 @@ class ImplicitFilter(nnx.Module):
         dtype = jnp.promote_types(param_dtype, jnp.float32)
         variable = nnx.Param if config.train_freq else nnx.Variable
         frequency = jnp.full((config.order,), config.w, dtype)
-        self.freq = None if config.linear else variable(frequency, lr_scale=config.lr_scale)
-        self.bias = nnx.Param(jax.random.normal(rngs.params(), (channels,), dtype), decay=False)
+        self.freq = None if config.linear else variable(frequency, lr_scale=config.lr_scale, axes=(None,))
+        self.bias = nnx.Param(jax.random.normal(rngs.params(), (channels,), dtype), decay=False, axes=("inner",))
         self.implicit_filter = self._network(features, dtype, rngs)
         self.implicit_filter_rev = self._network(features, dtype, rngs) if n_networks == 2 else None
 
@@ -114,8 +114,8 @@ class ImplicitFilter(nnx.Module):
                 kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
                 bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
                 param_dtype=dtype,
-                kernel_metadata={"lr_scale": c.lr_scale},
-                bias_metadata={"lr_scale": c.lr_scale, "decay": False},
+                kernel_metadata={"lr_scale": c.lr_scale, "axes": (None, "inner" if last else None)},
+                bias_metadata={"lr_scale": c.lr_scale, "decay": False, "axes": (None,)},
                 precision=jax.lax.Precision.HIGHEST,
                 rngs=rngs,
             )
@@ -178,7 +178,10 @@ class HyenaFilter(ImplicitFilter):
         self.l_max = l_max
         dtype = jnp.promote_types(param_dtype, jnp.float32)
         self.z = nnx.Param(
-            jnp.asarray(position_features(l_max, config.emb_dim), dtype), decay=False, lr_scale=config.features_lr_scale
+            jnp.asarray(position_features(l_max, config.emb_dim), dtype),
+            decay=False,
+            lr_scale=config.features_lr_scale,
+            axes=(None, None),
         )
 
     def __call__(self, length: int) -> Float[Array, "d m"]:

@@ -1,4 +1,7 @@
-"""Linear maps whose weight is structured: one block-diagonal factor, or the two of a Monarch matrix."""
+"""Linear maps whose weight is structured: one block-diagonal factor, or the two of a Monarch matrix.
+
+Like those of every layer, their products follow `jax.default_matmul_precision`.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,15 +14,16 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from m2.monarch import blockdiag_matmul, monarch_init, monarch_matmul
+from m2.sequence_cut import is_cut
 
 
 def rows_dot_general(x, kernel, dimension_numbers, **options):
     """`lax.dot_general` of vectors (..., d) and a kernel (d, o) as one product of two matrices, for `nnx.Linear`.
 
     The gradient in the kernel is then one product, too. Over several axes at once XLA's is half as fast on a CPU: it
-    turns both factors around first.
+    turns both factors around first. Positions that are cut over devices stay an axis: rows of pieces are not one piece.
     """
-    if x.ndim == 2 or options.get("out_sharding") is not None:
+    if x.ndim == 2 or options.get("out_sharding") is not None or is_cut():
         return lax.dot_general(x, kernel, dimension_numbers, **options)
     rows = x.reshape(-1, x.shape[-1])
     return lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options).reshape(*x.shape[:-1], kernel.shape[1])
@@ -65,9 +69,9 @@ class BlockdiagLinear(nnx.Module):
         shape = n_blocks, -(-d_out // n_blocks), -(-d_in // n_blocks)
         # The dense default, uniform in 1 / sqrt(width), times sqrt(k) for the k-th part of the entries that is left.
         kernel = scale * _uniform(shape[2] ** -0.5)(rngs.params(), shape, param_dtype)
-        self.kernel = nnx.Param(kernel.astype(param_dtype))
+        self.kernel = nnx.Param(kernel.astype(param_dtype), axes=("blocks", None, "embed"))
         bias = _uniform(d_out**-0.5)(rngs.params(), (d_out,), param_dtype) if use_bias else None
-        self.bias = None if bias is None else nnx.Param(bias, decay=False)
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(None,))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b o"]:
         """Maps vectors of width d_in to width d_out.
@@ -77,7 +81,7 @@ class BlockdiagLinear(nnx.Module):
         """
         x, kernel, bias = _prepare(x, self.d_in, self.dtype, self.kernel, bias=self.bias)
         blocks, _, width = kernel.shape
-        y = blockdiag_matmul(_widen(x, blocks * width), kernel)[..., : self.d_out]
+        y = blockdiag_matmul(_widen(x, blocks * width), kernel, precision=None)[..., : self.d_out]
         return y if bias is None else y + bias
 
 
@@ -122,8 +126,10 @@ class MonarchLinear(nnx.Module):
         i, o = -(-d_in // n_blocks), -(-d_out // n_blocks)
         between = min(i, o)
         w1, w2 = monarch_init(rngs.params(), (n_blocks, between, i), (n_blocks, o, between), dtype=param_dtype)
-        self.w1, self.w2 = nnx.Param(w1), nnx.Param((scale * w2).astype(param_dtype))
-        self.bias = nnx.Param(jnp.zeros((d_out,), param_dtype), decay=False) if use_bias else None
+        self.w1 = nnx.Param(w1, axes=("blocks", None, "embed"))
+        self.w2 = nnx.Param((scale * w2).astype(param_dtype), axes=("blocks", "embed", None))
+        bias = jnp.zeros((d_out,), param_dtype) if use_bias else None
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(None,))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b o"]:
         """Maps vectors of width d_in to width d_out.
@@ -132,7 +138,7 @@ class MonarchLinear(nnx.Module):
           ValueError: x has another width.
         """
         x, w1, w2, bias = _prepare(x, self.d_in, self.dtype, self.w1, self.w2, bias=self.bias)
-        y = monarch_matmul(_widen(x, w1.shape[0] * w1.shape[2]), w1, w2)[..., : self.d_out]
+        y = monarch_matmul(_widen(x, w1.shape[0] * w1.shape[2]), w1, w2, precision=None)[..., : self.d_out]
         return y if bias is None else y + bias
 
 

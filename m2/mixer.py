@@ -118,15 +118,21 @@ class M2Mixer(nnx.Module):
         if d_model % n_filters:
             raise ValueError(f"n_filters={n_filters} must divide d_model={d_model}")
         self.sharing = d_model // n_filters
-        no_decay = {"decay": False}
-        linear = functools.partial(
-            nnx.Linear,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            bias_metadata=no_decay,
-            dot_general=rows_dot_general,
-            rngs=rngs,
-        )
+        no_decay = {"decay": False, "axes": (None,)}
+
+        def linear(d_in, d_out, axes, **options):
+            return nnx.Linear(
+                d_in,
+                d_out,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                kernel_metadata={"axes": axes},
+                bias_metadata={"decay": False, "axes": axes[1:]},
+                dot_general=rows_dot_general,
+                rngs=rngs,
+                **options,
+            )
+
         make_filter = functools.partial(
             HyenaFilter2D if config.conv == "2d" else functools.partial(HyenaFilter, bidirectional=not causal),
             n_filters,
@@ -146,12 +152,16 @@ class M2Mixer(nnx.Module):
             rngs=rngs,
         )
         self.layernorm = make_norm() if config.training_additions else None
-        self.in_linear = linear(d_model, 3 * d_model, kernel_init=jax.nn.initializers.normal(0.02))
+        self.in_linear = linear(
+            d_model, 3 * d_model, ("embed", "side by side"), kernel_init=jax.nn.initializers.normal(0.02)
+        )
         make_short = ShortConv2D if config.conv == "2d" else ShortConv
         self.short_filter = make_short(3 * d_model, config.d_conv, param_dtype=param_dtype, rngs=rngs)
         self.filter_fn = make_filter()
         self.filter_fn2 = make_filter() if config.residual_long_conv else None
-        self.out_linear = linear(d_model, d_model, kernel_init=jax.nn.initializers.normal(0.02 * residual_scale))
+        self.out_linear = linear(
+            d_model, d_model, ("inner", "embed"), kernel_init=jax.nn.initializers.normal(0.02 * residual_scale)
+        )
 
     def __call__(
         self,
@@ -300,8 +310,8 @@ class ShortConv(nnx.Module):
         def uniform(*shape):
             return jax.random.uniform(rngs.params(), shape, param_dtype, -1, 1) * taps**-0.5
 
-        self.kernel = nnx.Param(uniform(channels, taps))
-        self.bias = nnx.Param(uniform(channels), decay=False)
+        self.kernel = nnx.Param(uniform(channels, taps), axes=("side by side", None))
+        self.bias = nnx.Param(uniform(channels), decay=False, axes=("side by side",))
 
     def __call__(self, x, state=None, *, mask=None, segment_ids=None):
         """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there."""
@@ -342,8 +352,8 @@ class ShortConv2D(nnx.Module):
         def uniform(*shape):
             return jax.random.uniform(rngs.params(), shape, param_dtype, -1, 1) / taps
 
-        self.kernel = nnx.Param(uniform(channels, taps, taps))
-        self.bias = nnx.Param(uniform(channels), decay=False)
+        self.kernel = nnx.Param(uniform(channels, taps, taps), axes=("side by side", None, None))
+        self.bias = nnx.Param(uniform(channels), decay=False, axes=("side by side",))
 
     def __call__(self, x: Float[Array, "b x y c"]) -> Float[Array, "b x y c"]:
         """Convolves images, in at least float32."""

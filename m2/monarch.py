@@ -27,11 +27,14 @@ from flax.typing import Dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, Key, Shaped
 
+# Of products of float32 numbers. Less than that is asked for: by layers, which follow `jax.default_matmul_precision`.
+EXACT = jax.lax.Precision.HIGHEST
+
 Factors = tuple[Inexact[Array, "_ _ _"], ...]
 
 
 def blockdiag_matmul(
-    x: Inexact[Array, "*b n"], w: Inexact[Array, "k o i"], *, precision: jax.lax.PrecisionLike = None
+    x: Inexact[Array, "*b n"], w: Inexact[Array, "k o i"], *, precision: jax.lax.PrecisionLike = EXACT
 ) -> Inexact[Array, "*b m"]:
     """Multiplies each of k contiguous pieces of a vector by its own block.
 
@@ -42,7 +45,8 @@ def blockdiag_matmul(
     Args:
       x: vectors of width k i.
       w: the blocks.
-      precision: of the products, as in `jnp.einsum`.
+      precision: of the products, as in `jnp.einsum`. Float32 is multiplied as float32 on every platform unless this
+        says otherwise; None is what `jax.default_matmul_precision` says, bfloat16 on a TPU.
 
     Returns:
       y, of width k o, in the dtype that x and w promote to.
@@ -84,7 +88,7 @@ def monarch_matmul(
     w2: Inexact[Array, "l s r"],
     *more: Inexact[Array, "_ _ _"],
     reverse: bool = False,
-    precision: jax.lax.PrecisionLike = None,
+    precision: jax.lax.PrecisionLike = EXACT,
 ) -> Inexact[Array, "*b m"]:
     """Multiplies vectors by a Monarch matrix, factor by factor.
 
@@ -99,7 +103,8 @@ def monarch_matmul(
         last, the number of blocks is a multiple of the product u of the input sizes of the factors after it.
       reverse: F_1 ... F_p x instead. With transposed blocks that is M^T x, with inverted ones M^-1 x. The sizes that u
         is made of are then the blocks' output sizes.
-      precision: of the products, as in `jnp.einsum`.
+      precision: of the products, as in `jnp.einsum`. Float32 is multiplied as float32 on every platform unless this
+        says otherwise; None is what `jax.default_matmul_precision` says, bfloat16 on a TPU.
 
     Returns:
       y, of width l s at order 2, in the dtype that the arguments promote to.
@@ -133,7 +138,7 @@ def monarch_to_dense(*factors: Inexact[Array, "_ _ _"], reverse: bool = False) -
     if len(factors) < 2:
         raise ValueError(f"factors are {len(factors)}, expected at least 2")
     identity = jnp.eye(_width(factors[-1 if reverse else 0].shape), dtype=jnp.result_type(*factors))
-    return monarch_matmul(identity, *factors, reverse=reverse, precision="highest").T
+    return monarch_matmul(identity, *factors, reverse=reverse).T
 
 
 def monarch_inverse(*factors: Inexact[Array, "_ _ _"]) -> Factors:

@@ -26,6 +26,7 @@ from ssm.scan_order import scan_image as scan_image
 from ssm.scan_order import scan_order as scan_order
 from ssm.segments import segment_runs as segment_runs
 from ssm.segments import segment_starts as segment_starts
+from ssm.sequence_cut import Along as Along
 from ssm.ss2d import SS2D as SS2D
 from ssm.ss2d import SS2DConfig as SS2DConfig
 from ssm.ssd import ssd as ssd

@@ -1,6 +1,7 @@
 """The short causal convolution in front of a state-space mixer: depthwise, a few taps, with its state carried."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
 from ssm.absent import blank, check_no_gaps
-from ssm.checks import check_shapes
+from ssm.checks import check_shapes, is_known_size
 from ssm.platform import by_platform
-from ssm.segments import last_inputs, segment_runs
+from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
+from ssm.sequence_cut import Along, cut_of
 
 # Of the loop that sums the weights' gradient on a CPU: positions a turn, those of all rows together, and the shortest
 # row that is worth a loop. Measured at rows of 256 to 2,048: 8 and 16 positions are alike.
@@ -28,6 +30,7 @@ def causal_conv1d(
     initial_state: Float[Array, "b t e"] | None = None,
     mask: Bool[Array, "b l"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l e"], Float[Array, "b t e"]]:
     """Depthwise causal convolution over positions.
 
@@ -42,6 +45,7 @@ def causal_conv1d(
         Positions behind a gap still see the gap, so padding belongs at the ends.
       segment_ids: documents packed in a row, each a run of equal ids: no tap reaches into another run. The run that
         the first position belongs to goes on from `initial_state`.
+      along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in x's dtype; the last w - 1 inputs that are there (and of the last segment), as the next
@@ -60,16 +64,25 @@ def causal_conv1d(
         expected = f"(b, w - 1, e) = ({sizes['b']}, {history}, {sizes['e']})"
         raise ValueError(f"initial_state has shape {initial_state.shape}, expected {expected}")
     check_shapes(x=(x, "b l e"), mask=(mask, "b l"), segment_ids=(segment_ids, "b l"))
+    if along is None and (cut := cut_of(x)) is not None:
+        positions = {"x": x, "mask": mask, "segment_ids": segment_ids}
+        return cut.run(causal_conv1d, positions, {"initial_state": initial_state}, {"weight": weight, "bias": bias})
 
     x = blank(mask, x)
-    padded = jnp.concatenate([initial_state.astype(x.dtype), x], axis=1)  # b, t + l, e
+    before = initial_state.astype(x.dtype)
+    if along is not None:
+        before = inputs_before(x, before, segment_ids, along)
+    padded = jnp.concatenate([before, x], axis=1)  # b, t + l, e
     runs = None
     if segment_ids is not None:
-        runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
+        runs = jnp.pad(segment_runs(segment_ids, along), ((0, 0), (history, 0)))
 
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     y = _convolve(padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs)
-    return y.astype(x.dtype), last_inputs(x, initial_state, mask, segment_ids)
+    last = last_inputs(x, before, mask, segment_ids, along)
+    if along is not None:
+        last = along.of_last(pass_on(last, along.at_first(initial_state.astype(x.dtype)), mask, segment_ids, along)[1])
+    return y.astype(x.dtype), last
 
 
 # The convolution with its gradient. `padded` are the inputs with t = w - 1 before them, (b, t + l, e).
@@ -93,9 +106,10 @@ def _convolve_backward(residuals, dy):
     padded, weight, bias, runs = residuals
     (dpadded,) = jax.vjp(functools.partial(_sum_taps, weight=weight, runs=runs), padded)[1](dy)
     length, taps = dy.shape[1], weight.shape[1]
-    at_once = functools.partial(_weight_gradients, taps=taps)
-    in_turns = at_once if length < SUMMED_IN_TURNS_FROM else functools.partial(_weight_gradients_in_turns, taps=taps)
-    dweight, dbias = by_platform(in_turns, at_once, padded, dy, runs)
+    at_once = on_cpu = functools.partial(_weight_gradients, taps=taps)
+    if is_known_size(dy.shape[0], length) and length >= SUMMED_IN_TURNS_FROM:
+        on_cpu = functools.partial(_weight_gradients_in_turns, taps=taps)
+    dweight, dbias = by_platform(on_cpu, at_once, padded, dy, runs)
     return dpadded, dweight, None if bias is None else dbias, None
 
 
@@ -143,7 +157,7 @@ def _weight_gradients_in_turns(padded, dy, runs, *, taps):
 
 
 class DepthwiseConv(nnx.Module):
-    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,)."""
+    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,); `axis` is what the channels are along."""
 
     def __init__(
         self,
@@ -151,14 +165,16 @@ class DepthwiseConv(nnx.Module):
         taps: int,
         *,
         use_bias: bool,
+        axis: Any = "inner",
         kernel_bound: float | None = None,
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
         bound = init.uniform(taps**-0.5)
         kernel_init = bound if kernel_bound is None else init.uniform(kernel_bound)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype))
-        self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype), axes=(axis, None))
+        bias = bound(rngs.params(), (channels,), param_dtype) if use_bias else None
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(axis,))
 
     def __call__(self, x, state=None, *, mask=None, segment_ids=None):
         """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask."""

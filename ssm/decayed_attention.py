@@ -20,6 +20,10 @@ The gradient is written by hand: only the inputs and the states entering the chu
 rebuilt. Exponents are differences of sums inside one chunk, masked before the exponential, and never positive; the sums
 carry their rounding error along, so that weak decay behind strong decay is as exact as alone.
 
+Where the row is cut over devices (`ssm.sequence_cut`), the state that enters a device's piece is known before the piece
+is run: what each piece adds to a state takes one product, and what the pieces pass on a few exchanges of a state. So it
+is with the adjoint of the state, in the other direction.
+
 Axes: b batch, l position, c chunks, q s positions in a chunk (reading, written), h heads, g groups of heads, r heads of
 a group, p head width, n state size, m = r p widths of all heads of a group.
 """
@@ -32,8 +36,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ssm.checks import is_known_size
 from ssm.platform import by_platform
 from ssm.segments import segment_runs
+from ssm.sequence_cut import Along, entering_states
 
 # Not yet measured on GPU and TPU.
 CHUNK_SIZE = 64
@@ -55,6 +61,7 @@ def decayed_attention(
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
     rank: int = 1,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l h p"], Float[Array, "b h p n"]]:
     """The recurrence under the state-space dual, for any decay and any weight of the inputs.
 
@@ -86,10 +93,11 @@ def decayed_attention(
     state = initial_state.astype(dtype)
     if 0 in x.shape:
         return jnp.zeros(x.shape, dtype), state
-    runs = None if segment_ids is None else segment_runs(segment_ids)
-    rows = min(chunk_size * rank, length)
+    runs = None if segment_ids is None else segment_runs(segment_ids, along)
+    rows = min(chunk_size * rank, length) if is_known_size(length) else chunk_size * rank
     own = None if own is None else own.astype(dtype)
-    return _attend(x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs, rows, rank)
+    arrays = x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs
+    return _attend(*arrays, rows, rank) if along is None else _attend_piece(*arrays, rows, rank, along)
 
 
 class _Chunks(NamedTuple):
@@ -137,6 +145,48 @@ def _attend_backward(chunk_size, rank, residuals, cotangents):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
+def _attend_piece(x, weight, own, a, B, C, given, runs, chunk_size, rank, along):
+    return _attend_piece_forward(x, weight, own, a, B, C, given, runs, chunk_size, rank, along)[0]
+
+
+def _attend_piece_forward(x, weight, own, a, B, C, given, runs, chunk_size, rank, along):
+    later = lax.cumsum(a, axis=1, reverse=True)
+    to_end, seen = jnp.exp(jnp.pad(later[:, 1:], ((0, 0), (0, 1), (0, 0)))), None
+    if runs is not None:
+        seen = runs == runs[:, -1:]
+    added = _sum_outer(weight * to_end, x, B, seen)
+    entering = entering_states(along, _passes(later[:, 0], runs), added, given)
+    return _attend_forward(x, weight, own, a, B, C, entering, runs, chunk_size, rank)
+
+
+def _attend_piece_backward(chunk_size, rank, along, residuals, cotangents):
+    _, _, _, a, _, C, runs, _ = residuals
+    dy, dleaving = cotangents
+    sums = lax.cumsum(a, axis=1)
+    read = _sum_outer(jnp.exp(sums), dy, C, None if runs is None else runs == 0)
+    dleaving = entering_states(along.mirror(), _passes(sums[:, -1], runs), read, dleaving)
+    return _attend_backward(chunk_size, rank, residuals, (dy, dleaving))
+
+
+_attend_piece.defvjp(_attend_piece_forward, _attend_piece_backward)
+
+
+def _passes(total, runs):
+    """What is left, behind a piece, of a state that enters it: b h."""
+    decay = jnp.exp(total)
+    return decay if runs is None else jnp.where((runs[:, -1] == 0)[:, None], decay, 0)
+
+
+def _sum_outer(weight, x, B, seen):
+    """sum_t weight_t x_t B_t^T over the positions that are seen, all if None: b h p n."""
+    if seen is not None:
+        weight = jnp.where(seen[..., None], weight, 0)
+    (b, length, h, p), groups = x.shape, B.shape[2]
+    weighted = (x * weight[..., None]).reshape(b, length, groups, h // groups, p)
+    return _product("blgrp,blgn->bgrpn", weighted, B.astype(weighted.dtype)).reshape(b, h, p, B.shape[3])
+
+
 def _over_groups(step, size, carry, arrays, *, reverse=False):
     """Steps (carry, arrays) -> (carry, out) through the chunks, axis 1, `size` of them at a time on a CPU."""
     count = jax.tree.leaves(arrays)[0].shape[1]
@@ -152,6 +202,8 @@ def _loop_over_groups(step, size, reverse, carry, arrays):
     is a number in memory is not vectorised: 20 times slower in the exponentials.
     """
     count = jax.tree.leaves(arrays)[0].shape[1] // size
+    if not is_known_size(count):
+        count = jnp.asarray(count)  # a symbol is no number to count up to
     last = count - 1
 
     def fetch(i):
@@ -166,7 +218,8 @@ def _loop_over_groups(step, size, reverse, carry, arrays):
 
     group = fetch(last if reverse else 0)
     _, out = jax.eval_shape(step, carry, group)
-    outs = jax.tree.map(lambda m: lax.empty((m.shape[0], count * size, *m.shape[2:]), m.dtype), out)
+    chunks = jax.tree.leaves(arrays)[0].shape[1]
+    outs = jax.tree.map(lambda m: lax.empty((m.shape[0], chunks, *m.shape[2:]), m.dtype), out)
     carry, _, outs = lax.fori_loop(0, count, body, (carry, group, outs))
     return carry, outs
 
@@ -311,9 +364,8 @@ def _make_chunks(x, weight, own, a, B, C, runs, chunk_size):
     (b, length, h, p), n = x.shape, B.shape[3]
     count = -(-length // chunk_size)
     numbers = h * chunk_size * (chunk_size + p) + h * p * n  # in a chunk
-    rows = b if isinstance(b, int) else 1  # a symbol (`jax.export`) may become any number
-    most = max(1, GROUP_BYTES // (rows * numbers * weight.dtype.itemsize))
-    size = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
+    most = max(1, GROUP_BYTES // ((b if is_known_size(b) else 1) * numbers * weight.dtype.itemsize))
+    size = max(n for n in range(1, min(most, count) + 1) if count % n == 0) if is_known_size(count) else 1
     chunked = functools.partial(_chunked, count=count, chunk_size=chunk_size)
     sums, error = _exact_sums(chunked(a))
     weight, own = (None if w is None else jnp.moveaxis(chunked(w), 2, 3) for w in (weight, own))

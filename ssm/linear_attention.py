@@ -14,6 +14,7 @@ arXiv:2408.15237 (Mamba in the Llama).
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from ssm.decayed_attention import decayed_attention
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
+from ssm.sequence_cut import Along, cut_of
 
 # Where silu(z) = 1.
 OPEN_GATE = 1.2784645427610738
@@ -47,6 +49,7 @@ def linear_attention(
     mask: Bool[Array, "b l"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l h p"], Float[Array, "b h p n"]]:
     """Runs decayed linear attention over whole sequences of any length.
 
@@ -64,6 +67,7 @@ def linear_attention(
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the default.
+      along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in v's dtype, the state after the last position in at least float32.
@@ -82,14 +86,22 @@ def linear_attention(
         mask=(mask, "b l"),
         segment_ids=(segment_ids, "b l"),
     )
+    if along is None and (cut := cut_of(q)) is not None:
+        positions = {"q": q, "k": k, "v": v, "log_decay": log_decay, "mask": mask, "segment_ids": segment_ids}
+        run = functools.partial(linear_attention, chunk_size=chunk_size)
+        return cut.run(run, positions, {"initial_state": initial_state})
     q, k, v, log_decay = (blank(mask, m) for m in (q, k, v, log_decay))
     k, v = (_for_each_head(m, q.shape[2]) for m in (k, v))
     log_decay = log_decay.astype(jnp.result_type(v, log_decay, jnp.float32))
     weight = blank(mask, jnp.ones_like(log_decay))
     y, state = decayed_attention(
-        v, weight, log_decay, k, q, initial_state=initial_state, segment_ids=segment_ids, chunk_size=chunk_size
+        *(v, weight, log_decay, k, q),
+        initial_state=initial_state if along is None else along.at_first(initial_state),
+        segment_ids=segment_ids,
+        chunk_size=chunk_size,
+        along=along,
     )
-    return y.astype(v.dtype), state
+    return y.astype(v.dtype), state if along is None else along.of_last(state)
 
 
 def linear_attention_step(
@@ -229,22 +241,29 @@ class LinearAttention(Mixer):
 
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear, plain = (make_linear(use_bias=bias, **options) for bias in (config.bias, False))
-        self.q_proj = linear(d_model, inner)
-        self.k_proj = linear(d_model, shared)
-        self.v_proj = linear(d_model, shared)
-        self.o_proj = linear(inner, d_model, kernel_init=init.residual(residual_scale))
+        heads, kv_heads = ("heads", self.n_heads), ("kv heads", self.n_kv_heads)  # channels, those of a head in a run
+        self.q_proj = linear(d_model, inner, ("embed", heads))
+        self.k_proj = linear(d_model, shared, ("embed", kv_heads))
+        self.v_proj = linear(d_model, shared, ("embed", kv_heads))
+        self.o_proj = linear(inner, d_model, (heads, "embed"), kernel_init=init.residual(residual_scale))
         self.conv1d = DepthwiseConv(
-            2 * shared + inner, config.d_conv, use_bias=True, param_dtype=param_dtype, rngs=rngs
+            2 * shared + inner,
+            config.d_conv,
+            use_bias=True,
+            axis="side by side",
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
-        self.dt_proj = plain(d_model, self.n_heads)
+        self.dt_proj = plain(d_model, self.n_heads, ("embed", "heads"))
         dt_bias = init.dt_bias(config.dt_min, config.dt_max, 0.0)
-        self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), wide), decay=False)
-        self.A_log = nnx.Param(init.A_log(1.0, 16.0)(rngs.params(), (self.n_heads,), wide), decay=False)
+        self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), wide), decay=False, axes=("heads",))
+        A_log = init.A_log(1.0, 16.0)(rngs.params(), (self.n_heads,), wide)
+        self.A_log = nnx.Param(A_log, decay=False, axes=("heads",))
         norm = GatedRMSNorm(self.head_dim, norm_before_gate=True, eps=config.norm_eps, param_dtype=param_dtype)
         self.norm = norm if config.norm else None
         open_gate = jax.nn.initializers.constant(OPEN_GATE)
         gate = make_linear(use_bias=config.gate_bias, **options)
-        self.gate_proj = gate(d_model, inner, bias_init=open_gate) if config.gate else None
+        self.gate_proj = gate(d_model, inner, ("embed", heads), bias_init=open_gate) if config.gate else None
         if config.init == "mimic":
             self._start_as_attention(rngs)
 

@@ -130,36 +130,43 @@ class Mamba2(Mixer):
         named = f"the width of the state space, {self.d_ssm} of expand * d_model = {self.d_inner}"
         self.n_heads = count_heads(self.d_ssm, config.head_dim, config.n_groups, most=self.d_inner, named=named)
         state_dtype = jnp.promote_types(param_dtype, jnp.float32)
+        heads = ("heads", self.n_heads)  # channels, those of a head side by side
         bc = config.n_groups * config.d_state
         d_mlp = self.d_inner - self.d_ssm
         # z0 and x0 are the gated unit beside the state space; x, B and C go through the convolution together.
         self.splits = tuple(np.cumsum([d_mlp, d_mlp, self.d_ssm, self.d_ssm + 2 * bc]).tolist())
 
         linear = make_linear(use_bias=config.bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.in_proj = linear(d_model, self.splits[-1] + self.n_heads)
+        self.in_proj = linear(d_model, self.splits[-1] + self.n_heads, ("embed", "side by side"))
         self.conv1d = DepthwiseConv(
             self.d_ssm + 2 * bc,
             config.d_conv,
             use_bias=config.conv_bias,
+            axis="side by side",
             kernel_bound=config.conv_init,
             param_dtype=param_dtype,
             rngs=rngs,
         )
         dt_bias = init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)
-        self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), state_dtype), decay=False)
+        self.dt_bias = nnx.Param(dt_bias(rngs.params(), (self.n_heads,), state_dtype), decay=False, axes=("heads",))
         A_log = init.A_log(config.A_min, config.A_max)
-        self.A_log = nnx.Param(A_log(rngs.params(), (self.n_heads,), state_dtype), decay=False)
-        self.D = nnx.Param(jnp.ones((self.d_ssm if config.D_has_hdim else self.n_heads,), state_dtype), decay=False)
+        self.A_log = nnx.Param(A_log(rngs.params(), (self.n_heads,), state_dtype), decay=False, axes=("heads",))
+        D = jnp.ones((self.d_ssm if config.D_has_hdim else self.n_heads,), state_dtype)
+        self.D = nnx.Param(D, decay=False, axes=(heads,))
         norm = GatedRMSNorm(
             self.d_ssm,
             group_size=self.d_ssm // config.n_groups,
             norm_before_gate=config.norm_before_gate,
             eps=config.norm_eps,
+            axis=heads,
             param_dtype=param_dtype,
         )
         self.norm = norm if config.rmsnorm else None
         out_bias = config.bias if config.out_bias is None else config.out_bias
-        self.out_proj = linear(self.d_inner, d_model, use_bias=out_bias, kernel_init=init.residual(residual_scale))
+        entry = "side by side" if d_mlp else heads
+        self.out_proj = linear(
+            self.d_inner, d_model, (entry, "embed"), use_bias=out_bias, kernel_init=init.residual(residual_scale)
+        )
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> Mamba2State:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""

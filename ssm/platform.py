@@ -18,8 +18,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, PartitionSpec
 
-# Axes of a mesh that rows lie over.
-ROWS = ("data", "fsdp")
+from ssm.sequence_cut import ROWS
+
 # What kernels take as `interpret` on any platform, or None: they run on TPUs alone. For tests.
 INTERPRET: Any = None
 
@@ -88,9 +88,8 @@ class Kernel(NamedTuple):
             return jax.ShapeDtypeStruct((x.shape[0] // parts, *x.shape[1:]), x.dtype)
 
         specs = tuple(PartitionSpec() if i in self.whole else PartitionSpec(rows) for i in range(len(operands)))
-        divided = jax.shard_map(
-            local, in_specs=specs, out_specs=PartitionSpec(rows), axis_names=set(sizes), check_vma=False
-        )
+        axes = set(jax.sharding.get_abstract_mesh().axis_names)  # and those of a `jax.shard_map` around, as Mosaic asks
+        divided = jax.shard_map(local, in_specs=specs, out_specs=PartitionSpec(rows), axis_names=axes, check_vma=False)
         return jax.jit(divided)(*operands)  # outside of a `jax.jit`, some of a mesh's axes alone are an error
 
     def _bind(self, out_shape, *operands):

@@ -33,9 +33,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
-from ssm.checks import check_shapes
+from ssm.checks import check_shapes, is_known_size
 from ssm.platform import Kernel, by_platform
-from ssm.segments import segment_starts
+from ssm.segments import segment_runs, segment_starts
+from ssm.sequence_cut import Along, cut_of, entering_states
 
 Implementation = Literal["sequential", "associative", "pallas"]
 
@@ -44,6 +45,10 @@ Implementation = Literal["sequential", "associative", "pallas"]
 # longer chunk gives the scan more to do at once; the figure there is not measured.
 # The kernel has its own; here is that of the loop in its place, where XLA divides a program over several TPUs.
 _CHUNK_SIZE: dict[Implementation, int] = {"sequential": 16, "associative": 64, "pallas": 16}
+
+
+# Positions a chunk where the state that a piece of a row adds is summed up.
+SUMMED_AT_ONCE = 16
 
 
 class _Form(NamedTuple):
@@ -76,6 +81,7 @@ def selective_scan(
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
     implementation: Implementation | None = None,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l e"], Float[Array, "b e n"]]:
     """Runs the selective state space over whole sequences.
 
@@ -98,6 +104,7 @@ def selective_scan(
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the platform's.
       implementation: how positions run inside a chunk, "sequential" or "associative", or "pallas", a kernel for TPUs
         that has chunks of its own. None takes that of the platform that the program is for.
+      along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in u's dtype, the state after the last position in at least float32.
@@ -128,17 +135,26 @@ def selective_scan(
     if chunk_size is not None and implementation == "pallas":
         raise ValueError(f"chunk_size={chunk_size}, expected None with implementation='pallas'")
 
+    if along is None and (cut := cut_of(u)) is not None:
+        positions = {"u": u, "delta": delta, "B": B, "C": C, "z": z, "mask": mask, "segment_ids": segment_ids}
+        run = functools.partial(selective_scan, chunk_size=chunk_size, implementation=implementation)
+        return cut.run(run, positions, {"initial_state": initial_state}, {"A": A, "D": D})
     dtype = jnp.result_type(u, delta, A, B, C, jnp.float32)
     if implementation == "pallas" and dtype != jnp.float32:
         raise NotImplementedError(f"implementation='pallas' computes in float32, not in {dtype}")
     if initial_state is None:
         initial_state = jnp.zeros((sizes["b"], sizes["e"], sizes["n"]), dtype)
     initial_state = initial_state.astype(dtype)
-    if 0 in u.shape:
-        return jnp.zeros_like(u), initial_state
-    keep = None if segment_ids is None else 1 - segment_starts(segment_ids).astype(dtype)
-    forms = _forms(implementation, chunk_size, sizes["l"], dtype)
-    return _scan(u, delta, A.astype(dtype), B, C, D, z, initial_state, keep, mask, forms)
+    if sizes["l"] == 0:
+        return u, initial_state
+    keep = None if segment_ids is None else 1 - segment_starts(segment_ids, along).astype(dtype)
+    forms = _forms(implementation, chunk_size, u.shape, dtype)
+    operands = u, delta, A.astype(dtype), B, C, D, z
+    if along is None:
+        return _scan(*operands, initial_state, keep, mask, forms)
+    runs = None if segment_ids is None else segment_runs(segment_ids, along)
+    y, state = _scan_piece(*operands, along.at_first(initial_state), keep, mask, runs, forms, along)
+    return y, along.of_last(state)
 
 
 def selective_step(
@@ -195,18 +211,22 @@ def selective_step(
 # at a position that opens a document. Below, "chunked" is time first, (c, q, b, ...), and states are (b, n, e).
 
 
-def _forms(implementation, chunk_size, length, dtype):
+def _forms(implementation, chunk_size, shape, dtype):
     """How a scan runs in a program for each platform, by default or by name."""
+    length, shortest = shape[1], _CHUNK_SIZE["sequential"]
     names = (implementation,) * 3
     if implementation is None:
         # For a TPU by the static schedule (experiments/aot/schedule.py) at (b, l, e, n) = (8, 2048, 1536, 16) on a v5e,
         # bfloat16, a gradient in ms: kernel 3.9, loop 5.8, all at once 75. In MiB of temporaries: 6, 124, 506.
-        names = "sequential", "pallas" if dtype == jnp.float32 and chunk_size is None else "sequential", "associative"
-    shortest = _CHUNK_SIZE["sequential"]
+        in_kernel = dtype == jnp.float32 and chunk_size is None and is_known_size(*shape)
+        names = "sequential", "pallas" if in_kernel else "sequential", "associative"
+    sizes = [chunk_size or _CHUNK_SIZE[name] for name in names]
+    if not is_known_size(length):  # nothing says of a symbol that a chunk of one is whole chunks of the other
+        return _Forms(*(_Form(name, sizes[-1], sizes[-1]) for name in names))
     if implementation is not None or chunk_size is not None or length <= shortest:
-        sizes = [min(chunk_size or _CHUNK_SIZE[name], length) for name in names]
+        sizes = [min(size, length) for size in sizes]
         return _Forms(*(_Form(name, size, size) for name, size in zip(names, sizes, strict=True)))
-    return _Forms(*(_Form(name, _CHUNK_SIZE[name], shortest) for name in names))
+    return _Forms(*(_Form(name, size, shortest) for name, size in zip(names, sizes, strict=True)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(10,))
@@ -272,7 +292,7 @@ def _run_kernel_with_nothing(*operands, kept):
 
 def _run_kernel_backward(operands, kept, cotangents):
     u, delta, A, B, C, D, z, initial_state, *_ = operands
-    A_and_D = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(u), *x.shape), jnp.float32), (A, D))
+    A_and_D = jax.tree.map(lambda x: jax.ShapeDtypeStruct((u.shape[0], *x.shape), jnp.float32), (A, D))
     shapes = *_shapes_of((u, delta, B, C, z, initial_state)), *A_and_D
     return _gathered(_KERNEL_BACKWARD(shapes, *operands, *cotangents), operands)
 
@@ -303,6 +323,76 @@ _KERNEL_BACKWARD = Kernel("ssm.kernels.selective_scan_tpu", "backward", _in_plac
 _IN_PLACE_OF_KERNEL = _Form("sequential", _CHUNK_SIZE["sequential"], _CHUNK_SIZE["sequential"])
 
 
+# Where the row is cut over devices, a piece's `given` state is added to the one that enters it from the left. What a
+# piece adds to a state is found first, which is the forward pass without its outputs; the same in the other direction
+# for the adjoint of the state.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(11, 12))
+def _scan_piece(u, delta, A, B, C, D, z, given, keep, mask, runs, forms, along):
+    entering = _entering(u, delta, A, B, given, mask, runs, along)
+    return _scan(u, delta, A, B, C, D, z, entering, keep, mask, forms)
+
+
+def _scan_piece_forward(u, delta, A, B, C, D, z, given, keep, mask, runs, forms, along):
+    entering = _entering(u, delta, A, B, given, mask, runs, along)
+    out, residuals = _scan_forward(u, delta, A, B, C, D, z, entering, keep, mask, forms)
+    return out, (residuals, runs)
+
+
+def _scan_piece_backward(forms, along, kept, cotangents):
+    residuals, runs = kept
+    (_, delta, A, _, C, _, z, _, _, mask), _ = residuals
+    dy, dleaving = cotangents
+    delta, C, seen = (blank(mask, x) for x in (delta, C, dy))
+    if z is not None:
+        seen = seen.astype(A.dtype) * jax.nn.silu(blank(mask, z).astype(A.dtype))
+    if runs is not None:
+        seen = jnp.where((runs == 0)[..., None], seen, 0)
+    read = _sum_up(seen, delta, A, C, backwards=True)
+    dleaving = entering_states(along.mirror(), _passes(delta, A, runs), read, dleaving)
+    return *_scan_backward(forms, residuals, (dy, dleaving)), None
+
+
+_scan_piece.defvjp(_scan_piece_forward, _scan_piece_backward)
+
+
+def _entering(u, delta, A, B, given, mask, runs, along):
+    """The state that enters this piece: b e n."""
+    u, delta, B = (blank(mask, x) for x in (u, delta, B))
+    step = delta.astype(A.dtype) * u
+    if runs is not None:
+        step = jnp.where((runs == runs[:, -1:])[..., None], step, 0)
+    return entering_states(along, _passes(delta, A, runs), _sum_up(step, delta, A, B), given)
+
+
+def _passes(delta, A, runs):
+    """What is left, behind a piece, of a state that enters it: b e n."""
+    decay = jnp.exp(jnp.sum(delta.astype(A.dtype), axis=1)[..., None] * A)
+    return decay if runs is None else jnp.where((runs[:, -1] == 0)[:, None, None], decay, 0)
+
+
+def _sum_up(x, delta, A, M, *, backwards=False):
+    """sum_t x_t M_t, decayed from behind each position to the end; `backwards`, from its start to before it: b e n.
+
+    A chunk at a time. Inside one all positions are independent, so this takes fewer operations than a scan.
+    """
+    dtype, size = A.dtype, min(SUMMED_AT_ONCE, x.shape[1])
+    At = A.T
+
+    def body(state, inputs):
+        x, delta, M = (m.astype(dtype) for m in inputs)  # q b e, q b e, q b n
+        sums = lax.cumsum(delta, axis=0, reverse=not backwards)
+        upto = sums if backwards else jnp.concatenate([sums[1:], jnp.zeros_like(sums[:1])])
+        total = sums[-1 if backwards else 0]
+        weighted = jnp.exp(upto[..., None, :] * At) * x[..., None, :] * M[..., :, None]  # q b n e
+        return jnp.exp(total[..., None, :] * At) * state + jnp.sum(weighted, axis=0), None
+
+    start = jnp.zeros((x.shape[0], *At.shape), dtype)
+    state, _ = lax.scan(body, start, tuple(_chunked(m, size) for m in (x, delta, M)), reverse=backwards)
+    return jnp.swapaxes(state, 1, 2)
+
+
 # In loops.
 
 
@@ -316,7 +406,7 @@ def _run(u, delta, A, B, C, D, z, initial_state, keep, mask, *, form):
         state, y, states = run_chunk(state, A.T, *inputs, form.spacing)
         return state, (y, states)
 
-    size = min(form.chunk_size, u.shape[1])
+    size = form.chunk_size
     inputs = tuple(_chunked(x, size) for x in (u, delta, B, C)) + (_chunked(keep, size, fill=1),)
     start = jnp.swapaxes(initial_state, 1, 2)
     if size == u.shape[1]:
@@ -324,7 +414,7 @@ def _run(u, delta, A, B, C, D, z, initial_state, keep, mask, *, form):
         y = jnp.moveaxis(y, 0, 1)
     else:
         state, (y, states) = lax.scan(body, start, inputs)
-        states = states.reshape(-1, *states.shape[2:])[: -(-u.shape[1] // form.spacing)]
+        states = states.reshape(states.shape[0] * states.shape[1], *states.shape[2:])[: -(-u.shape[1] // form.spacing)]
         y = _unchunked(y, u.shape[1])
     if D is not None:
         y = y + D.astype(y.dtype) * u
@@ -381,9 +471,10 @@ def _chunked(x, chunk_size, *, fill=0):
     if x is None:
         return None
     time_first = jnp.moveaxis(x, 1, 0)
-    missing = -len(time_first) % chunk_size
+    count = -(-x.shape[1] // chunk_size)
+    missing = count * chunk_size - x.shape[1]
     padded = jnp.pad(time_first, ((0, missing),) + ((0, 0),) * (x.ndim - 1), constant_values=fill)
-    return padded.reshape(len(padded) // chunk_size, chunk_size, *padded.shape[1:])
+    return padded.reshape(count, chunk_size, *padded.shape[1:])
 
 
 def _unchunked(x, length):

@@ -76,13 +76,13 @@ class SS2D(TwoSided):
         d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
-        self.in_proj = linear(d_model, d_inner)
+        self.in_proj = linear(d_model, d_inner, ("embed", "inner"))
         self.conv2d = DepthwiseConv2d(
             d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
         )
         orders = range(len(scan_order(config.scan, (1, 1))))
         self.directions = nnx.List([Selective(d_inner, dt_rank, config, **options) for _ in orders])
-        no_decay = {"decay": False}
+        no_decay = {"decay": False, "axes": ("inner",)}
         self.norm = nnx.LayerNorm(
             d_inner,
             epsilon=1e-5,
@@ -92,7 +92,7 @@ class SS2D(TwoSided):
             bias_metadata=no_decay,
             rngs=rngs,
         )
-        self.out_proj = linear(d_inner, d_model, kernel_init=init.residual(residual_scale))
+        self.out_proj = linear(d_inner, d_model, ("inner", "embed"), kernel_init=init.residual(residual_scale))
 
     def __call__(
         self,

@@ -7,6 +7,8 @@ Computed by `ssm.decayed_attention`, with a = dt A and w = dt.
 Axes: b batch, l position, h heads, g groups, p head width, n state size.
 """
 
+import functools
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -14,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank
 from ssm.checks import check_shapes
 from ssm.decayed_attention import decayed_attention
+from ssm.sequence_cut import Along, cut_of
 
 
 def ssd(
@@ -28,6 +31,7 @@ def ssd(
     mask: Bool[Array, "b l"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l h p"], Float[Array, "b h p n"]]:
     """Runs the state-space dual of masked attention over whole sequences of any length.
 
@@ -47,6 +51,7 @@ def ssd(
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the default.
+      along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in x's dtype, the state after the last position in at least float32.
@@ -68,12 +73,21 @@ def ssd(
         segment_ids=(segment_ids, "b l"),
     )
     check_groups(sizes["g"], sizes["h"])
+    if along is None and (cut := cut_of(x)) is not None:
+        positions = {"x": x, "dt": dt, "B": B, "C": C, "mask": mask, "segment_ids": segment_ids}
+        run = functools.partial(ssd, chunk_size=chunk_size)
+        return cut.run(run, positions, {"initial_state": initial_state}, {"A": A, "D": D})
     dtype = jnp.result_type(x, dt, A, B, C, jnp.float32)
     x, dt, B, C = (blank(mask, m) for m in (x, dt.astype(dtype), B, C))
+    initial_state = initial_state if along is None else along.at_first(initial_state)
     y, state = decayed_attention(
-        x, dt, dt * A, B, C, initial_state=initial_state, segment_ids=segment_ids, chunk_size=chunk_size
+        *(x, dt, dt * A, B, C),
+        initial_state=initial_state,
+        segment_ids=segment_ids,
+        chunk_size=chunk_size,
+        along=along,
     )
-    return add_skip(y, x, D).astype(x.dtype), state
+    return add_skip(y, x, D).astype(x.dtype), state if along is None else along.of_last(state)
 
 
 def ssd_step(

@@ -20,6 +20,7 @@ Axes: b batch, l position, r rank, h heads, p head width, n state size.
 Source: "Mamba-3" (ICLR 2026), arXiv:2603.15569, sections 3.1 and 3.3; mamba_ssm/ops/triton/mamba3.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank
 from ssm.checks import check_shapes
 from ssm.decayed_attention import decayed_attention
-from ssm.segments import last_inputs, segment_runs
+from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
+from ssm.sequence_cut import Along, cut_of
 
 
 class TrapezoidState(NamedTuple):
@@ -57,6 +59,7 @@ def trapezoid(
     mask: Bool[Array, "b l"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
     chunk_size: int | None = None,
+    along: Along | None = None,
 ) -> tuple[Float[Array, "b l r h p"], TrapezoidState]:
     """Runs the exponential-trapezoidal recurrence over whole sequences of any length.
 
@@ -75,6 +78,7 @@ def trapezoid(
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the default.
+      along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in v's dtype.
@@ -101,16 +105,28 @@ def trapezoid(
         b, r, heads, p, n = (sizes[axis] for axis in "brhpn")
         h = jnp.zeros((b, heads, p, n), jnp.float32)
         k_in, v_in = jnp.zeros((b, r, heads, n), k.dtype), jnp.zeros((b, r, heads, p), v.dtype)
+    if along is None and (cut := cut_of(v)) is not None:
+        arrays = {"v": v, "k": k, "q": q, "dt": dt, "A": A, "lam": lam, "mask": mask, "segment_ids": segment_ids}
+        run, state = functools.partial(trapezoid, chunk_size=chunk_size), TrapezoidState(h, k_in, v_in)
+        return cut.run(run, arrays, {"initial_state": state}, {"D": D})
     dtype = jnp.result_type(v, k, q, dt, A, lam, h, jnp.float32)
     h, dt = h.astype(dtype), dt.astype(dtype)
     v, k, q, dt, A, lam = (blank(mask, m) for m in (v, k, q, dt, A, lam))
+    last_k, last_v = (before[:, None] for before in (k_in, v_in))
+    if along is not None:
+        h, first = along.at_first(h), along.at_first((last_k.astype(k.dtype), last_v.astype(v.dtype)))
+        before = (inputs_before(x, start, segment_ids, along) for x, start in zip((k, v), first, strict=True))
+        ends = (last_inputs(x, left, mask, segment_ids, along) for x, left in zip((k, v), before, strict=True))
+        passed = (pass_on(end, start, mask, segment_ids, along) for end, start in zip(ends, first, strict=True))
+        (last_k, end_k), (last_v, end_v) = passed
+        k_in, v_in = last_k[:, 0], last_v[:, 0]
     b, length, rank = v.shape[:3]
     if length == 0:
         return v, TrapezoidState(h, k_in, v_in)
 
     # 1. Weights of both ends of each step; `following` is the left end's at the next position that is there.
     here = jnp.ones((b, length), bool) if mask is None else mask
-    runs = jnp.zeros((b, length), int) if segment_ids is None else segment_runs(segment_ids)
+    runs = jnp.zeros((b, length), int) if segment_ids is None else segment_runs(segment_ids, along)
     left, right = (1 - lam) * dt, lam * dt
     at = jnp.where(here, jnp.arange(length), length)
     at_or_after = lax.cummin(at, axis=1, reverse=True)  # the position itself where it is there
@@ -134,13 +150,17 @@ def trapezoid(
         segment_ids=positions,
         chunk_size=chunk_size,
         rank=rank,
+        along=along,
     )
     y = rearrange(y, "b (l r) h p -> b l r h p", r=rank)
     if D is not None:
         y = y + D.astype(dtype)[:, None] * v
 
-    last_k, last_v = (last_inputs(x, before[:, None], mask, segment_ids)[:, 0] for x, before in ((k, k_in), (v, v_in)))
-    return y.astype(v.dtype), TrapezoidState(h, last_k, last_v)
+    if along is None:
+        end_k, end_v = (last_inputs(x, before, mask, segment_ids) for x, before in ((k, last_k), (v, last_v)))
+    else:
+        h, end_k, end_v = along.of_last((h, end_k, end_v))
+    return y.astype(v.dtype), TrapezoidState(h, end_k[:, 0], end_v[:, 0])
 
 
 def trapezoid_step(

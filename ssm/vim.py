@@ -75,10 +75,10 @@ class Vim(TwoSided):
         d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
-        self.in_proj = linear(d_model, 2 * d_inner)
+        self.in_proj = linear(d_model, 2 * d_inner, ("embed", "side by side"))
         self.forward = Direction(d_inner, dt_rank, config, **options)
         self.backward = Direction(d_inner, dt_rank, config, **options)
-        self.out_proj = linear(d_inner, d_model, kernel_init=init.residual(residual_scale))
+        self.out_proj = linear(d_inner, d_model, ("inner", "embed"), kernel_init=init.residual(residual_scale))
 
     def __call__(
         self,

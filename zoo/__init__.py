@@ -36,6 +36,8 @@ from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
 from zoo.models.vision import ImageClassifierConfig as ImageClassifierConfig
+from zoo.published.adapter_files import load_adapter as load_adapter
+from zoo.published.adapter_files import save_adapter as save_adapter
 from zoo.published.presets import create as create
 from zoo.published.presets import presets as presets
 from zoo.published.pretrained import from_pretrained as from_pretrained
@@ -50,6 +52,7 @@ from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block
+from zoo.stack.gathering import gather_outside_layers as gather_outside_layers
 from zoo.stack.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.stack.mixers import register_channel_mixer as register_channel_mixer
 from zoo.stack.mixers import register_mixer as register_mixer

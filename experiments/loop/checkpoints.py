@@ -12,6 +12,11 @@ number is whole, and whatever disagrees with its manifest later is damage. orbax
 before a manifest could be part of it, and deletes old steps while it saves; so both are done here, in that order, and
 orbax does what it is good at: the arrays.
 
+`begin` copies the state to the host and writes behind the training's back; one save is on its way at a time. Of several
+processes each writes its pieces of the arrays and takes their digests. Process 0 waits for all, looks whether every
+array is there, and renames: what failed anywhere is nowhere a checkpoint. It is restored onto any devices of any number
+of processes, each of which reads what its own need.
+
 Names are `jax.tree_util` paths joined by dots: what holds the arrays (dataclass, nnx.State, optax tuple, dict) is not
 part of the format. One process at a time may save into a folder; others may read it with `restore_params`. How a
 checkpoint is read and checked is in `zoo.published.checkpoint_files`, where `zoo.from_pretrained` is, too.
@@ -19,11 +24,13 @@ checkpoint is read and checked is in `zoo.published.checkpoint_files`, where `zo
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
-import re
 import shutil
+import threading
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -31,6 +38,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.loop import distributed
+from experiments.loop.host_arrays import HostArray, is_key, to_devices, to_host, wanted_of
+from experiments.loop.piece_files import Finish, read_pieces, write_pieces
 from zoo.published.checkpoint_files import (
     Damaged,
     check_checkpoint,
@@ -38,13 +48,15 @@ from zoo.published.checkpoint_files import (
     checkpoints_root,
     choose_checkpoint,
     params_part,
-    quiet_orbax,
     rank_checkpoints,
     read_arrays,
     read_record,
 )
 
 Tree = TypeVar("Tree")
+Value = TypeVar("Value")
+Written = dict[str, list]
+"""Size and digest of files, by their path."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,45 +84,65 @@ class Checkpoints:
             raise ValueError(f"keep_last={keep_last} must be at least 1")
         self.keep_last, self.best_metric = keep_last, best_metric
         self.root = checkpoints_root(folder)
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._clear_leftovers()
+        self._save: _Save | None = None
+
+        def open_folder() -> None:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._clear_leftovers()
+
+        distributed.agreed(open_folder)
 
     def save(self, step: int, state, *, data_state: dict, metrics: dict[str, float] | None = None) -> None:
-        """Writes the checkpoint of this step, then deletes the ones no longer wanted. Returns when it is on disk.
-
-        A checkpoint already there at this step is replaced, and stays until the new one is whole.
-
-        Args:
-          step: >= 0.
-          state: any pytree of arrays, typed PRNG keys and Python numbers.
-          data_state: where the data pipeline is; anything that comes back from JSON as it went in.
-          metrics: numbers measured at this step, for `best_metric`.
+        """`begin`, and waits until it is on disk.
 
         Raises:
           OSError: disk full, folder not writable. Older checkpoints are untouched.
         """
-        final, partial, replaced = (self.root / f"{step}{suffix}" for suffix in ("", ".partial", ".replaced"))
+        self.begin(step, state, data_state=data_state, metrics=metrics)
+        self.finish()
+
+    def begin(self, step: int, state, *, data_state: dict, metrics: dict[str, float] | None = None) -> None:
+        """Copies a state to the host and lets its checkpoint be written, after which ones no longer wanted are deleted.
+
+        A checkpoint already there at this step is replaced, and stays until the new one is whole. Waits for the save
+        before. All processes must come by here, each with the state that it has its part of.
+
+        Args:
+          step: >= 0.
+          state: any pytree of arrays, typed PRNG keys and Python numbers; or of `HostArray`s, which must not change.
+          data_state: where the data pipeline is; anything that comes back from JSON as it went in.
+          metrics: numbers measured at this step, for `best_metric`.
+
+        Raises:
+          OSError: what the save before has failed at.
+        """
+        self.finish()
         arrays, described = _to_arrays(state)
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         record = json.dumps({"arrays": described, "data_state": data_state, "metrics": metrics})
         if json.loads(record)["data_state"] != data_state:
             raise ValueError(f"data_state={data_state} must be plain JSON: string keys, lists, no tuples")
-        try:
-            _remove(partial)
-            partial.mkdir(parents=True)
-            _write_arrays(partial / "state", arrays)
-            (partial / "record.json").write_text(record)
-            _write_manifest(partial)
-            if os.path.lexists(final):
-                final.rename(replaced)
-            partial.rename(final)
-            _sync(self.root)
-        except OSError as error:
-            reason = f"checkpoint not saved, older ones are untouched: {error.strerror or error}"
-            raise OSError(error.errno, reason, str(final)) from None
-        finally:
-            self._clear_leftovers()
-        self._delete_old(step)
+        self._save = _Save(lambda key: self._write(key, step, arrays, record))
+
+    def finish(self) -> None:
+        """Waits until the save that is on its way is on disk.
+
+        Raises:
+          OSError: it could not be written: disk full, folder not writable. Older checkpoints are untouched.
+        """
+        save, self._save = self._save, None
+        if save is not None:
+            save.wait()
+
+    @property
+    def failed(self) -> bool:
+        """Whether `finish` would raise at once."""
+        return self._save is not None and self._save.failed
+
+    @property
+    def on_its_way(self) -> bool:
+        """Whether there is a save that `finish` has not been asked about."""
+        return self._save is not None
 
     def restore_latest(self, like: Tree) -> Restored | None:
         """The newest sound checkpoint, or None. Damaged ones met on the way are set aside as "<step>.damaged".
@@ -128,10 +160,7 @@ class Checkpoints:
     def restore(self, step: int, like: Tree) -> Restored | None:
         """The checkpoint of a step; None of a damaged one, which is set aside. As `restore_latest` otherwise."""
         folder = self.root / str(step)
-        try:
-            check_checkpoint(folder)
-        except Damaged as damage:
-            self._set_aside(step, damage)
+        if not distributed.agreed(lambda: self._is_sound(step)):
             return None
         record = read_record(folder)
         return Restored(step, _restore(folder, record, like), record["data_state"], record["metrics"])
@@ -142,27 +171,82 @@ class Checkpoints:
         Returns:
           its new name.
         """
-        names = (f"{step}.{why}" + (f"-{count}" if count > 1 else "") for count in range(1, 1000))
-        aside = next(self.root / name for name in names if not os.path.lexists(self.root / name))
-        (self.root / str(step)).rename(aside)
-        return aside.name
+        return distributed.agreed(lambda: self._renamed(step, why))
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first."""
-        return checkpoint_steps(self.root)
+        return distributed.agreed(lambda: checkpoint_steps(self.root))
 
     def latest(self) -> int | None:
         """The newest step that has a checkpoint."""
         return max(self.steps(), default=None)
 
     def close(self) -> None:
-        """Nothing is left to do: `save` returns when all is on disk."""
+        """As `finish`."""
+        self.finish()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind, *exception) -> None:
+        if kind is None:
+            self.close()
+        elif issubclass(kind, Exception) and distributed.count() == 1:  # others may have failed, or not: who knows
+            with contextlib.suppress(OSError):
+                self.close()
+
+    def _write(self, key: str, step: int, arrays: dict[str, HostArray], record: str) -> None:
+        """Writes a checkpoint, together with the other processes; see `_together`."""
+        final, partial, replaced = (self.root / f"{step}{suffix}" for suffix in ("", ".partial", ".replaced"))
+
+        def prepare() -> None:
+            _remove(partial)
+            (partial / "state").mkdir(parents=True)
+
+        def commit(manifest: dict[str, list]) -> None:
+            for name, (size, _) in manifest.items():
+                if (actual := (partial / name).stat().st_size) != size:
+                    raise OSError(f"{name} has {actual} bytes instead of {size}")
+            finish()
+            (partial / "record.json").write_text(record)
+            _write_manifest(partial, manifest)
+            if os.path.lexists(final):
+                final.rename(replaced)
+            partial.rename(final)
+            _sync(self.root)
+
+        finish: Finish
+
+        def write() -> dict[str, list]:
+            nonlocal finish
+            finish = write_pieces(partial / "state", arrays)
+            return _digests(partial, partial / "state" / f"ocdbt.process_{distributed.index()}")
+
+        try:
+            _together(key, prepare, write, commit)
+        except OSError as error:
+            reason = f"checkpoint not saved, older ones are untouched: {error.strerror or error}"
+            raise OSError(error.errno, reason, str(final)) from None
+        finally:
+            if distributed.is_first():
+                self._clear_leftovers()
+        if distributed.is_first():
+            self._delete_old(step)
+
+    def _is_sound(self, step: int) -> bool:
+        """Whether a checkpoint is as it was written; set aside if not."""
+        try:
+            check_checkpoint(self.root / str(step))
+        except Damaged as damage:
+            self._set_aside(step, damage)
+            return False
+        return True
+
+    def _renamed(self, step: int, why: str) -> str:
+        names = (f"{step}.{why}" + (f"-{count}" if count > 1 else "") for count in range(1, 1000))
+        aside = next(self.root / name for name in names if not os.path.lexists(self.root / name))
+        (self.root / str(step)).rename(aside)
+        return aside.name
 
     def _delete_old(self, saved: int) -> None:
         """Deletes what is neither among the newest, nor the best, nor just saved (which may be an older step)."""
@@ -172,8 +256,9 @@ class Checkpoints:
             keep.update(ranked[:1])
             for step, damage in damaged.items():
                 self._set_aside(step, damage)
-        keep.update(self.steps()[-self.keep_last :])
-        for step in set(self.steps()) - keep:
+        there = checkpoint_steps(self.root)
+        keep.update(there[-self.keep_last :])
+        for step in set(there) - keep:
             # Renamed first: killed half-way, what is left must not look like a checkpoint.
             (self.root / str(step)).rename(self.root / f"{step}.partial")
         self._clear_leftovers()
@@ -182,7 +267,7 @@ class Checkpoints:
         """Renames a damaged checkpoint, so that a new one can be saved at its step and none is lost by mistake."""
         folder = self.root / str(step)
         try:
-            aside = self.set_aside(step, "damaged")
+            aside = self._renamed(step, "damaged")
         except OSError as error:
             logger.warning("checkpoint %s is damaged (%s); skipped, not renamed: %s", folder, damage, error.strerror)
         else:
@@ -196,6 +281,87 @@ class Checkpoints:
                 path.rename(self.root / step)  # killed between the two renames of `save`
             elif step.isdecimal() and suffix in ("partial", "replaced"):
                 _remove(path)
+
+
+class _Save:
+    """A save that is on its way, in a thread of its own."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, write: Callable[[str], None]):
+        self._error: BaseException | None = None
+        key = f"save/{next(self._numbers)}"
+        # A second signal ends the process at once, and what is half written is cleared away at the next start.
+        self._thread = threading.Thread(target=self._run, args=(write, key), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        return not self._thread.is_alive() and self._error is not None
+
+    def wait(self) -> None:
+        while self._thread.is_alive():
+            self._thread.join(1)  # a signal is heeded in between
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, write: Callable[[str], None], key: str) -> None:
+        try:
+            write(key)
+        except BaseException as error:
+            self._error = error
+
+
+def _together(
+    key: str, prepare: Callable[[], None], write: Callable[[], Written], commit: Callable[[Written], None]
+) -> None:
+    """`prepare` in process 0, then `write` in all, then `commit` in process 0, of what all have written.
+
+    Where one of it fails, nothing is committed, and it is an error in every process.
+    """
+    if not distributed.is_first():
+        _raise(distributed.wait_for(f"{key}/prepared"))
+        written, error = _attempt(write)
+        distributed.tell(f"{key}/written/{distributed.index()}", [written, _said(error)])
+        _raise(distributed.wait_for(f"{key}/committed"))
+        return
+    others = range(1, distributed.count())
+    _, error = _attempt(prepare)
+    if others:
+        distributed.tell(f"{key}/prepared", _said(error))
+    if error is not None:
+        raise error
+    written, error = _attempt(write)
+    for process in others:
+        more, failed = distributed.wait_for(f"{key}/written/{process}")
+        written = (written or {}) | (more or {})
+        error = error or _error(failed)
+    if error is None:
+        _, error = _attempt(lambda: commit(written or {}))
+    if others:
+        distributed.tell(f"{key}/committed", _said(error))
+    if error is not None:
+        raise error
+
+
+def _attempt(act: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
+    try:
+        return act(), None
+    except Exception as error:
+        return None, error
+
+
+def _said(error: Exception | None) -> list | None:
+    return None if error is None else [getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)]
+
+
+def _error(said: list | None) -> OSError | None:
+    return None if said is None else OSError(*said) if said[0] else OSError(said[1])
+
+
+def _raise(said: list | None) -> None:
+    if (error := _error(said)) is not None:
+        raise error
 
 
 def _remove(path: Path) -> None:
@@ -275,17 +441,31 @@ def look(folder: Path) -> Kept:
     return Kept(steps, complaints)
 
 
-def _write_manifest(folder: Path) -> None:
-    """Lists size and digest of every file, and has all of it on disk when it returns."""
-    manifest = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
+def _write_manifest(folder: Path, known: Written) -> None:
+    """Lists size and digest of every file, and has all of it on disk when it returns.
+
+    Args:
+      known: of those that are on disk already.
+    """
+    manifest = _digests(folder, folder, known) | known
+    (folder / "manifest.json").write_text(json.dumps(dict(sorted(manifest.items())), indent=1))
+    _sync(folder / "manifest.json")
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            _sync(path)
+
+
+def _digests(folder: Path, part: Path, known: Collection[str] = ()) -> Written:
+    """Size and digest of the files in a part of a folder, which are on disk when it returns."""
+    found = {}
+    for path in sorted(part.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in known:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
-            manifest[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest]
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    for path in (*folder.rglob("*"), folder):
-        _sync(path)
+            found[name] = [path.stat().st_size, digest]
+            _sync(path)
+    return found
 
 
 def _sync(path: Path) -> None:
@@ -317,20 +497,16 @@ def _describe(leaf) -> tuple[str, list[int]]:
     return leaf.dtype.name, list(leaf.shape)
 
 
-def _is_key(leaf) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _to_arrays(state) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, list[int]]]]:
-    """The state as named numpy arrays, and the description of each."""
+def _to_arrays(state) -> tuple[dict[str, HostArray], dict[str, tuple[str, list[int]]]]:
+    """The state as named arrays of the host, and the description of each."""
     leaves = _named_leaves(state)
     described = {name: _describe(leaf) for name, leaf in leaves.items()}
-    data = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in leaves.items()}
-    arrays = {name: np.asarray(leaf) for name, leaf in jax.device_get(data).items()}
-    for name, array in arrays.items():
-        if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-            raise TypeError(f"{name} is a {type(leaves[name]).__name__}: neither an array nor a number")
-    return arrays, described
+    for name, leaf in leaves.items():
+        dtype = getattr(leaf, "dtype", None) or np.asarray(leaf).dtype
+        if not (is_key(leaf) or jnp.issubdtype(dtype, jnp.number) or jnp.issubdtype(dtype, jnp.bool_)):
+            raise TypeError(f"{name} is a {type(leaf).__name__}: neither an array nor a number")
+    data = {name: jax.random.key_data(leaf) if is_key(leaf) else leaf for name, leaf in leaves.items()}
+    return to_host(data), described
 
 
 def _restore(folder: Path, record: dict[str, Any], like: Tree, *, part: str = "") -> Tree:
@@ -338,8 +514,19 @@ def _restore(folder: Path, record: dict[str, Any], like: Tree, *, part: str = ""
     saved = {name: leaf for name, leaf in record["arrays"].items() if not part or f"{name}.".startswith(f"{part}.")}
     leaves = _named_leaves(like)
     _check_same_model(folder, saved, {name: _describe(leaf) for name, leaf in leaves.items()})
-    arrays = read_arrays(folder / "state", {name: shape for name, (_, shape) in saved.items()})
-    restored = [_place(arrays[name], leaf) for name, leaf in leaves.items()]
+    cut = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, HostArray) or _sharding(leaf) is not None}
+    asked = {name: leaf if isinstance(leaf, HostArray) else wanted_of(leaf) for name, leaf in cut.items()}
+    found = read_pieces(folder / "state", asked)
+    whole = {name: saved[name][1] for name in leaves if name not in cut}
+    arrays = read_arrays(folder / "state", whole) if whole else {}
+    restored = [
+        found[name]
+        if isinstance(leaf, HostArray)
+        else to_devices(found[name], leaf)
+        if name in cut
+        else _place(arrays[name], leaf)
+        for name, leaf in leaves.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
@@ -366,33 +553,18 @@ def _check_same_model(folder: Path, saved: dict[str, Any], wanted: dict[str, Any
 
 
 def _place(array: np.ndarray, like) -> Any:
-    """A restored array as `like` is: key or number, dtype, device."""
-    if _is_key(like):
+    """A restored array as `like` is, which says nothing of devices: key or number, dtype."""
+    if is_key(like):
         implementation = jax.random.key_impl(jnp.empty((0,), like.dtype))  # `like` may be a ShapeDtypeStruct
-        key = jax.random.wrap_key_data(jnp.asarray(array), impl=implementation)
-        return key if _sharding(like) is None else jax.device_put(key, like.sharding)
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=implementation)
     if not hasattr(like, "dtype"):
         return type(like)(array.item())
     array = array.astype(like.dtype, copy=False)
     if isinstance(like, np.generic):
         return array[()]
-    return array if isinstance(like, np.ndarray) else jax.device_put(array, _sharding(like))
+    return array if isinstance(like, np.ndarray) else jax.device_put(array)
 
 
 def _sharding(like) -> jax.sharding.Sharding | None:
     """Where an array must be; None where JAX is free to move it (committed arrays of two device sets do not mix)."""
-    return like.sharding if getattr(like, "committed", True) else None
-
-
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import orbax.checkpoint as ocp  # 0.2 s to 0.4 s, which `--help` should not wait for
-
-    arrays = {name: array for name, array in arrays.items() if array.size}  # orbax refuses empty ones
-    try:
-        # Compression takes 8 % off float32 weights and makes saving five times slower.
-        with quiet_orbax(), ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(arrays))
-    except ValueError as error:  # tensorstore's word for a full disk and the like
-        if code := re.search(r"os_error_code='(\d+)'", str(error)):
-            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
-        raise
+    return getattr(like, "sharding", None) if getattr(like, "committed", True) else None

@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from experiments.loop import compiled
+from experiments.loop import compiled, distributed
+from experiments.loop.flatten import flatten
 from experiments.loop.json_files import write_json
 from experiments.loop.stopping import exit_statuses, status_of
 from zoo.layers.names import unknown_name
@@ -82,7 +83,18 @@ def parse(
     presets = {name: (line, make_way(preset, given(type(preset)))) for name, (line, preset) in presets.items()}
     prog, description = as_called(prog), _with_cache(description)
     with _errors_in_one_line(prog):
-        return tyro.extras.overridable_config_cli(presets, prog=prog, description=description)
+        config = tyro.extras.overridable_config_cli(presets, prog=prog, description=description)
+    return _with_other_processes(config)
+
+
+def _with_other_processes(config: Any) -> Any:
+    """A configuration whose `train.distributed` has been heeded: what it says of this process is no part of a run."""
+    train: Any = getattr(config, "train", None)
+    if not hasattr(train, "distributed"):
+        return config
+    with usage_errors():
+        distributed.start(train.distributed, flatten(dataclasses.asdict(config)))
+    return dataclasses.replace(config, train=dataclasses.replace(train, distributed=None))
 
 
 def given(kind: type) -> frozenset[str]:
@@ -166,7 +178,7 @@ def run(main: Callable[[], int | None]) -> None:
     `stopping`.
     """
     compiled.keep_compiled()
-    with exit_statuses():
+    with exit_statuses(), distributed.ends_together():
         try:
             sys.exit(main() or 0)
         except BrokenPipeError:  # `... | head` has read enough
@@ -175,7 +187,7 @@ def run(main: Callable[[], int | None]) -> None:
         except (UsageError, FloatingPointError, OSError, ImportError) as error:
             if os.environ.get("TRACEBACK") == "1":
                 raise
-            print(f"error: {as_called(str(error))}", file=sys.stderr)
+            print(f"error: {distributed.prefix()}{as_called(str(error))}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

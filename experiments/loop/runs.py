@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from experiments.loop import flags
 from experiments.loop.fingerprints import check_inputs
+from experiments.loop.flatten import flatten as flatten
 from experiments.loop.json_files import write_json
 from experiments.loop.mesh import AXES
 from experiments.loop.run_lock import LOCK_FILE
@@ -38,7 +39,7 @@ FREE = (
             "wandb",
             "allow_changed",
         )
-        + ("rescue",)
+        + ("rescue", "distributed")
     )
     + tuple(f"mesh.{axis}" for axis in AXES)
 )
@@ -146,14 +147,6 @@ def check_filters(model: BackboneConfig, length: int, flag: str = "--data.seq-le
 def save_model_config(model: ModelConfig, folder: Path) -> None:
     """Writes which model the checkpoints of a run are of, in one step; `read_model_config` reads it."""
     write_json({"kind": type(model).__name__, "config": dataclasses.asdict(model)}, folder / MODEL_FILE)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one: {"model": {"d_model": 128}} becomes {"model.d_model": 128}."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return out
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

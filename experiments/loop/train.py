@@ -46,6 +46,7 @@ from experiments.loop.metrics import (
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
 from experiments.loop.rescue import Rescued, said
 from experiments.loop.run_lock import lock_again, run_lock
+from experiments.loop.sharding import is_cut, make_model, shardings_of_state, specs_of_params, specs_of_state
 from experiments.loop.stopping import stop_signals
 
 Batch = dict[str, Any]
@@ -83,6 +84,9 @@ class TrainConfig:
     rescue: Annotated[Path | None, alias("--rescue")] = None
     """Folder that the run goes on in, under its name and `.rescued`, once its own cannot be written any more: a full or
     read-only disk, say. None: beside its own. Where that cannot be written either, in the system's temporary folder."""
+    distributed: Annotated[str | None, alias("--distributed")] = None
+    """Several processes: host:port,count,index, the address of process 0, how many there are, which this is; or auto,
+    where SLURM, Open MPI or a TPU pod says so. off: none, whatever a launcher says. All are given the same flags."""
     allow_changed: Annotated[tuple[Changeable, ...], alias("--allow-changed")] = ()
     """What a run may go on with though it is not what it was begun with, of data, tokenizer and code."""
 
@@ -202,6 +206,40 @@ def init_state(
     return TrainState(jnp.int32(0), params, optimizer.init(params), key, average=mean)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """A jitted training step, step(state, batch) -> (state, metrics)."""
+
+    program: Any
+    """What is jitted, of (state, rest, batch): it can be lowered for shapes and devices that are not here."""
+    rest: Any
+    """The model's variables that are no parameters."""
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        """One step. The state is donated: use the returned one."""
+        return self.program(state, self.rest, batch)
+
+
+def place_state(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: jax.sharding.Mesh,
+    *,
+    average: bool = False,
+) -> TrainState:
+    """`init_state` of a model whose variables are on the mesh, each device with its part; see `loop.sharding`."""
+    graphdef, variables = nnx.split(model)
+
+    def init(variables, key):
+        return init_state(nnx.merge(graphdef, variables), optimizer, key, average=average)
+
+    if not is_cut(mesh):
+        return jax.device_put(init(variables, key), everywhere(mesh))
+    shardings = shardings_of_state(jax.eval_shape(init, variables, key), model, mesh)
+    return jax.jit(init, out_shardings=shardings)(variables, key)
+
+
 def make_train_step(
     model: nnx.Module,
     loss: LossFunction | CarriedLoss,
@@ -210,11 +248,12 @@ def make_train_step(
     accumulate: int = 1,
     carried: bool = False,
     ema: float = 0.0,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> TrainStep:
     """Builds the jitted training step. Its state argument is donated: use the returned one.
 
     Args:
-      model: its structure is taken, and its variables that are no parameters; its parameters are those in the state.
+      model: its structure is taken, and its variables that are no parameters; its parameters are those in the state. It
+        may be one of shapes, `zoo.models.build.abstract`, where the step is to be lowered only.
       loss: loss of a model on a batch, as sums.
       optimizer: from `make_optimizer`, or any optax transformation of nested dicts.
       accumulate: micro-batches that the batch is cut into. Gradients add up as sums, so any number gives the same, but
@@ -228,9 +267,17 @@ def make_train_step(
       the schedule stay as they are; the optimiser's running means see a gradient of 0.
     """
     graphdef, _, rest = split_model(model)
+    described = nnx.eval_shape(lambda: model)  # the metadata of its parameters, without them
+
+    def kept_cut(tree, specs_of):
+        """A state or gradients, on the devices that have them from one step to the next."""
+        mesh = jax.sharding.get_abstract_mesh()
+        one = mesh.empty or mesh.size == 1
+        return tree if one else jax.lax.with_sharding_constraint(tree, specs_of(tree, described, mesh))
 
     def micro_loss(params, rest, batch, key, carry):
-        model, rngs = nnx.merge(graphdef, zoo.unstack_layers(params), rest), nnx.Rngs(dropout=key)
+        model = zoo.gather_outside_layers(nnx.merge(graphdef, zoo.unstack_layers(params), rest))
+        rngs = nnx.Rngs(dropout=key)
         out, carry = loss(model, batch, rngs, carry) if carried else (loss(model, batch, rngs), carry)
         if out.auxiliary is None:
             return out.total, (out, carry)
@@ -241,7 +288,7 @@ def make_train_step(
 
     def sums_of(params, rest, inputs):
         gradients, (sums, carry) = gradients_of(params, rest, *inputs)
-        return (sums, gradients), carry
+        return (sums, kept_cut(gradients, specs_of_params)), carry
 
     # Row m * accumulate + a goes to micro-batch a, so that each keeps its share of rows on every device.
     def cut(tree):
@@ -263,7 +310,8 @@ def make_train_step(
                 more, carry = sums_of(state.params, rest, inputs)
                 return jax.tree.map(jnp.add, sums, more), carry
 
-            zeros = jax.tree.map(jnp.zeros_like, shapes)
+            sums, gradients = jax.tree.map(jnp.zeros_like, shapes)
+            zeros = (sums, kept_cut(gradients, specs_of_params))
             (sums, gradients), carry = jax.lax.scan(add, zeros, inputs)
             carry = join(carry)
         empty = sums.weight == 0
@@ -291,10 +339,10 @@ def make_train_step(
         if average is not None:
             decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))
             average = unless_empty(optax.incremental_update(params, average, 1 - decay), average)
-        return TrainState(state.step + 1, params, opt_state, state.key, carry, average), metrics
+        after = TrainState(state.step + 1, params, opt_state, state.key, carry, average)
+        return kept_cut(after, specs_of_state), metrics
 
-    compiled = jax.jit(step, donate_argnums=0)
-    return lambda state, batch: compiled(state, rest, batch)
+    return TrainStep(jax.jit(step, donate_argnums=0), rest)
 
 
 def mean_loss(model: nnx.Module, loss: LossFunction, batches: Iterable[Batch]) -> float:
@@ -322,7 +370,9 @@ def sum_over(model: nnx.Module, function: Callable[[Any, Batch, None], Any], bat
 
 
 _applied = jax.jit(
-    lambda graphdef, variables, batch, function: function(nnx.merge(graphdef, variables), batch, None),
+    lambda graphdef, variables, batch, function: function(
+        zoo.gather_outside_layers(nnx.merge(graphdef, variables)), batch, None
+    ),
     static_argnums=(0, 3),
 )
 
@@ -361,14 +411,11 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
 def _train(
     task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, mesh: jax.sharding.Mesh, record: dict
 ) -> Finished:
-    model = task.init(nnx.Rngs(params=jax.random.key(config.seed)))
+    graphdef, params, rest = make_model(lambda: task.init(nnx.Rngs(params=jax.random.key(config.seed))), mesh)
+    model = nnx.merge(graphdef, params, rest)
     optimizer = make_optimizer(optim, config.steps, model)
     schedule = make_schedule(optim, config.steps)
-    graphdef, params, rest = split_model(model)
-    rest = jax.device_put(rest, everywhere(mesh))
-    model = nnx.merge(graphdef, params, rest)
-    state = init_state(model, optimizer, jax.random.key(config.seed), average=config.ema > 0)
-    state = jax.device_put(state, everywhere(mesh))
+    state = place_state(model, optimizer, jax.random.key(config.seed), mesh, average=config.ema > 0)
     loss: LossFunction | CarriedLoss = task.loss
     if config.carry_state and task.carried_loss is not None and task.init_carry is not None:
         loss, carry = task.carried_loss, task.init_carry(model, config.batch_size)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -67,11 +68,16 @@ def test_the_memory_of_selective_scan_is_small_and_grows_with_the_length(v5e):
     assert of_gradient(65_536) < 1.5 * u.size * u.dtype.itemsize
 
 
-def test_rows_over_four_devices_need_a_quarter_each(v5e):
-    shapes = scan_shapes()
-    mesh = Mesh(v5e.devices, ("data",))
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in (("data",), ()))
-    shapes = {name: placed(x, whole if name in ("A", "D") else rows) for name, x in shapes.items()}
+@pytest.mark.parametrize("axis", ["data", "sequence"])
+def test_four_devices_have_a_part_of_the_rows_or_of_the_positions_in_the_kernel(v5e, axis):
+    axes = ("data", "fsdp", "sequence", "tensor", "expert")
+    mesh = Mesh(np.array(v5e.devices).reshape([4 if name == axis else 1 for name in axes]), axes)
+    spec = ("data",) if axis == "data" else (None, "sequence")
+    whole = ("A", "D") if axis == "data" else ("A", "D", "initial_state")
+    shapes = {
+        name: placed(x, NamedSharding(mesh, PartitionSpec(*(() if name in whole else spec))))
+        for name, x in scan_shapes().items()
+    }
     with jax.set_mesh(mesh):
         program = compile_for(v5e, *scan_gradient(shapes))
     assert "tpu_custom_call" in program.compiled.as_text()

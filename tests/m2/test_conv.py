@@ -8,6 +8,7 @@ import pytest
 
 import m2
 import m2.conv
+import m2.monarch_dft
 from m2 import reference
 from tests.numerics import assert_close, make_positions, normal
 
@@ -80,23 +81,24 @@ def test_channels_in_blocks(causal, x64, monkeypatch):
     agree(inputs_for(33, 34, d=5), causal=causal, **make_positions(33, boundaries=0.1))
 
 
-def test_blocks_fill_the_cache_and_are_about_even():
-    def block(d, positions):
-        return m2.conv.channel_block(d, 1, positions, jnp.bfloat16, 2**16)
+def test_blocks_fill_the_cache_or_bound_temporaries_and_are_about_even():
+    def blocks(d, positions, rows=1):
+        return m2.conv.Blocks.of(d, rows, positions, jnp.bfloat16, 2**16)
 
-    assert [block(768, positions) for positions in (1, 64, 256, 10**6)] == [768, 256, 64, 16]
-    assert [block(d, 10**6) for d in (1, 8, 17, 46)] == [1, 8, 9, 16]
+    assert [blocks(768, positions).cpu for positions in (1, 64, 256, 10**6)] == [768, 256, 64, 16]
+    assert [blocks(d, 10**6).cpu for d in (1, 8, 17, 46)] == [1, 8, 9, 16]
+    assert [blocks(768, 4096, rows).device for rows in (1, 8, 16, 32, 64)] == [768, 768, 384, 256, 128]
+    assert [blocks(d, 10**6).device for d in (100, 128, 192, 1000)] == [100, 128, 128, 128]
 
 
 def test_a_program_takes_the_way_of_the_platform_that_it_is_compiled_for():
-    """On a CPU, half as long complex FFTs for blocks of channels, in both passes; elsewhere none of that."""
+    """In both passes: on a CPU half as long complex FFTs for blocks of channels, real ones on a GPU, none on a TPU."""
     u, k = jnp.zeros((1, 512, 40)), jnp.zeros((40, 512))
     traced = jax.jit(jax.grad(lambda u, k: jnp.sum(m2.fft_conv(u, k) ** 2), (0, 1))).trace(u, k)
-    for platform in ("cpu", "cuda", "tpu"):
+    ways = {"while": "stablehlo.while", "fft": "type = FFT", "rfft": "type = RFFT", "product": "stablehlo.dot_general"}
+    for platform, expected in (("cpu", {"while", "fft"}), ("cuda", {"rfft"}), ("tpu", {"product"})):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        found = {name: name in text for name in ("stablehlo.while", "type = FFT", "type = RFFT")}
-        on_cpu = platform == "cpu"
-        assert found == {"stablehlo.while": on_cpu, "type = FFT": on_cpu, "type = RFFT": not on_cpu}, platform
+        assert {way for way, word in ways.items() if word in text} == expected, platform
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -109,9 +111,18 @@ def test_documents_and_short_filters_go_together(x64):
     agree(inputs_for(50, 6), causal=False, **make_positions(50, boundaries=0.05))
 
 
+def small_factors(monkeypatch, order):
+    """Makes small DFTs products of as many matrices as those of thousands of positions are."""
+    limits = {1: (1 << 10, 1 << 15), 2: (4, 1 << 15), 3: (4, 4)}[order]
+    monkeypatch.setattr(m2.monarch_dft, "ORDER_1_LIMIT", limits[0])
+    monkeypatch.setattr(m2.monarch_dft, "ORDER_2_LIMIT", limits[1])
+    monkeypatch.setattr(m2.monarch_dft, "ROWS", 2)
+
+
 @pytest.mark.parametrize("causal", [True, False])
-def test_order_three(causal, x64, monkeypatch):
-    monkeypatch.setattr(m2.conv, "ORDER_2_LIMIT", 4)
+@pytest.mark.parametrize("order", [2, 3])
+def test_monarch_of_several_factors(order, causal, x64, monkeypatch):
+    small_factors(monkeypatch, order)
     agree(inputs_for(97, 97 if causal else 194), causal=causal)
 
 
@@ -135,22 +146,10 @@ def test_float32_and_bfloat16():
         assert_close(y.astype(jnp.float32), expected, tolerance=2**-9)
 
 
-def test_high_and_low_parts_keep_the_accuracy_of_float32():
-    """Each product of the split DFT loses 2^-16, where bfloat16 alone would lose 2^-8."""
-    x = normal(jax.random.key(0), 1, 128, 4, dtype=jnp.float32)
-    transform = m2.conv._MonarchDFT(256, 128, half=True)
-    assert_close(transform.inverse(transform(x), 128), x, tolerance=3e-5)
-    expected = np.fft.fft(np.asarray(x, np.float64), 256, axis=1)
-    n1, n2 = transform.sizes
-    f = (np.arange(n1 // 2 + 1)[:, None] + n1 * np.arange(n2)).reshape(-1)
-    spectrum = transform(x)
-    assert_close(spectrum[:, :, 0], jnp.asarray(expected[:, f].real, jnp.float32), tolerance=3e-5)
-
-
-@pytest.mark.parametrize("order_2_limit", [8192, 4])
+@pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("bandwidth", [0.5, 0.1, 0.001])
-def test_bandwidth_keeps_the_lowest_frequencies(bandwidth, order_2_limit, x64, monkeypatch):
-    monkeypatch.setattr(m2.conv, "ORDER_2_LIMIT", order_2_limit)
+def test_bandwidth_keeps_the_lowest_frequencies(bandwidth, order, x64, monkeypatch):
+    small_factors(monkeypatch, order)
     inputs = inputs_for(100, 100, gated=False)
     n = m2.conv.fft_size(199)
     response = np.fft.rfft(inputs["k"], n)

@@ -31,16 +31,18 @@ def inputs_for(grid, taps=None, *, d=2, b=2, gated=True, dtype=None):
 def agree(inputs):
     weight = normal(jax.random.key(9), *inputs["u"].shape, dtype=inputs["u"].dtype)
     results = []
-    for op in (m2.fft_conv2d, reference.fft_conv2d):
+    ways = [functools.partial(m2.fft_conv2d, implementation=implementation) for implementation in ("xla", "monarch")]
+    for op in (*ways, reference.fft_conv2d):
 
         def total(inputs, op=op):
             y = op(**inputs)
             return jnp.sum(y * weight), y
 
         results.append(jax.jit(jax.value_and_grad(total, has_aux=True))(inputs))
-    ((_, y), gradients), ((_, expected), expected_gradients) = results
-    assert_close(y, expected, name="value")
-    assert_close(gradients, expected_gradients, gradient=True, name="gradient")
+    *results, ((_, expected), expected_gradients) = results
+    for (_, y), gradients in results:
+        assert_close(y, expected, name="value")
+        assert_close(gradients, expected_gradients, gradient=True, name="gradient")
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 7), (7, 1), (5, 9), (8, 8)])
@@ -132,9 +134,7 @@ def test_errors_name_the_argument(unchecked):
         ({"bias": jnp.zeros(2)}, r"bias has shape \(2,\), expected \(d,\) with d=3"),
         ({"output_gate": jnp.zeros((2, 4, 5, 1))}, "output_gate has shape"),
         ({"u": jnp.zeros((2, 0, 5, 3))}, "expected at least one place"),
-        ({"implementation": "cuda"}, "implementation='cuda', expected 'xla' or None"),
+        ({"implementation": "cuda"}, "implementation='cuda', expected 'xla', 'monarch' or None"),
     ):
         with pytest.raises(ValueError, match=words):
             m2.fft_conv2d(**({"u": u, "k": k} | arguments))
-    with pytest.raises(NotImplementedError, match="implementation='monarch' has one axis, expected 'xla' or None"):
-        m2.fft_conv2d(u, k, implementation="monarch")

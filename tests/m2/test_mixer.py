@@ -210,8 +210,6 @@ def test_errors_over_an_image(unchecked):
             mixer(x, grid=grid)
     with pytest.raises(ValueError, match="reads whole images, expected neither mask nor segment_ids"):
         mixer(x, grid=GRID, mask=jnp.ones((1, LENGTH), bool))
-    with pytest.raises(NotImplementedError, match="implementation='monarch' has one axis"):
-        compiled_2d(make_2d("plain", dtype="float32", implementation="monarch"))(x)
     with pytest.raises(ValueError, match="conv='3d', expected 'flat' or '2d'"):
         m2.M2Config(conv="3d")
 

@@ -19,6 +19,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank, is_known
+from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
@@ -143,14 +144,21 @@ class Attention(nnx.Module):
             raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
-        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
-        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        heads, kv_heads = ("heads", self.n_heads), ("kv heads", self.n_kv_heads)  # channels, those of a head in a run
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim, axes=("embed", heads), **options)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
         channels = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
-        conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
+        conv_options: dict[str, Any] = {
+            "use_bias": True,
+            "param_dtype": param_dtype,
+            "axis": "side by side",
+            "rngs": rngs,
+        }
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.o_proj = linear(self.n_heads * self.head_dim, d_out or d_model, scale=residual_scale, **options)
+        inner = self.n_heads * self.head_dim
+        self.o_proj = linear(inner, d_out or d_model, axes=(heads, "embed"), scale=residual_scale, **options)
 
     def __call__(
         self,
@@ -225,7 +233,7 @@ class Attention(nnx.Module):
         present = where_present(index, mask)
         q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
         after = self._write(state, k, v, present, segment)._replace(conv=conv)
-        if self.config.window is not None and length > 1:
+        if self.config.window is not None and not (is_known_size(length) and length == 1):
             # The new positions may push out of the slots what the first of them still sees: look before writing.
             k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
             k_index = jnp.concatenate([state.slot_index, present], axis=1)
@@ -236,7 +244,7 @@ class Attention(nnx.Module):
 
     def _check_room(self, state, length, mask):
         slots = state.slot_index.shape[1]
-        if self.config.window is not None and self.config.window <= slots:
+        if (self.config.window is not None and self.config.window <= slots) or not is_known_size(length):
             return
         rows = np.array([length]) if mask is None else np.sum(mask, axis=1) if is_known(mask) else np.array([0])
         before = np.asarray(state.next_index) if is_known(state.next_index) else np.array([0])

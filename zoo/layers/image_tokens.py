@@ -55,7 +55,8 @@ class PatchEmbedding(nnx.Module):
         conv = functools.partial(
             nnx.Conv,
             kernel_init=jax.nn.initializers.lecun_normal(),
-            bias_metadata={"decay": False},
+            kernel_metadata={"axes": (None, None, None, "embed")},
+            bias_metadata={"decay": False, "axes": (None,)},
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,

@@ -75,10 +75,11 @@ class MLP(nnx.Module):
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         options["init"] = config.init
-        self.gate_proj = linear(d_model, self.d_ff, **options) if config.gated else None
-        self.up_proj = linear(d_model, self.d_ff, **options)
+        self.gate_proj = linear(d_model, self.d_ff, axes=("embed", "inner"), **options) if config.gated else None
+        self.up_proj = linear(d_model, self.d_ff, axes=("embed", "inner"), **options)
         out_bias = config.bias if config.out_bias is None else config.out_bias
-        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options | {"bias": out_bias})
+        options |= {"bias": out_bias, "axes": ("inner", "embed")}
+        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:

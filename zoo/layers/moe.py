@@ -128,6 +128,7 @@ class ExpertLinear(nnx.Module):
         d_in: int,
         d_out: int,
         *,
+        axes: tuple,
         bias: bool = False,
         scale: float = 1.0,
         dtype: Dtype | None,
@@ -136,8 +137,9 @@ class ExpertLinear(nnx.Module):
     ):
         self.dtype = dtype
         normal = jax.nn.initializers.normal(0.02 * scale)
-        self.kernel = nnx.Param(normal(rngs.params(), (n_experts, d_in, d_out), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((n_experts, d_out), param_dtype), decay=False) if bias else None
+        self.kernel = nnx.Param(normal(rngs.params(), (n_experts, d_in, d_out), param_dtype), axes=("experts", *axes))
+        zeros = jnp.zeros((n_experts, d_out), param_dtype) if bias else None
+        self.bias = None if zeros is None else nnx.Param(zeros, decay=False, axes=("experts", axes[1]))
 
     def __call__(self, x: Float[Array, "c q i"], group: Int[Array, "c"] | None) -> Float[Array, "c q o"]:
         """Maps each block; see `grouped_matmul`."""
@@ -169,10 +171,14 @@ class Experts(nnx.Module):
         self.activation: str = config.activation
         d_ff = config.expert().width(d_model)
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.gate_proj = ExpertLinear(config.n_experts, width, d_ff, **options) if config.gated else None
-        self.up_proj = ExpertLinear(config.n_experts, width, d_ff, **options)
+        self.gate_proj = (
+            ExpertLinear(config.n_experts, width, d_ff, axes=("embed", "inner"), **options) if config.gated else None
+        )
+        self.up_proj = ExpertLinear(config.n_experts, width, d_ff, axes=("embed", "inner"), **options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.down_proj = ExpertLinear(config.n_experts, d_ff, width, scale=residual_scale, **options)
+        self.down_proj = ExpertLinear(
+            config.n_experts, d_ff, width, axes=("inner", "embed"), scale=residual_scale, **options
+        )
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(
@@ -217,9 +223,12 @@ class MoE(nnx.Module):
         wide = jnp.promote_types(param_dtype, jnp.float32)
         self.router = linear(d_model, config.n_experts, dtype=wide, param_dtype=wide, rngs=rngs)
         width = config.d_latent or d_model
-        self.correction = nnx.Param(jnp.zeros(config.n_experts, wide), decay=False) if config.correction else None
+        correction = jnp.zeros(config.n_experts, wide) if config.correction else None
+        self.correction = None if correction is None else nnx.Param(correction, decay=False, axes=(None,))
         self.reduce = linear(d_model, width, bias=config.bias, **options) if config.d_latent else None
-        self.expand = linear(width, d_model, bias=config.bias, **options) if config.d_latent else None
+        self.expand = (
+            linear(width, d_model, axes=(None, "embed"), bias=config.bias, **options) if config.d_latent else None
+        )
         self.experts = Experts(width, config, d_model=d_model, residual_scale=residual_scale, **options)
         shared = config.shared(d_model)
         self.shared = None if shared is None else MLP(d_model, shared, residual_scale=residual_scale, **options)

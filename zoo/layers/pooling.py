@@ -73,7 +73,7 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, d_model: int, *, param_dtype: Dtype = jnp.float32, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(0.02)
-        self.query = nnx.Param(init(rngs.params(), (d_model,), param_dtype))
+        self.query = nnx.Param(init(rngs.params(), (d_model,), param_dtype), axes=(None,))
 
     def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None) -> Float[Array, "b d"]:
         """One vector a row."""

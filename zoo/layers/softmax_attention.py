@@ -13,7 +13,9 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.sequence_cut import cut_of
 from zoo.layers.block_attention import Rule, block_attention
+from zoo.layers.cut_attention import cut_attention
 from zoo.layers.seen import Positions, distances, pairs, seen
 
 Implementation = Literal["blocks", "dense", "cudnn"]
@@ -43,7 +45,8 @@ def softmax_attention(
         y_i = sum_j w_ij v_j / sum_j w_ij        w_ij = exp(scale q_i . k_j - slope |i - j|)
 
     A query sees the keys of its segment that are there, with `causal` none of a larger index, with `window` those fewer
-    than that many positions away. A query that sees nothing gives 0. Softmax and sums are in at least float32.
+    than that many positions away. A query that sees nothing gives 0. Softmax and sums are in at least float32. Rows may
+    be cut over devices (`zoo.layers.cut_attention`).
 
     Differentiable in q, k and v (reverse mode; "dense" in forward mode, too).
 
@@ -79,6 +82,16 @@ def softmax_attention(
     numbered = q_at is not None
     if numbered != (k_at is not None) or not (numbered or q.shape[1] == k.shape[1]):
         raise ValueError("q_at and k_at must both be given, unless queries and keys are the same positions")
+    if (cut := cut_of(q)) is not None:
+        attend = functools.partial(
+            softmax_attention,
+            causal=causal,
+            window=window,
+            scale=scale,
+            implementation=implementation,
+            block_size=block_size,
+        )
+        return cut_attention(attend, cut, q, k, v, q_at, k_at, slopes)
     hides = causal or window is not None or numbered
     rule = Rule(causal, window, float(q.shape[-1] ** -0.5 if scale is None else scale), hides, block_size)
     lengths = q.shape[1], k.shape[1]

@@ -167,7 +167,7 @@ class ImageClassifier(nnx.Module):
 
         def table(n):
             value = jax.nn.initializers.truncated_normal(0.02)(rngs.params(), (n, config.d_model), param_dtype)
-            return nnx.Param(value, decay=False)
+            return nnx.Param(value, decay=False, axes=(None, "embed"))
 
         self.class_token = table(1) if config.n_tokens else None
         self.distillation_token = table(1) if config.n_tokens == 2 else None

@@ -8,10 +8,12 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
+from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
+from zoo.stack.gathering import gathered, gathering
 from zoo.stack.pattern import Folded, fold, parse_pattern
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
@@ -120,12 +122,11 @@ class Backbone(nnx.Module):
 
         def run(graphdef, params, carry, noise):
             (x, total), (key, skip) = carry, noise or (None, None)
-            block = nnx.merge(graphdef, params)
+            block = nnx.merge(graphdef, gathered(params))
             x, loss = block.run(x, key=key, skip=skip, **given)
-            return x, total + loss.astype(total.dtype)
+            return placed_rows(x), total + loss.astype(total.dtype)
 
-        if self.config.remat:
-            run = jax.checkpoint(run, static_argnums=0)
+        run = jax.checkpoint(run, static_argnums=0) if self.config.remat else gathering(run)
         return run, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
 
     @property
@@ -173,11 +174,11 @@ class Backbone(nnx.Module):
 
         def run(graphdef, params, x, state, noise):
             key, skip = noise or (None, None)
-            block = nnx.merge(graphdef, params)
-            return block.extend(x, state, key=key, skip=skip, **given)
+            block = nnx.merge(graphdef, gathered(params))
+            x, state = block.extend(x, state, key=key, skip=skip, **given)
+            return placed_rows(x), state
 
-        if self.config.remat:
-            run = jax.checkpoint(run, static_argnums=0)
+        run = jax.checkpoint(run, static_argnums=0) if self.config.remat else gathering(run)
         for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
@@ -198,7 +199,8 @@ class Backbone(nnx.Module):
 
     def _enter(self, x):
         dtype = jnp.dtype(self.config.dtype)
-        return x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
+        x = x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
+        return placed_rows(x)
 
 
 def _close(x, mask, segment_ids, *, goes_on=False):

@@ -141,7 +141,7 @@ class Block(nnx.Module):
 def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     if config.layer_scale is None:
         return None
-    return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False)
+    return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False, axes=(None,))
 
 
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
