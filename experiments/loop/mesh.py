@@ -142,11 +142,49 @@ def sharding_of_batch(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS, positions) if positions else PartitionSpec(ROWS))
 
 
-def spread(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host's rows on the devices."""
+def own_rows(mesh: Mesh, shard: tuple[int, int] | None = None) -> Callable[[int], np.ndarray]:
+    """Which rows of a batch this process makes: those that its devices hold; others may hold the same.
 
-    def place(x):
+    Args:
+      mesh: of the batch.
+      shard: (index, count): the block of this index, of so many of equal size, whatever the devices hold.
+
+    Returns:
+      own(n): of a batch of n rows, the numbers of them, rising.
+    """
+
+    @functools.cache
+    def own(n: int) -> np.ndarray:
+        if shard is not None:
+            index, count = shard
+            if n % count:
+                raise ValueError(f"batch_size={n}, expected a multiple of the number of hosts, {count}")
+            return np.arange(n // count * index, n // count * (index + 1))
+        if jax.process_count() == 1:
+            return np.arange(n)
+        blocks = by_rows(mesh).addressable_devices_indices_map((n,)).values()
+        return np.unique(np.concatenate([np.arange(n)[block] for block in blocks]))
+
+    return own
+
+
+def spread(batch: Any, mesh: Mesh) -> Any:
+    """Puts the rows that this process makes, see `own_rows`, on its devices: its part of a batch of all processes."""
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding_of_batch(mesh, np.shape(x))), batch)
+    groups = row_groups(mesh)
+    mine, own = len(own_rows(mesh)(groups)), own_rows(mesh)
+
+    def place(x: Any) -> jax.Array:
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(sharding_of_batch(mesh, x.shape), x)
+        shape = (len(x) * groups // mine, *x.shape[1:])
+        rows = own(shape[0])
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(shape[0])
+            first = int(np.searchsorted(rows, start))
+            return x[(slice(first, first + stop - start), *index[1:])]
+
+        return jax.make_array_from_callback(shape, sharding_of_batch(mesh, shape), part)
 
     return jax.tree.map(place, batch)
