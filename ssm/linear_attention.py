@@ -34,6 +34,7 @@ from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
 from ssm.sequence_cut import Along, cut_of
+from ssm.serialization import serializable
 
 # Where silu(z) = 1.
 OPEN_GATE = 1.2784645427610738
@@ -184,6 +185,7 @@ class LinearAttentionConfig:
             raise ValueError("gate_bias=True, expected gate=True")
 
 
+@serializable("ssm.LinearAttentionState")
 class LinearAttentionState(NamedTuple):
     """What the mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -215,6 +217,8 @@ class LinearAttention(Mixer):
     Raises:
       ValueError: head counts that do not divide.
     """
+
+    runs_cut = mirrors = True
 
     def __init__(
         self,

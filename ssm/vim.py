@@ -58,6 +58,8 @@ class Vim(TwoSided):
       ValueError: causal=True.
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -95,4 +97,5 @@ class Vim(TwoSided):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
         x, z = jnp.split(self.in_proj(blank(mask, x)), 2, axis=-1)  # b l e
-        return self.out_proj(both_ways(self.forward, self.backward, x, z, mask=mask, segment_ids=segment_ids))
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        return self.out_proj(both_ways(self.forward, self.backward, x, z, mirrors=True, **positions))

@@ -58,20 +58,20 @@ class MeshConfig:
 
 
 @functools.cache
-def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """All devices, of all processes, along the five axes.
+def make_mesh(config: MeshConfig = MeshConfig(), devices: tuple[Any, ...] | None = None) -> Mesh:
+    """Devices along the five axes: all there are, of all processes, or others that a program is compiled for.
 
     Raises:
       UsageError: there are fewer or more devices than the axes take.
     """
-    sizes, count = dataclasses.asdict(config), jax.device_count()
+    sizes, count = dataclasses.asdict(config), len(devices or jax.devices())
     known = math.prod(size for size in sizes.values() if size != -1)
     if (-1 not in sizes.values() and known != count) or count % known:
         said = " ".join(f"--mesh.{name} {size}" for name, size in sizes.items() if size != 1)
         expected = f"a divisor of {count}" if -1 in sizes.values() else count
         raise UsageError(f"{said or 'every axis 1'}: {known} devices, expected {expected}, the devices there are")
     shape = [count // known if size == -1 else size for size in sizes.values()]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank, is_known
 from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
+from ssm.serialization import serializable
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
 from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softmax_attention
@@ -74,6 +75,7 @@ class AttentionConfig:
             raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
 
 
+@serializable("zoo.AttentionState")
 class AttentionState(NamedTuple):
     """Keys and values of the positions so far, in slots; a slot is reused when it has left the window."""
 
@@ -112,6 +114,8 @@ class Attention(nnx.Module):
       et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; convolution:
       mamba_ssm/modules/mha.py.
     """
+
+    runs_cut = True
 
     def __init__(
         self,

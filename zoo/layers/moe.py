@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
+from ssm.sequence_cut import cut_of, each_piece
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
@@ -207,6 +208,7 @@ class MoE(nnx.Module):
 
     needs = ("mask",)
     has_auxiliary_loss = True
+    runs_cut = True
 
     def __init__(
         self,
@@ -259,29 +261,54 @@ class MoE(nnx.Module):
             return x.astype(last.dtype or jnp.result_type(x, last.kernel[...])), jnp.zeros((), self.router.kernel.dtype)
         n_experts, x = config.n_experts, blank(mask, x)
         logits = self._logits(x)
-        groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
         correction = None if self.correction is None else self.correction[...]
-        experts, weights = choose(logits, config.top_k, config.weights, correction=correction, **groups)  # b l s
+        experts, weights = self._choose(logits, correction)  # b l s
         weights = weights if config.weights_scale == 1 else weights * config.weights_scale
         loss = config.balance_weight * balance_loss(logits, experts, mask) + config.z_weight * z_loss(logits, mask)
         if correction is not None:
             loss = loss + config.correction_weight * correction_loss(correction, experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
-        if config.capacity_factor is None:
-            layout = lay_out(experts, n_experts)
-        else:
-            layout = lay_out_within_capacity(experts, n_experts, config.capacity_factor)
-
-        blocks = to_rows(x if self.reduce is None else self.reduce(x), layout)
-        out = self.experts(blocks, layout.group, rngs=rngs)
-        chosen = from_rows(out, layout)
-        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
+        chosen = self._through_experts(x if self.reduce is None else self.reduce(x), experts, rngs)
+        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(chosen.dtype)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)
             y = y + (shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared)
         return y, loss
+
+    def _choose(self, logits, correction):
+        config = self.config
+
+        def choose_here(logits, correction):
+            groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
+            return choose(logits, config.top_k, config.weights, correction=correction, **groups)
+
+        cut = cut_of(logits)
+        return choose_here(logits, correction) if cut is None else each_piece(choose_here, cut, logits, correction)
+
+    def _through_experts(self, x, experts, rngs):
+        """What each of its experts makes of a position: b l s d."""
+        if (cut := cut_of(x)) is None:
+            return _run_experts(self.experts, self.config, x, experts, rngs)
+        if self.config.capacity_factor is not None:
+            raise NotImplementedError(
+                f"capacity_factor={self.config.capacity_factor} counts the positions of whole rows, expected None, or "
+                "rows that are not cut over devices (--mesh.sequence 1)"
+            )
+        # Each device goes through the experts with its own positions; left to the compiler, it would gather all.
+        graphdef, params = nnx.split(self.experts)
+        key = None if rngs is None else rngs.dropout()
+
+        def local(x, experts, params, key):
+            rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, cut.along.place()))
+            return _run_experts(nnx.merge(graphdef, params), self.config, x, experts, rngs)
+
+        missing = ((0, 0), (0, -x.shape[1] % cut.size), (0, 0))
+        experts_there = jnp.pad(experts, missing, constant_values=self.config.n_experts)
+        by_position = jax.P(cut.rows, cut.along.axis)
+        run = cut.shard_map(local, (by_position, by_position, jax.P(), jax.P()), by_position)
+        return run(jnp.pad(x, missing), experts_there, params, key)[:, : x.shape[1]]
 
     def _logits(self, x):
         kernel = self.router.kernel[...]
@@ -344,3 +371,12 @@ class MoE(nnx.Module):
         keys = cut((up if gate is None else gate).kernel[...]).mean(axis=-1)  # e d
         mixture.router.kernel[...] = keys.T.astype(mixture.router.kernel.dtype)
         return mixture
+
+
+def _run_experts(module, config, x, choices, rngs):
+    """What the chosen experts make of each position, (b l s d); none of them is `n_experts`."""
+    if config.capacity_factor is None:
+        layout = lay_out(choices, config.n_experts)
+    else:
+        layout = lay_out_within_capacity(choices, config.n_experts, config.capacity_factor)
+    return from_rows(module(to_rows(x, layout), layout.group, rngs=rngs), layout)
