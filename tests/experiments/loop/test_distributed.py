@@ -6,18 +6,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from experiments.loop import distributed
-from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.metrics import read_metrics
 from experiments.loop.train import train
 from tests.experiments.loop.test_train import OPTIM, make_config, make_task
 from tests.places import ROOT
-from zoo.published.checkpoint_files import check_checkpoint, read_arrays, read_record
+from zoo.published.checkpoint_files import (
+    check_checkpoint,
+    checkpoint_steps,
+    checkpoints_root,
+    read_arrays,
+    read_record,
+)
 
 COMMAND = ["-m", "experiments.causal_lm", "tiny", "--model.n-layers", "2", "--model.d-model", "32", "--eval-batches"]
 COMMAND += ["2", "--data.seq-len", "32", "--train.batch-size", "8", "--train.no-tensorboard", "--train.log-every", "1"]
@@ -64,9 +71,25 @@ def start(count, words, *, devices=1, each=lambda index: []):
             "JAX_PLATFORMS": "cpu",
         }
         arguments = [sys.executable, *words, *several, *each(index)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(arguments, cwd=ROOT, env=environment, **pipes))
+        output, errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 as long as the process
+        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=output, stderr=errors)
+        started.append(Started(process, output, errors))
     return started
+
+
+class Started(NamedTuple):
+    """A process, and the files that it writes to: a pipe would be full at some time."""
+
+    process: subprocess.Popen
+    output: Any
+    errors: Any
+
+    def end(self, seconds=600):
+        """Exit status, output and errors, once it has ended."""
+        self.process.wait(seconds)
+        for file in (self.output, self.errors):
+            file.seek(0)
+        return self.process.returncode, self.output.read(), self.errors.read()
 
 
 @contextlib.contextmanager
@@ -75,16 +98,19 @@ def running(*arguments, **options):
     try:
         yield started
     finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+        for one in started:
+            one.process.kill()
+            one.process.wait()
 
 
 def run(*arguments, **options):
     """Runs processes to their end: exit status, output and errors of each."""
     with running(*arguments, **options) as started:
-        said = [process.communicate(timeout=600) for process in started]
-        return [(process.returncode, *one) for process, one in zip(started, said, strict=True)]
+        return [one.end() for one in started]
+
+
+def steps_of(folder):
+    return checkpoint_steps(checkpoints_root(folder))  # changes nothing, the run is going on
 
 
 def arrays_of(folder, step):
@@ -112,7 +138,7 @@ def wait_until(true, processes=(), seconds=240):
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it took too long"
-        assert all(process.poll() is None for process in processes), [p.communicate() for p in processes]
+        assert all(one.process.poll() is None for one in processes), [one.end(60) for one in processes]
         time.sleep(0.1)
 
 
@@ -192,15 +218,15 @@ def test_where_one_is_killed_the_others_end_and_the_run_is_resumed(tmp_path, kil
     folder = tmp_path / "run"
     words = [*COMMAND, "--run-dir", str(folder), "--steps", "100000"]
     with running(2, words) as processes:
-        wait_until(lambda: (folder / "checkpoints").is_dir() and Checkpoints(folder).steps(), processes)
-        processes[killed].kill()
+        wait_until(lambda: steps_of(folder), processes)
+        processes[killed].process.kill()
         before = time.monotonic()
-        _, said = processes[1 - killed].communicate(timeout=distributed.SILENCE + 60)
+        status, _, said = processes[1 - killed].end()
         assert time.monotonic() - before < distributed.SILENCE + 30
-        assert processes[1 - killed].returncode == 1
+        assert status == 1
         assert f"error: process {killed}" in said.splitlines()[-1]
         assert "the same commands resume the run" in said.splitlines()[-1]
-    step = Checkpoints(folder).latest()
+    step = steps_of(folder)[-1]
     results = run(2, [*words[:-1], str(step + 2)])
     assert [status for status, *_ in results] == [0, 0], results
     assert "resumed from step" in results[0][1]
@@ -212,13 +238,13 @@ def test_a_signal_to_one_ends_all_after_the_same_step_saved(tmp_path, told):
     folder = tmp_path / "run"
     words = [*COMMAND, "--run-dir", str(folder), "--steps", "100000"]
     with running(2, words) as processes:
-        wait_until(lambda: (folder / "checkpoints").is_dir() and Checkpoints(folder).steps(), processes)
-        processes[told].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=120) for process in processes]
-        assert [process.returncode for process in processes] == [143, 143], said
+        wait_until(lambda: steps_of(folder), processes)
+        processes[told].process.send_signal(signal.SIGTERM)
+        said = [one.end() for one in processes]
+        assert [status for status, *_ in said] == [143, 143], said
     last = read_metrics(folder)[-1]["step"]
-    assert f"stopped at step {last} of 100000, saved" in said[0][0]
-    assert Checkpoints(folder).latest() == last
+    assert f"stopped at step {last} of 100000, saved" in said[0][1]
+    assert steps_of(folder)[-1] == last
 
 
 @pytest.mark.slow
@@ -226,13 +252,13 @@ def test_a_second_start_of_several_processes_changes_nothing(tmp_path):
     folder = tmp_path / "run"
     words = [*COMMAND, "--run-dir", str(folder), "--steps", "100000"]
     with running(2, words) as processes:
-        wait_until(lambda: (folder / "checkpoints").is_dir() and Checkpoints(folder).steps(), processes)
+        wait_until(lambda: steps_of(folder), processes)
         config = (folder / "config.json").read_text()
         second = run(2, words)
         assert [status for status, *_ in second] == [1, 1]
         assert f"error: {folder} is being trained in by process" in second[0][2]
         assert (folder / "config.json").read_text() == config
-        assert all(process.poll() is None for process in processes)
+        assert all(one.process.poll() is None for one in processes)
 
 
 @pytest.mark.slow
