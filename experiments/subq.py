@@ -8,7 +8,7 @@ subq sample RUN --prompt "def "                     # go on with a text
 subq score RUN text.txt                             # how likely a model finds a text
 subq convert RUN out                                # take a model out of its run
 subq export RUN out                                 # as programs for JAX without this library, on any platform
-subq reuse merge|adapt|quantize ...                 # make one model of others
+subq reuse grow|merge|adapt|quantize ...            # make one model of others
 subq runs                                           # the runs there are; subq runs compare RUN RUN
 subq data list                                      # real data that ordinary packages carry
 subq bench                                          # time the operations (from a checkout)

@@ -79,6 +79,19 @@ def test_both_modes_agree(name, x64):
     assert_close(product, [(a - b) / (2 * step) for a, b in zip(ahead, behind, strict=True)], tolerance=1e-7)
 
 
+def test_a_kernel_has_the_derivative_of_what_stands_for_it():
+    """In float32 the scan's program has a kernel's branch, which JAX differentiates on every platform."""
+    inputs = [
+        normal(jax.random.key(i), *shape, dtype=jnp.float32)
+        for i, shape in enumerate(OPERATIONS["ssm.selective_scan"][1])
+    ]
+    loss = lambda inputs: jnp.sum(jnp.sin(selective_scan(*inputs)[0]))  # noqa: E731
+    product = jax.jit(lambda inputs, along: jax.jvp(jax.grad(loss), (inputs,), (along,))[1])
+    assert all(jnp.any(x != 0) for x in product(inputs, inputs))
+    with zoo.forward_mode():
+        assert jax.jvp(loss, (inputs,), (inputs,))[1].shape == ()
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_forward_mode_outside_is_refused_in_a_line_that_names_the_operation(name):
     function, shapes = OPERATIONS[name]
