@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from m2.apart import apart
 from m2.conv import HALF_SIZE_LIMIT, Blocks, Implementation, dft_precision, fft_size, gated_conv, half_fft, half_ifft
 from m2.monarch_dft import GridDFT, spectral_product
 
@@ -77,7 +78,8 @@ def fft_conv2d(
     flat, *gates = (None if a is None else a.reshape(b, x * y, d) for a in (u, input_gate, output_gate))
     blocks = Blocks.of(d, b, rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
     plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
-    return gated_conv(plan, flat, k.reshape(d, -1), bias, *gates, None).reshape(u.shape)
+    axes, inputs = ("b l d", "d m", "d", "b l d", "b l d", "b l"), (flat, k.reshape(d, -1), bias, *gates, None)
+    return apart(functools.partial(gated_conv, plan), inputs, axes, "b l d", channels="d").reshape(u.shape)
 
 
 class _Axis(NamedTuple):

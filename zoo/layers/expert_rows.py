@@ -52,8 +52,12 @@ def lay_out(experts: Int[Array, "b l s"], n_experts: int) -> Layout:
     return Layout(jnp.where(experts < n_experts, row, n_blocks * size), group, n_blocks, size)
 
 
-def lay_out_within_capacity(experts: Int[Array, "b l s"], n_experts: int, capacity_factor: float) -> Layout:
+def lay_out_within_capacity(
+    experts: Int[Array, "b l s"], n_experts: int, capacity_factor: float, *, of: int | None = None
+) -> Layout:
     """As much room for each expert: the first C = ceil(capacity_factor l s / n_experts) of each row of the batch.
+
+    Where the experts are some of more, `of` is how many there are.
 
     Neither other rows nor later positions decide whether there is room for a position, though l, the length of the
     rows with their padding, does.
@@ -61,7 +65,7 @@ def lay_out_within_capacity(experts: Int[Array, "b l s"], n_experts: int, capaci
     Source: Fedus et al. 2021, arXiv:2101.03961, eq. 3, for each row of the batch and top_k choices.
     """
     b, l, s = experts.shape
-    capacity = min(l, math.ceil(capacity_factor * l * s / n_experts))
+    capacity = min(l, math.ceil(capacity_factor * l * s / (of or n_experts)))
     places, _ = jax.vmap(lambda row: _queue(row, n_experts))(experts.reshape(b, l * s))
     places = places.reshape(experts.shape)
     row = (experts * b + jnp.arange(b)[:, None, None]) * capacity + places

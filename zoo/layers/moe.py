@@ -18,9 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
+from zoo.layers.cut_experts import shared_out
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
+from zoo.layers.mesh_axes import POSITIONS, ambient_sizes
 from zoo.layers.mlp import MLP, MLPConfig
 from zoo.layers.names import unknown_name
 from zoo.layers.routing import Weights, balance_loss, choose, correction_loss, z_loss
@@ -181,6 +183,11 @@ class Experts(nnx.Module):
         )
         self.dropout = nnx.Dropout(config.dropout)
 
+    @property
+    def n_experts(self) -> int:
+        """How many there are; on a device of several, how many it has."""
+        return self.up_proj.kernel.shape[0]
+
     def __call__(
         self, x: Float[Array, "c q d"], group: Int[Array, "c"] | None, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "c q d"]:
@@ -257,6 +264,11 @@ class MoE(nnx.Module):
         if 0 in x.shape:
             last = self.experts.down_proj
             return x.astype(last.dtype or jnp.result_type(x, last.kernel[...])), jnp.zeros((), self.router.kernel.dtype)
+        if config.capacity_factor is not None and ambient_sizes().get(POSITIONS, 1) > 1:
+            raise ValueError(
+                f"capacity_factor={config.capacity_factor} with --mesh.sequence {ambient_sizes()[POSITIONS]}: the room of "
+                "an expert is counted in whole rows, expected None"
+            )
         n_experts, x = config.n_experts, blank(mask, x)
         logits = self._logits(x)
         groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
@@ -268,20 +280,22 @@ class MoE(nnx.Module):
             loss = loss + config.correction_weight * correction_loss(correction, experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
-        if config.capacity_factor is None:
-            layout = lay_out(experts, n_experts)
-        else:
-            layout = lay_out_within_capacity(experts, n_experts, config.capacity_factor)
-
-        blocks = to_rows(x if self.reduce is None else self.reduce(x), layout)
-        out = self.experts(blocks, layout.group, rngs=rngs)
-        chosen = from_rows(out, layout)
-        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
+        key = None if rngs is None else rngs.dropout()
+        reduced = x if self.reduce is None else self.reduce(x)
+        y = shared_out(self._mix, self.experts, reduced, experts, weights, key, n_experts=n_experts)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)
             y = y + (shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared)
         return y, loss
+
+    def _mix(self, mixers, x, experts, weights, key):
+        """What some of the experts, those numbered from 0, make of the positions that chose them."""
+        n, factor, total = mixers.n_experts, self.config.capacity_factor, self.config.n_experts
+        layout = lay_out(experts, n) if factor is None else lay_out_within_capacity(experts, n, factor, of=total)
+        out = mixers(to_rows(x, layout), layout.group, rngs=None if key is None else nnx.Rngs(dropout=key))
+        chosen = from_rows(out, layout)
+        return jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
 
     def _logits(self, x):
         kernel = self.router.kernel[...]
