@@ -15,9 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank, check_no_gaps
 from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
-from m2.conv2d import direct_conv2d, fft_conv2d
+from m2.conv2d import conv_places, direct_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
 from m2.linear import rows_dot_general
+from m2.sequence_cut import by_channels, cut_of, inputs_before, lay, segment_starts
+from m2.serialization import serializable
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
 from m2.tensor_cut import convolve, project
 
@@ -61,6 +63,7 @@ class M2Config:
         return ("grid",) if self.conv == "2d" else ()
 
 
+@serializable("m2.M2State")
 class M2State(NamedTuple):
     """What one causal Monarch Mixer carries from one call to the next, for at most s positions."""
 
@@ -97,6 +100,8 @@ class M2Mixer(nnx.Module):
     Source: Fu et al. 2023, arXiv:2310.12109; m2's bert/src/mm/monarch_mixer_sequence_mixer.py (order of the parts, the
       residual convolution behind the gates, initial weights).
     """
+
+    runs_cut = True
 
     def __init__(
         self,
@@ -213,24 +218,24 @@ class M2Mixer(nnx.Module):
 
     def _mix_image(self, x, grid):
         """`__call__` over rows and columns."""
-        b, length, d = x.shape
+        length = x.shape[1]
         if grid is None or grid[0] * grid[1] != length:
             raise ValueError(f"grid={grid}, expected rows and columns of {length} places, the length of x")
 
         def convolve(filter_fn, u, **gates):
             taps, implementation = self._taps(filter_fn, grid), self.config.implementation
-            return fft_conv2d(u, taps, bias=self._bias(filter_fn), implementation=implementation, **gates)
+            return conv_places(u, taps, grid, bias=self._bias(filter_fn), implementation=implementation, **gates)
 
         if 0 in x.shape:
             return self.out_linear(x)
         if self.layernorm is not None:
             x = self.layernorm(x)
-        p = self.short_filter(self.in_linear(x).reshape(b, *grid, -1))
+        p = self.short_filter(self.in_linear(x), grid)
         x1, x2, v = jnp.split(p, 3, axis=-1)
         y = convolve(self.filter_fn, v, input_gate=x1, output_gate=x2)
         if self.filter_fn2 is not None:
-            y = y + convolve(self.filter_fn2, x.reshape(b, *grid, d).astype(p.dtype))
-        return self.out_linear(y.reshape(b, length, d))
+            y = y + convolve(self.filter_fn2, x.astype(p.dtype))
+        return self.out_linear(y)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> M2State:
         """The state before the first position, with the filters computed.
@@ -282,7 +287,7 @@ class M2Mixer(nnx.Module):
 
     def _taps(self, filter_fn, size):
         """The filters, one a channel, of a length or of a grid."""
-        return jnp.repeat(filter_fn(size), self.sharing, axis=0)
+        return lay(jnp.repeat(filter_fn(size), self.sharing, axis=0), 0)
 
     def _bias(self, filter_fn):
         return jnp.repeat(filter_fn.bias[...], self.sharing)
@@ -322,7 +327,7 @@ class ShortConv(nnx.Module):
         `weights` are the kernel and the bias of those channels that x has, where it has not all; see `m2.tensor_cut`.
         """
         kernel, bias = weights or (self.kernel[...], self.bias[...])
-        b, length, channels = x.shape
+        (b, length, channels), cut = x.shape, cut_of(x)
         history = self.kernel.shape[1] - 1
         x = blank(mask, x)
         before = jnp.zeros((b, history, channels), x.dtype) if state is None else state.astype(x.dtype)
@@ -332,7 +337,11 @@ class ShortConv(nnx.Module):
             runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
         wide = jnp.promote_types(x.dtype, jnp.float32)
         taps = jnp.flip(kernel, axis=1).astype(wide)
-        y = direct_conv(inputs.astype(wide), taps, runs)[:, history:] + bias.astype(wide)
+        if cut is None:
+            y = direct_conv(inputs.astype(wide), taps, runs)[:, history:]
+        else:
+            y = _convolve_pieces(cut, x.astype(wide), before.astype(wide), taps, segment_ids)
+        y = y + bias.astype(wide)
 
         if runs is not None:
             inputs = jnp.where((runs == runs[:, -1:])[..., None], inputs, 0)
@@ -343,6 +352,22 @@ class ShortConv(nnx.Module):
             slot = length - trailing_absent(mask)[:, None] + jnp.arange(history)
             after = jnp.take_along_axis(inputs, slot[..., None], axis=1)
         return y.astype(x.dtype), after if state is None else after.astype(state.dtype)
+
+
+def _convolve_pieces(cut, x, before, taps, segment_ids):
+    """`direct_conv` of x behind `before`, the positions of x cut over devices."""
+    history = taps.shape[1] - 1
+
+    def local(x, segment_ids, before, taps):
+        before, runs = inputs_before(x, before, segment_ids, cut.axis), None
+        if segment_ids is not None:
+            runs = jnp.cumsum(segment_starts(segment_ids, cut.axis), axis=1)
+            runs = jnp.pad(runs, ((0, 0), (history, 0)))
+        return direct_conv(jnp.concatenate([before, x], axis=1), taps, runs)[:, history:]
+
+    specs = cut.piece, cut.piece, cut.row, jax.sharding.PartitionSpec()
+    ids = cut.fill(segment_ids, mode="edge")
+    return cut.shard_map(local, specs, cut.piece)(cut.fill(x), ids, before, taps)[:, : x.shape[1]]
 
 
 class ShortConv2D(nnx.Module):
@@ -362,8 +387,14 @@ class ShortConv2D(nnx.Module):
         self.kernel = nnx.Param(uniform(channels, taps, taps), axes=("side by side", None, None))
         self.bias = nnx.Param(uniform(channels), decay=False, axes=("side by side",))
 
-    def __call__(self, x: Float[Array, "b x y c"]) -> Float[Array, "b x y c"]:
-        """Convolves images, in at least float32."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = direct_conv2d(x.astype(wide), self.kernel[...].astype(wide)) + self.bias[...].astype(wide)
-        return y.astype(x.dtype)
+    def __call__(self, x: Float[Array, "b l c"], grid: tuple[int, int]) -> Float[Array, "b l c"]:
+        """Convolves images, row by row, in at least float32."""
+
+        def convolve(x, parameters, *_):
+            kernel, bias = (value.astype(wide) for value in parameters)
+            image = x.reshape(len(x), *grid, x.shape[2])
+            return (direct_conv2d(image.astype(wide), kernel) + bias).astype(x.dtype).reshape(x.shape)
+
+        wide, parameters = jnp.promote_types(x.dtype, jnp.float32), (self.kernel[...], self.bias[...])
+        cut = cut_of(x)
+        return convolve(x, parameters) if cut is None else by_channels(convolve, cut, x, parameters)

@@ -92,14 +92,16 @@ def _sum_taps(padded, weight, runs):
     return sum(tap * weight[:, j] for j, tap in enumerate(_taps(padded, weight.shape[1], runs)))
 
 
-@jax.custom_vjp
-def _convolve(padded, weight, bias, runs):
+def _with_bias(padded, weight, bias, runs):
     y = _sum_taps(padded, weight, runs)
     return y if bias is None else y + bias
 
 
+_convolve = jax.custom_vjp(_with_bias)
+
+
 def _convolve_forward(padded, weight, bias, runs):
-    return _convolve(padded, weight, bias, runs), (padded, weight, bias, runs)
+    return _with_bias(padded, weight, bias, runs), (padded, weight, bias, runs)
 
 
 def _convolve_backward(residuals, dy):

@@ -34,6 +34,7 @@ from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
 from ssm.sequence_cut import Along, cut_of
+from ssm.serialization import serializable
 from ssm.tensor_cut import convolve, side_by_side
 
 # Where silu(z) = 1.
@@ -185,6 +186,7 @@ class LinearAttentionConfig:
             raise ValueError("gate_bias=True, expected gate=True")
 
 
+@serializable("ssm.LinearAttentionState")
 class LinearAttentionState(NamedTuple):
     """What the mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -216,6 +218,8 @@ class LinearAttention(Mixer):
     Raises:
       ValueError: head counts that do not divide.
     """
+
+    runs_cut = mirrors = True
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm, rms_norm
 from ssm.scan import Implementation, selective_scan, selective_step
+from ssm.serialization import serializable
 from ssm.tensor_cut import project
 
 
@@ -75,6 +76,7 @@ class MambaConfig:
             raise ValueError("bcdt_rms_weight=True, expected bcdt_rms=True: there is no normalisation")
 
 
+@serializable("ssm.MambaState")
 class MambaState(NamedTuple):
     """What one Mamba mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -202,6 +204,8 @@ class Mamba(Selective, Mixer):
 
     Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
     """
+
+    runs_cut = mirrors = True
 
     def __init__(
         self,

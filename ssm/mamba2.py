@@ -22,6 +22,7 @@ from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
+from ssm.serialization import serializable
 from ssm.ssd import ssd, ssd_step
 from ssm.tensor_cut import convolve, project
 
@@ -88,6 +89,7 @@ class Mamba2Config:
             raise ValueError(f"dt_limit={self.dt_limit}, expected 0 <= lowest <= highest")
 
 
+@serializable("ssm.Mamba2State")
 class Mamba2State(NamedTuple):
     """What one Mamba-2 mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -113,6 +115,8 @@ class Mamba2(Mixer):
     Raises:
       ValueError: widths that head_dim or n_groups do not divide.
     """
+
+    runs_cut = mirrors = True
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
 from ssm.segments import last_inputs, segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
+from ssm.serialization import serializable
 from ssm.tensor_cut import cut, project
 from ssm.trapezoid import TrapezoidState, trapezoid, trapezoid_step
 
@@ -88,6 +89,7 @@ class Mamba3Config:
         return self.mimo_rank if self.is_mimo else 1
 
 
+@serializable("ssm.Mamba3State")
 class Mamba3State(NamedTuple):
     """What one Mamba-3 mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -117,6 +119,8 @@ class Mamba3(Mixer):
     Raises:
       ValueError: widths that head_dim or n_groups do not divide.
     """
+
+    runs_cut = mirrors = True
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
 from ssm.mixer import TwoSided
 from ssm.scan_order import ScanOrder, merge_scans, scan_image, scan_order
+from ssm.sequence_cut import lay, whole_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class SS2D(TwoSided):
     """
 
     needs = ("grid",)
+    runs_cut = True
 
     def __init__(
         self,
@@ -117,10 +119,13 @@ class SS2D(TwoSided):
         b, length, _ = x.shape
         if grid[0] * grid[1] != length:
             raise ValueError(f"grid={grid} of {grid[0] * grid[1]} places, expected {length}, the length of x")
-        x = self.in_proj(x)
-        x = jax.nn.silu(self.conv2d(x.reshape(b, *grid, x.shape[-1]))).reshape(x.shape)
-        sequences = scan_image(x, self.config.scan, grid)
-        outputs = [direction.select(sequences[:, s])[0] for s, direction in enumerate(self.directions)]
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = merge_scans(jnp.stack(outputs, axis=1).astype(wide), self.config.scan, grid)
-        return self.out_proj(self.norm(y).astype(x.dtype))
+        # Rows of an image are no pieces of its places: where these are cut over devices, the channels are instead.
+        x = lay(self.in_proj(x), 2)
+        with whole_rows():
+            x = jax.nn.silu(self.conv2d(x.reshape(b, *grid, x.shape[-1]))).reshape(x.shape)
+            sequences = scan_image(x, self.config.scan, grid)
+            outputs = [direction.select(sequences[:, s])[0] for s, direction in enumerate(self.directions)]
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            y = merge_scans(jnp.stack(outputs, axis=1).astype(wide), self.config.scan, grid)
+            y = self.norm(lay(y, 2)).astype(x.dtype)
+        return lay(self.out_proj(y), 1)

@@ -33,8 +33,10 @@ from ssm.checks import check_shapes
 from ssm.decayed_attention import decayed_attention
 from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
 from ssm.sequence_cut import Along, cut_of
+from ssm.serialization import serializable
 
 
+@serializable("ssm.TrapezoidState")
 class TrapezoidState(NamedTuple):
     """What the recurrence carries: its state, and the last input, whose right end is still to be weighed."""
 

@@ -59,6 +59,8 @@ class Vim(TwoSided):
       ValueError: causal=True.
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -97,4 +99,5 @@ class Vim(TwoSided):
         """
         width = self.out_proj.in_features
         x, z = project(self.in_proj, blank(mask, x), [(width, width)] * 2)  # b l e
-        return self.out_proj(both_ways(self.forward, self.backward, x, z, mask=mask, segment_ids=segment_ids))
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        return self.out_proj(both_ways(self.forward, self.backward, x, z, mirrors=True, **positions))

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank, is_known
 from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
+from ssm.serialization import serializable
 from ssm.tensor_cut import convolve, cut, side_by_side
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
@@ -75,6 +76,7 @@ class AttentionConfig:
             raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
 
 
+@serializable("zoo.AttentionState")
 class AttentionState(NamedTuple):
     """Keys and values of the positions so far, in slots; a slot is reused when it has left the window."""
 
@@ -113,6 +115,8 @@ class Attention(nnx.Module):
       et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; convolution:
       mamba_ssm/modules/mha.py.
     """
+
+    runs_cut = True
 
     def __init__(
         self,

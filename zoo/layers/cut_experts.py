@@ -48,11 +48,16 @@ def shared_out(
     if n_experts % devices:
         raise ValueError(f"n_experts={n_experts}, expected a multiple of --mesh.expert {devices}")
     rows = tuple(axis for axis in ROWS if axis in sizes)
-    rows = rows if x.shape[0] % math.prod(sizes[axis] for axis in rows) == 0 else ()
-    along = POSITIONS if POSITIONS in sizes and x.shape[1] % sizes[POSITIONS] == 0 else None
+    rows = rows if rows and x.shape[0] % math.prod(sizes[axis] for axis in rows) == 0 else ()
+    length, pieces = x.shape[1], sizes.get(POSITIONS, 1)
+    along = POSITIONS if pieces > 1 and length >= pieces else None
     axes = {*rows, *([along] if along else []), *([EXPERT] if devices > 1 else [])}
     if not axes:
         return mix(experts, x, chosen, weights, key)
+    if along and length % pieces:
+        missing = ((0, 0), (0, -length % pieces), (0, 0))
+        x, weights = jnp.pad(x, missing), jnp.pad(weights, missing)
+        chosen = jnp.pad(chosen, missing, constant_values=n_experts)
     graphdef, params = nnx.split(experts)
     positions, own = PartitionSpec(rows, along), PartitionSpec(EXPERT if devices > 1 else None)
 
@@ -74,4 +79,4 @@ def shared_out(
         axis_names=axes,
         check_vma=False,
     )
-    return jax.jit(run)(params, x, chosen, weights, key)
+    return jax.jit(run)(params, x, chosen, weights, key)[:, :length]

@@ -122,5 +122,7 @@ def placed_rows(x: jax.Array) -> jax.Array:
         count *= sizes[axis]
     if not sizes or x.shape[0] % count:
         return x
-    along = POSITIONS if POSITIONS in sizes and x.shape[1] % sizes[POSITIONS] == 0 else None
+    # Positions that the axis does not divide are left to the compiler, which fills them up.
+    divides = x.shape[1] % sizes.get(POSITIONS, 1) == 0
+    along = (POSITIONS if POSITIONS in sizes else None) if divides else PartitionSpec.UNCONSTRAINED
     return jax.lax.with_sharding_constraint(x, PartitionSpec(rows or None, along))

@@ -60,6 +60,8 @@ class MLP(nnx.Module):
     Source: Shazeer 2020, arXiv:2002.05202, eq. 5-6 (gated, no biases).
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,

@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
+from ssm.sequence_cut import cut_of, each_piece
 from zoo.layers.cut_experts import shared_out
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
-from zoo.layers.mesh_axes import POSITIONS, ambient_sizes
 from zoo.layers.mlp import MLP, MLPConfig
 from zoo.layers.names import unknown_name
 from zoo.layers.routing import Weights, balance_loss, choose, correction_loss, z_loss
@@ -214,6 +214,7 @@ class MoE(nnx.Module):
 
     needs = ("mask",)
     has_auxiliary_loss = True
+    runs_cut = True
 
     def __init__(
         self,
@@ -264,22 +265,21 @@ class MoE(nnx.Module):
         if 0 in x.shape:
             last = self.experts.down_proj
             return x.astype(last.dtype or jnp.result_type(x, last.kernel[...])), jnp.zeros((), self.router.kernel.dtype)
-        if config.capacity_factor is not None and ambient_sizes().get(POSITIONS, 1) > 1:
-            raise ValueError(
-                f"capacity_factor={config.capacity_factor} with --mesh.sequence {ambient_sizes()[POSITIONS]}: the room of "
-                "an expert is counted in whole rows, expected None"
-            )
         n_experts, x = config.n_experts, blank(mask, x)
         logits = self._logits(x)
-        groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
         correction = None if self.correction is None else self.correction[...]
-        experts, weights = choose(logits, config.top_k, config.weights, correction=correction, **groups)  # b l s
+        experts, weights = self._choose(logits, correction)  # b l s
         weights = weights if config.weights_scale == 1 else weights * config.weights_scale
         loss = config.balance_weight * balance_loss(logits, experts, mask) + config.z_weight * z_loss(logits, mask)
         if correction is not None:
             loss = loss + config.correction_weight * correction_loss(correction, experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
+        if config.capacity_factor is not None and cut_of(x) is not None:
+            raise NotImplementedError(
+                f"capacity_factor={config.capacity_factor} counts the positions of whole rows, expected None, or "
+                "rows that are not cut over devices (--mesh.sequence 1)"
+            )
         key = None if rngs is None else rngs.dropout()
         reduced = x if self.reduce is None else self.reduce(x)
         y = shared_out(self._mix, self.experts, reduced, experts, weights, key, n_experts=n_experts)
@@ -288,6 +288,16 @@ class MoE(nnx.Module):
             shared = self.shared(x, rngs=rngs)
             y = y + (shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared)
         return y, loss
+
+    def _choose(self, logits, correction):
+        config = self.config
+
+        def choose_here(logits, correction):
+            groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
+            return choose(logits, config.top_k, config.weights, correction=correction, **groups)
+
+        cut = cut_of(logits)
+        return choose_here(logits, correction) if cut is None else each_piece(choose_here, cut, logits, correction)
 
     def _mix(self, mixers, x, experts, weights, key):
         """What some of the experts, those numbered from 0, make of the positions that chose them."""
