@@ -55,6 +55,7 @@ def fft_conv2d(
 
     Raises:
       ValueError: shapes that disagree, or a filter with an odd number of taps along an axis.
+      NotImplementedError: implementation="pallas", which has no second axis.
 
     Source: m2's `fftconv_ref` along both axes.
     """
@@ -70,6 +71,10 @@ def fft_conv2d(
             raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
     if 0 in (x, y, *k.shape):
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one place and one tap")
+    if implementation == "pallas":
+        raise NotImplementedError(
+            "implementation='pallas' has one axis, expected 'xla', 'monarch' or None over an image"
+        )
     if implementation not in (None, "xla", "monarch"):
         raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
 

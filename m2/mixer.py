@@ -43,7 +43,8 @@ class M2Config:
     filter: HyenaFilterConfig = HyenaFilterConfig()
     """The long convolutions' filters."""
     implementation: Implementation | None = None
-    """How long convolutions are computed: "xla", "monarch", or None for what suits the platform."""
+    """How long convolutions are computed: "xla", "monarch", "pallas" (not over images), or None for what suits the
+    platform; as in `m2.fft_conv`."""
 
     def __post_init__(self):
         for name in ("l_max", "d_conv"):
@@ -313,10 +314,15 @@ class ShortConv(nnx.Module):
         runs = None
         if segment_ids is not None:
             runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        taps = jnp.flip(self.kernel[...], axis=1).astype(wide)
-        y = direct_conv(inputs.astype(wide), taps, runs)[:, history:] + self.bias[...].astype(wide)
 
+        @jax.checkpoint  # for the gradient it keeps the inputs, and no wide one for each tap
+        def convolve(inputs, kernel, bias):
+            wide = jnp.promote_types(inputs.dtype, jnp.float32)
+            taps = jnp.flip(kernel, axis=1).astype(wide)
+            y = direct_conv(inputs.astype(wide), taps, runs)[:, history:] + bias.astype(wide)
+            return y.astype(inputs.dtype)
+
+        y = convolve(inputs, self.kernel[...], self.bias[...])
         if runs is not None:
             inputs = jnp.where((runs == runs[:, -1:])[..., None], inputs, 0)
         if mask is None:
@@ -325,7 +331,7 @@ class ShortConv(nnx.Module):
             # Padding behind the end of a row leaves no gap before what follows.
             slot = length - trailing_absent(mask)[:, None] + jnp.arange(history)
             after = jnp.take_along_axis(inputs, slot[..., None], axis=1)
-        return y.astype(x.dtype), after if state is None else after.astype(state.dtype)
+        return y, after if state is None else after.astype(state.dtype)
 
 
 class ShortConv2D(nnx.Module):
@@ -347,6 +353,10 @@ class ShortConv2D(nnx.Module):
 
     def __call__(self, x: Float[Array, "b x y c"]) -> Float[Array, "b x y c"]:
         """Convolves images, in at least float32."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = direct_conv2d(x.astype(wide), self.kernel[...].astype(wide)) + self.bias[...].astype(wide)
-        return y.astype(x.dtype)
+
+        @jax.checkpoint  # as in a row
+        def convolve(x, kernel, bias):
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            return (direct_conv2d(x.astype(wide), kernel.astype(wide)) + bias.astype(wide)).astype(x.dtype)
+
+        return convolve(x, self.kernel[...], self.bias[...])
