@@ -45,6 +45,7 @@ from jaxtyping import Array, Complex, Float, Key
 
 from m2.conv import fft_conv
 from m2.monarch import dft_factors
+from m2.sequence_cut import by_channels, cut_of
 
 
 def causal_monarch(
@@ -80,6 +81,9 @@ def causal_monarch(
     length = u.shape[1]
     if k.shape != (u.shape[2], length):
         raise ValueError(f"k has shape {k.shape}, expected (d, l) = {(u.shape[2], length)}")
+    if (cut := cut_of(u)) is not None:
+        run = lambda u, k, _, basis: causal_monarch(u, k, *basis)  # noqa: E731
+        return by_channels(run, cut, u, k, whole=(l_coefficients, r_coefficients))
     dtype = jnp.result_type(u, k, l_coefficients, r_coefficients, jnp.float32)
     steps = -(-length // t)  # of the s, those that this length reaches
     basis = jnp.triu(l_coefficients.astype(dtype)), jnp.triu(r_coefficients.astype(dtype)[:, :steps, :steps])

@@ -6,14 +6,17 @@ Source: the two-sided long convolution of m2's `fftconv_ref` (Fu et al. 2023, ar
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from m2.apart import apart
 from m2.conv import HALF_SIZE_LIMIT, Blocks, Implementation, dft_precision, fft_size, gated_conv, half_fft, half_ifft
+from m2.forward_mode import by_hand
 from m2.monarch_dft import GridDFT, spectral_product
+from m2.sequence_cut import by_channels, cut_of
 
 # As in `m2.conv`, measured for two axes.
 BLOCK_BYTES = 1 << 18
@@ -71,18 +74,40 @@ def fft_conv2d(
             raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
     if 0 in (x, y, *k.shape):
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one place and one tap")
+    gates = (None if a is None else a.reshape(b, x * y, d) for a in (input_gate, output_gate))
+    options: dict[str, Any] = dict(zip(("input_gate", "output_gate"), gates, strict=True))
+    options |= {"bias": bias, "implementation": implementation}
+    return conv_places(u.reshape(b, x * y, d), k, (x, y), **options).reshape(u.shape)
+
+
+def conv_places(
+    u: Float[Array, "b l d"],
+    k: Float[Array, "d m n"],
+    grid: tuple[int, int],
+    *,
+    bias: Float[Array, "d"] | None = None,
+    input_gate: Float[Array, "b l d"] | None = None,
+    output_gate: Float[Array, "b l d"] | None = None,
+    implementation: Implementation | None = None,
+) -> Float[Array, "b l d"]:
+    """`fft_conv2d` of images that are the l places of a grid, row by row."""
     if implementation == "pallas":
-        raise NotImplementedError(
-            "implementation='pallas' has one axis, expected 'xla', 'monarch' or None over an image"
-        )
+        raise NotImplementedError("implementation='pallas' has one axis, expected 'xla', 'monarch' or None in an image")
     if implementation not in (None, "xla", "monarch"):
         raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
-
-    rows, columns = _Axis.over(x, k.shape[1]), _Axis.over(y, k.shape[2])
-    flat, *gates = (None if a is None else a.reshape(b, x * y, d) for a in (u, input_gate, output_gate))
-    blocks = Blocks.of(d, b, rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
+    if (cut := cut_of(u)) is not None:
+        # Rows of an image are no pieces of its places: whole images, a part of the channels on each device.
+        wide = jnp.promote_types(u.dtype, jnp.float32)
+        s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
+        run = functools.partial(conv_places, implementation=implementation)
+        y = by_channels(lambda s, filters, *_: run(s, filters[0], grid, bias=filters[1]), cut, s, (k, bias))
+        return (y if output_gate is None else y * output_gate.astype(wide)).astype(u.dtype)
+    rows, columns = _Axis.over(grid[0], k.shape[1]), _Axis.over(grid[1], k.shape[2])
+    blocks = Blocks.of(u.shape[2], len(u), rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
     plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
-    return gated_conv(plan, flat, k.reshape(d, -1), bias, *gates, None).reshape(u.shape)
+    axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
+    inputs = u, k.reshape(len(k), -1), bias, input_gate, output_gate, None
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv2d"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Axis(NamedTuple):
@@ -131,14 +156,14 @@ class _Plan(NamedTuple):
             k = jnp.moveaxis(columns.wrap(rows.wrap(k, 1, -1), 2), 0, 2)[None]
             image = s.reshape(s.shape[0], rows.size, columns.size, -1)
             return dft.inverse(spectral_product(dft(image), dft(k)), (rows.size, columns.size)).reshape(s.shape)
-        image = jnp.swapaxes(s, 1, 2).reshape(len(s), -1, rows.size, columns.size)
+        image = jnp.swapaxes(s, 1, 2).reshape(s.shape[0], s.shape[2], rows.size, columns.size)
         # One axis after the other, so that rows that are nothing but padding are not transformed.
         halves = self.platform == "cpu" and 2 * rows.padded * columns.padded <= HALF_SIZE_LIMIT
         along, back = (half_fft, half_ifft) if halves else (jnp.fft.rfft, _irfft)
         fft = lambda image: jnp.fft.fft(along(image, columns.padded), rows.padded, axis=-2)  # noqa: E731
         k = columns.wrap(rows.wrap(k, 1), 2, -1 if halves else 1)
         out = back(jnp.fft.ifft(fft(image) * fft(k), axis=-2)[..., : rows.size, :], columns.padded, columns.size)
-        return jnp.swapaxes(out.reshape(len(s), -1, rows.size * columns.size), 1, 2)
+        return jnp.swapaxes(out.reshape(s.shape[0], k.shape[0], rows.size * columns.size), 1, 2)
 
 
 def _irfft(spectrum: jax.Array, n: int, out: int) -> jax.Array:

@@ -46,8 +46,9 @@ def _by_halo(convolve, cut, s, k, bias, segment_ids, reach):
 
     def widen(x):
         """x with the positions in reach; zeros beyond the ends of the row, whatever their segment."""
-        left = from_left(x[:, x.shape[1] - back :], cut.axis)
-        return jnp.concatenate([left, x, from_right(x[:, :ahead], cut.axis)], axis=1)
+        left = [from_left(x[:, x.shape[1] - back :], cut.axis)] if back else []
+        right = [from_right(x[:, :ahead], cut.axis)] if ahead else []
+        return jnp.concatenate([*left, x, *right], axis=1)
 
     def local(s, segment_ids, k, bias):
         ids = None if segment_ids is None else widen(segment_ids)

@@ -69,9 +69,9 @@ class BlockdiagLinear(nnx.Module):
         shape = n_blocks, -(-d_out // n_blocks), -(-d_in // n_blocks)
         # The dense default, uniform in 1 / sqrt(width), times sqrt(k) for the k-th part of the entries that is left.
         kernel = scale * _uniform(shape[2] ** -0.5)(rngs.params(), shape, param_dtype)
-        self.kernel = nnx.Param(kernel.astype(param_dtype))
+        self.kernel = nnx.Param(kernel.astype(param_dtype), axes=("blocks", None, "embed"))
         bias = _uniform(d_out**-0.5)(rngs.params(), (d_out,), param_dtype) if use_bias else None
-        self.bias = None if bias is None else nnx.Param(bias, decay=False)
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(None,))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b o"]:
         """Maps vectors of width d_in to width d_out.
@@ -126,8 +126,10 @@ class MonarchLinear(nnx.Module):
         i, o = -(-d_in // n_blocks), -(-d_out // n_blocks)
         between = min(i, o)
         w1, w2 = monarch_init(rngs.params(), (n_blocks, between, i), (n_blocks, o, between), dtype=param_dtype)
-        self.w1, self.w2 = nnx.Param(w1), nnx.Param((scale * w2).astype(param_dtype))
-        self.bias = nnx.Param(jnp.zeros((d_out,), param_dtype), decay=False) if use_bias else None
+        self.w1 = nnx.Param(w1, axes=("blocks", None, "embed"))
+        self.w2 = nnx.Param((scale * w2).astype(param_dtype), axes=("blocks", "embed", None))
+        bias = jnp.zeros((d_out,), param_dtype) if use_bias else None
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(None,))
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b o"]:
         """Maps vectors of width d_in to width d_out.

@@ -15,10 +15,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank, check_no_gaps
 from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
-from m2.conv2d import direct_conv2d, fft_conv2d
+from m2.conv2d import conv_places, direct_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
 from m2.linear import rows_dot_general
+from m2.sequence_cut import by_channels, cut_of, inputs_before, lay, segment_starts
+from m2.serialization import serializable
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
+from m2.tensor_cut import convolve, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,7 @@ class M2Config:
         return ("grid",) if self.conv == "2d" else ()
 
 
+@serializable("m2.M2State")
 class M2State(NamedTuple):
     """What one causal Monarch Mixer carries from one call to the next, for at most s positions."""
 
@@ -98,6 +102,8 @@ class M2Mixer(nnx.Module):
       residual convolution behind the gates, initial weights).
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -119,15 +125,21 @@ class M2Mixer(nnx.Module):
         if d_model % n_filters:
             raise ValueError(f"n_filters={n_filters} must divide d_model={d_model}")
         self.sharing = d_model // n_filters
-        no_decay = {"decay": False}
-        linear = functools.partial(
-            nnx.Linear,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            bias_metadata=no_decay,
-            dot_general=rows_dot_general,
-            rngs=rngs,
-        )
+        no_decay = {"decay": False, "axes": (None,)}
+
+        def linear(d_in, d_out, axes, **options):
+            return nnx.Linear(
+                d_in,
+                d_out,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                kernel_metadata={"axes": axes},
+                bias_metadata={"decay": False, "axes": axes[1:]},
+                dot_general=rows_dot_general,
+                rngs=rngs,
+                **options,
+            )
+
         make_filter = functools.partial(
             HyenaFilter2D if config.conv == "2d" else functools.partial(HyenaFilter, bidirectional=not causal),
             n_filters,
@@ -147,12 +159,16 @@ class M2Mixer(nnx.Module):
             rngs=rngs,
         )
         self.layernorm = make_norm() if config.training_additions else None
-        self.in_linear = linear(d_model, 3 * d_model, kernel_init=jax.nn.initializers.normal(0.02))
+        self.in_linear = linear(
+            d_model, 3 * d_model, ("embed", "side by side"), kernel_init=jax.nn.initializers.normal(0.02)
+        )
         make_short = ShortConv2D if config.conv == "2d" else ShortConv
         self.short_filter = make_short(3 * d_model, config.d_conv, param_dtype=param_dtype, rngs=rngs)
         self.filter_fn = make_filter()
         self.filter_fn2 = make_filter() if config.residual_long_conv else None
-        self.out_linear = linear(d_model, d_model, kernel_init=jax.nn.initializers.normal(0.02 * residual_scale))
+        self.out_linear = linear(
+            d_model, d_model, ("inner", "embed"), kernel_init=jax.nn.initializers.normal(0.02 * residual_scale)
+        )
 
     def __call__(
         self,
@@ -203,24 +219,24 @@ class M2Mixer(nnx.Module):
 
     def _mix_image(self, x, grid):
         """`__call__` over rows and columns."""
-        b, length, d = x.shape
+        length = x.shape[1]
         if grid is None or grid[0] * grid[1] != length:
             raise ValueError(f"grid={grid}, expected rows and columns of {length} places, the length of x")
 
         def convolve(filter_fn, u, **gates):
             taps, implementation = self._taps(filter_fn, grid), self.config.implementation
-            return fft_conv2d(u, taps, bias=self._bias(filter_fn), implementation=implementation, **gates)
+            return conv_places(u, taps, grid, bias=self._bias(filter_fn), implementation=implementation, **gates)
 
         if 0 in x.shape:
             return self.out_linear(x)
         if self.layernorm is not None:
             x = self.layernorm(x)
-        p = self.short_filter(self.in_linear(x).reshape(b, *grid, -1))
+        p = self.short_filter(self.in_linear(x), grid)
         x1, x2, v = jnp.split(p, 3, axis=-1)
         y = convolve(self.filter_fn, v, input_gate=x1, output_gate=x2)
         if self.filter_fn2 is not None:
-            y = y + convolve(self.filter_fn2, x.reshape(b, *grid, d).astype(p.dtype))
-        return self.out_linear(y.reshape(b, length, d))
+            y = y + convolve(self.filter_fn2, x.astype(p.dtype))
+        return self.out_linear(y)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> M2State:
         """The state before the first position, with the filters computed.
@@ -272,7 +288,7 @@ class M2Mixer(nnx.Module):
 
     def _taps(self, filter_fn, size):
         """The filters, one a channel, of a length or of a grid."""
-        return jnp.repeat(filter_fn(size), self.sharing, axis=0)
+        return lay(jnp.repeat(filter_fn(size), self.sharing, axis=0), 0)
 
     def _bias(self, filter_fn):
         return jnp.repeat(filter_fn.bias[...], self.sharing)
@@ -283,8 +299,10 @@ class M2Mixer(nnx.Module):
         x = blank(mask, x)
         if self.layernorm is not None:
             x = self.layernorm(x)
-        p, short_state = self.short_filter(self.in_linear(x), short_state, mask=mask, segment_ids=segment_ids)
-        return x.astype(p.dtype), *jnp.split(p, 3, axis=-1), short_state
+        parts = ((self.out_linear.in_features,) * 2,) * 3
+        (p,) = project(self.in_linear, x, [parts])
+        p, short_state = convolve(self.short_filter, p, short_state, parts, mask=mask, segment_ids=segment_ids)
+        return x.astype(p[0].dtype), *p, short_state
 
 
 class ShortConv(nnx.Module):
@@ -301,12 +319,16 @@ class ShortConv(nnx.Module):
         def uniform(*shape):
             return jax.random.uniform(rngs.params(), shape, param_dtype, -1, 1) * taps**-0.5
 
-        self.kernel = nnx.Param(uniform(channels, taps))
-        self.bias = nnx.Param(uniform(channels), decay=False)
+        self.kernel = nnx.Param(uniform(channels, taps), axes=("side by side", None))
+        self.bias = nnx.Param(uniform(channels), decay=False, axes=("side by side",))
 
-    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
-        """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there."""
-        b, length, channels = x.shape
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None, weights=None):
+        """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there.
+
+        `weights` are the kernel and the bias of those channels that x has, where it has not all; see `m2.tensor_cut`.
+        """
+        kernel, bias = weights or (self.kernel[...], self.bias[...])
+        (b, length, channels), cut = x.shape, cut_of(x)
         history = self.kernel.shape[1] - 1
         x = blank(mask, x)
         before = jnp.zeros((b, history, channels), x.dtype) if state is None else state.astype(x.dtype)
@@ -315,14 +337,20 @@ class ShortConv(nnx.Module):
         if segment_ids is not None:
             runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
 
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+
         @jax.checkpoint  # for the gradient it keeps the inputs, and no wide one for each tap
         def convolve(inputs, kernel, bias):
-            wide = jnp.promote_types(inputs.dtype, jnp.float32)
-            taps = jnp.flip(kernel, axis=1).astype(wide)
-            y = direct_conv(inputs.astype(wide), taps, runs)[:, history:] + bias.astype(wide)
-            return y.astype(inputs.dtype)
+            y = direct_conv(inputs.astype(wide), jnp.flip(kernel, axis=1).astype(wide), runs)[:, history:]
+            return (y + bias.astype(wide)).astype(inputs.dtype)
 
-        y = convolve(inputs, self.kernel[...], self.bias[...])
+        if cut is None:
+            y = convolve(inputs, kernel, bias)
+        else:
+            taps = jnp.flip(kernel, axis=1).astype(wide)
+            y = _convolve_pieces(cut, x.astype(wide), before.astype(wide), taps, segment_ids)
+            y = (y + bias.astype(wide)).astype(x.dtype)
+
         if runs is not None:
             inputs = jnp.where((runs == runs[:, -1:])[..., None], inputs, 0)
         if mask is None:
@@ -332,6 +360,22 @@ class ShortConv(nnx.Module):
             slot = length - trailing_absent(mask)[:, None] + jnp.arange(history)
             after = jnp.take_along_axis(inputs, slot[..., None], axis=1)
         return y, after if state is None else after.astype(state.dtype)
+
+
+def _convolve_pieces(cut, x, before, taps, segment_ids):
+    """`direct_conv` of x behind `before`, the positions of x cut over devices."""
+    history = taps.shape[1] - 1
+
+    def local(x, segment_ids, before, taps):
+        before, runs = inputs_before(x, before, segment_ids, cut.axis), None
+        if segment_ids is not None:
+            runs = jnp.cumsum(segment_starts(segment_ids, cut.axis), axis=1)
+            runs = jnp.pad(runs, ((0, 0), (history, 0)))
+        return direct_conv(jnp.concatenate([before, x], axis=1), taps, runs)[:, history:]
+
+    specs = cut.piece, cut.piece, cut.row, jax.sharding.PartitionSpec()
+    ids = cut.fill(segment_ids, mode="edge")
+    return cut.shard_map(local, specs, cut.piece)(cut.fill(x), ids, before, taps)[:, : x.shape[1]]
 
 
 class ShortConv2D(nnx.Module):
@@ -348,15 +392,18 @@ class ShortConv2D(nnx.Module):
         def uniform(*shape):
             return jax.random.uniform(rngs.params(), shape, param_dtype, -1, 1) / taps
 
-        self.kernel = nnx.Param(uniform(channels, taps, taps))
-        self.bias = nnx.Param(uniform(channels), decay=False)
+        self.kernel = nnx.Param(uniform(channels, taps, taps), axes=("side by side", None, None))
+        self.bias = nnx.Param(uniform(channels), decay=False, axes=("side by side",))
 
-    def __call__(self, x: Float[Array, "b x y c"]) -> Float[Array, "b x y c"]:
-        """Convolves images, in at least float32."""
+    def __call__(self, x: Float[Array, "b l c"], grid: tuple[int, int]) -> Float[Array, "b l c"]:
+        """Convolves images, row by row, in at least float32."""
 
         @jax.checkpoint  # as in a row
-        def convolve(x, kernel, bias):
-            wide = jnp.promote_types(x.dtype, jnp.float32)
-            return (direct_conv2d(x.astype(wide), kernel.astype(wide)) + bias.astype(wide)).astype(x.dtype)
+        def convolve(x, parameters, *_):
+            kernel, bias = (value.astype(wide) for value in parameters)
+            image = x.reshape(len(x), *grid, x.shape[2])
+            return (direct_conv2d(image.astype(wide), kernel) + bias).astype(x.dtype).reshape(x.shape)
 
-        return convolve(x, self.kernel[...], self.bias[...])
+        wide, parameters = jnp.promote_types(x.dtype, jnp.float32), (self.kernel[...], self.bias[...])
+        cut = cut_of(x)
+        return convolve(x, parameters) if cut is None else by_channels(convolve, cut, x, parameters)

@@ -86,6 +86,8 @@ class MonarchMLP(nnx.Module):
     the residual and the norm around it.
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,

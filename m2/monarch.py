@@ -16,8 +16,10 @@ Axes: k q p blocks, out, in of the first factor; l s r of the second, l r = k q;
 Source: Dao et al. 2022, arXiv:2204.00595, section 3; Fu et al. 2023, arXiv:2310.12109, section 3.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ from einops import rearrange
 from flax.typing import Dtype
 from jax.typing import DTypeLike
 from jaxtyping import Array, Inexact, Key, Shaped
+
+from m2.sequence_cut import cut_of, each_piece
 
 # Of products of float32 numbers. Less than that is asked for: by layers, which follow `jax.default_matmul_precision`.
 EXACT = jax.lax.Precision.HIGHEST
@@ -61,6 +65,8 @@ def blockdiag_matmul(
     blocks, _, width = w.shape
     if x.ndim < 1 or x.shape[-1] != blocks * width:
         raise ValueError(f"x has shape {x.shape}, expected (..., k i) = (..., {blocks * width}) for w of {w.shape}")
+    if x.ndim == 3 and (cut := cut_of(x)) is not None:
+        return each_piece(functools.partial(blockdiag_matmul, precision=precision), cut, x, w)
     pieces = rearrange(_rows(x), "n (k i) -> k n i", k=blocks)
     y = rearrange(_each_block(pieces, w, precision), "k n o -> n (k o)")
     return y.reshape(*x.shape[:-1], y.shape[1])
@@ -119,6 +125,9 @@ def monarch_matmul(
     outer = _outer_sizes([w.shape for w in factors], reverse)
     if x.ndim < 1 or x.shape[-1] != (width := _width(factors[-1 if reverse else 0].shape)):
         raise ValueError(f"x has shape {x.shape}, expected (..., {width}) for factors {_shapes(factors)}")
+    if x.ndim == 3 and (cut := cut_of(x)) is not None:
+        options: dict[str, Any] = {"reverse": reverse, "precision": precision}
+        return each_piece(functools.partial(monarch_matmul, **options), cut, x, *factors)
     order, y = list(zip(factors, outer, strict=True)), _rows(x)
     for w, u in reversed(order) if reverse else order:
         pieces = rearrange(y, "n (u r t) -> (u t) n r", u=u, r=w.shape[2])

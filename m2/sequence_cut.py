@@ -1,9 +1,9 @@
 """Rows whose positions are cut over devices: what the ambient mesh says of it, and what the devices tell each other.
 
 Under `jax.set_mesh(mesh)`, with a mesh that has an axis "sequence" of more than one device, device i holds the
-positions of a row from i l / P on, absent ones at the end where P does not divide l. A convolution of a few taps is told
-the positions before its piece, its halo. A long one trades its piece of the positions of all channels for all positions
-of a piece of the channels, and back. Without such a mesh, and for rows shorter than P, nothing changes.
+positions of a row from i l / P on, absent ones at the end where P does not divide l. A convolution of a few taps is
+told the positions before its piece, its halo. A long one trades its piece of the positions of all channels for all
+positions of a piece of the channels, and back. Without such a mesh, and for rows shorter than P, nothing changes.
 
 Letters besides those of the style guide: P devices along the axis.
 """
@@ -91,7 +91,8 @@ def lay(x: Shaped[Array, "*e"], axis: int) -> Shaped[Array, "*e"]:
     size = _sizes().get(AXIS, 1)
     if size == 1 or x.shape[axis] % size:
         return x
-    return lax.with_sharding_constraint(x, PartitionSpec(*[None] * (axis % x.ndim), AXIS))
+    laid = (AXIS if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
+    return lax.with_sharding_constraint(x, PartitionSpec(*laid))
 
 
 def by_channels(
@@ -127,6 +128,15 @@ def by_channels(
     return y[:, :length, :d]
 
 
+def each_piece(function: Callable[..., Array], cut: Cut, x: Shaped[Array, "b l d"], *whole: Any) -> Array:
+    """function(x, *whole) of each device's positions alone: they see nothing of one another.
+
+    Left to the compiler, a function that makes one axis of rows and positions would have them all gathered.
+    """
+    specs = cut.piece, *(PartitionSpec(),) * len(whole)
+    return cut.shard_map(function, specs, cut.piece)(cut.fill(x), *whole)[:, : x.shape[1]]
+
+
 def from_left(x: Any, axis: str) -> Any:
     """Inside `shard_map`: what the device to the left holds; zeros on the first."""
     n = lax.axis_size(axis)
@@ -140,7 +150,7 @@ def from_right(x: Any, axis: str) -> Any:
 
 
 def segment_starts(segment_ids: Int[Array, "b l"], axis: str) -> Bool[Array, "b l"]:
-    """Inside `shard_map`: True where a run of equal ids begins. The row's first position goes on with what was before."""
+    """Inside `shard_map`: True where a run of equal ids begins. The row's first position begins none."""
     before = jnp.where(lax.axis_index(axis) == 0, segment_ids[:, :1], from_left(segment_ids[:, -1:], axis))
     return jnp.diff(segment_ids, axis=1, prepend=before) != 0
 
@@ -148,7 +158,7 @@ def segment_starts(segment_ids: Int[Array, "b l"], axis: str) -> Bool[Array, "b 
 def inputs_before(
     x: Shaped[Array, "b l d"], before: Shaped[Array, "b t d"], segment_ids: Int[Array, "b l"] | None, axis: str
 ) -> Shaped[Array, "b t d"]:
-    """Inside `shard_map`: the t positions before this piece, those of earlier segments blank; before the row `before`."""
+    """Inside `shard_map`: the t positions before this piece, those of earlier segments blank."""
     history = before.shape[1]
     if history == 0:
         return before

@@ -1,24 +1,35 @@
 """Any causal mixer made to look both ways, for encoders of text and images."""
 
+import contextlib
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.mixer import TwoSided
+from ssm.sequence_cut import cut_of, flip_pieces, mirrored
 
 
-def both_ways(forward, backward, *inputs, **positions):
+def both_ways(forward, backward, *inputs, mirrors=False, **positions):
     """The average of what reads forwards and what reads backwards, at every position.
 
     Args:
       forward, backward: called with the inputs and positions, the second with all of them from last to first.
       *inputs: arrays (b, l, ...).
+      mirrors: whether the second may run where a row that is cut over devices begins on the last one: then each device
+        flips its own piece, and no position is sent.
       **positions: mask and segment_ids, (b, l) or None.
     """
-    backwards = {name: None if value is None else jnp.flip(value, 1) for name, value in positions.items()}
+    cut = cut_of(inputs[0])
+    stays = mirrors and cut is not None and inputs[0].shape[1] % cut.size == 0
+
+    def flip(x):
+        return None if x is None else flip_pieces(x, cut) if stays else jnp.flip(x, 1)
+
     y = forward(*inputs, **positions)  # first: it names the place of a mistake as the caller counts
-    y_back = backward(*(jnp.flip(x, 1) for x in inputs), **backwards)
-    return 0.5 * (y + jnp.flip(y_back, 1))
+    with mirrored() if stays else contextlib.nullcontext():
+        y_back = backward(*map(flip, inputs), **{name: flip(value) for name, value in positions.items()})
+    return 0.5 * (y + flip(y_back))
 
 
 class Bidirectional(TwoSided):
@@ -38,7 +49,10 @@ class Bidirectional(TwoSided):
     def __init__(self, forward: nnx.Module, backward: nnx.Module):
         self.forward = forward
         self.backward = backward
-        self.has_auxiliary_loss = any(getattr(mixer, "has_auxiliary_loss", False) for mixer in (forward, backward))
+        mixers = forward, backward
+        self.has_auxiliary_loss = any(getattr(mixer, "has_auxiliary_loss", False) for mixer in mixers)
+        self.runs_cut = all(getattr(mixer, "runs_cut", False) for mixer in mixers)
+        self.mirrors = all(getattr(mixer, "mirrors", False) for mixer in mixers)
 
     def __call__(
         self,
@@ -54,7 +68,8 @@ class Bidirectional(TwoSided):
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
-        return both_ways(self.forward, self.backward, x, mask=mask, segment_ids=segment_ids)
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        return both_ways(self.forward, self.backward, x, mirrors=self.mirrors, **positions)
 
     def run(
         self,
@@ -74,5 +89,6 @@ class Bidirectional(TwoSided):
 
             return read
 
-        y = both_ways(keep(self.forward), keep(self.backward), x, mask=mask, segment_ids=segment_ids)
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        y = both_ways(keep(self.forward), keep(self.backward), x, mirrors=self.mirrors, **positions)
         return y, 0.5 * (losses[0] + losses[1])

@@ -1,6 +1,7 @@
 """Checks with errors that name the argument: run while tracing, they cost nothing afterwards."""
 
 import numbers
+from typing import Any
 
 import jax
 
@@ -29,6 +30,11 @@ def check_shapes(**arguments: tuple[jax.Array | None, str]) -> dict[str, int]:
         if not agrees:
             raise ValueError(f"{name} has shape {tuple(array.shape)}, expected {expected}")
     return sizes
+
+
+def is_known_size(*sizes: Any) -> bool:
+    """Whether sizes of axes are numbers, not symbols that become any number later (`jax.export.symbolic_shape`)."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 def at_least(least: int, **options: int) -> None:

@@ -1,6 +1,7 @@
 """The short causal convolution in front of a state-space mixer: depthwise, a few taps, with its state carried."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm import init
 from ssm.absent import blank, check_no_gaps
-from ssm.checks import check_shapes
+from ssm.checks import check_shapes, is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
 from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
 from ssm.sequence_cut import Along, cut_of
@@ -77,7 +79,9 @@ def causal_conv1d(
         runs = jnp.pad(segment_runs(segment_ids, along), ((0, 0), (history, 0)))
 
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    y = _convolve(padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs)
+    y = by_hand(_convolve, "ssm.causal_conv1d")(
+        padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs
+    )
     last = last_inputs(x, before, mask, segment_ids, along)
     if along is not None:
         last = along.of_last(pass_on(last, along.at_first(initial_state.astype(x.dtype)), mask, segment_ids, along)[1])
@@ -91,23 +95,26 @@ def _sum_taps(padded, weight, runs):
     return sum(tap * weight[:, j] for j, tap in enumerate(_taps(padded, weight.shape[1], runs)))
 
 
-@jax.custom_vjp
-def _convolve(padded, weight, bias, runs):
+def _with_bias(padded, weight, bias, runs):
     y = _sum_taps(padded, weight, runs)
     return y if bias is None else y + bias
 
 
+_convolve = jax.custom_vjp(_with_bias)
+
+
 def _convolve_forward(padded, weight, bias, runs):
-    return _convolve(padded, weight, bias, runs), (padded, weight, bias, runs)
+    return _with_bias(padded, weight, bias, runs), (padded, weight, bias, runs)
 
 
 def _convolve_backward(residuals, dy):
     padded, weight, bias, runs = residuals
     (dpadded,) = jax.vjp(functools.partial(_sum_taps, weight=weight, runs=runs), padded)[1](dy)
     length, taps = dy.shape[1], weight.shape[1]
-    at_once = functools.partial(_weight_gradients, taps=taps)
-    in_turns = at_once if length < SUMMED_IN_TURNS_FROM else functools.partial(_weight_gradients_in_turns, taps=taps)
-    dweight, dbias = by_platform(in_turns, at_once, padded, dy, runs)
+    at_once = on_cpu = functools.partial(_weight_gradients, taps=taps)
+    if is_known_size(dy.shape[0], length) and length >= SUMMED_IN_TURNS_FROM:
+        on_cpu = functools.partial(_weight_gradients_in_turns, taps=taps)
+    dweight, dbias = by_platform(on_cpu, at_once, padded, dy, runs)
     return dpadded, dweight, None if bias is None else dbias, None
 
 
@@ -155,7 +162,7 @@ def _weight_gradients_in_turns(padded, dy, runs, *, taps):
 
 
 class DepthwiseConv(nnx.Module):
-    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,)."""
+    """`causal_conv1d` with its parameters, `kernel` (e, w) and `bias` (e,); `axis` is what the channels are along."""
 
     def __init__(
         self,
@@ -163,19 +170,24 @@ class DepthwiseConv(nnx.Module):
         taps: int,
         *,
         use_bias: bool,
+        axis: Any = "inner",
         kernel_bound: float | None = None,
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
         bound = init.uniform(taps**-0.5)
         kernel_init = bound if kernel_bound is None else init.uniform(kernel_bound)
-        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype))
-        self.bias = nnx.Param(bound(rngs.params(), (channels,), param_dtype), decay=False) if use_bias else None
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (channels, taps), param_dtype), axes=(axis, None))
+        bias = bound(rngs.params(), (channels,), param_dtype) if use_bias else None
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(axis,))
 
-    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
-        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask."""
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None, weights=None):
+        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask.
+
+        `weights` are the kernel and the bias of those channels that x has, where it has not all; see `ssm.tensor_cut`.
+        """
         if self.kernel.shape[1] > 1:
             check_no_gaps(mask)
-        bias = None if self.bias is None else self.bias[...]
-        y, after = causal_conv1d(x, self.kernel[...], bias, initial_state=state, mask=mask, segment_ids=segment_ids)
+        kernel, bias = weights or (self.kernel[...], None if self.bias is None else self.bias[...])
+        y, after = causal_conv1d(x, kernel, bias, initial_state=state, mask=mask, segment_ids=segment_ids)
         return y, after if state is None else after.astype(state.dtype)

@@ -48,8 +48,9 @@ class DepthwiseConv2d(nnx.Module):
 
     def __init__(self, channels: int, taps: int, *, use_bias: bool, param_dtype: Dtype, rngs: nnx.Rngs):
         kernel = init.uniform(1 / taps)(rngs.params(), (taps, taps, 1, channels), param_dtype)
-        self.kernel = nnx.Param(kernel)
-        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype), decay=False) if use_bias else None
+        self.kernel = nnx.Param(kernel, axes=(None, None, None, "inner"))
+        bias = jnp.zeros((channels,), param_dtype) if use_bias else None
+        self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=("inner",))
 
     def __call__(self, x: Float[Array, "b r c e"]) -> Float[Array, "b r c e"]:
         """Convolves images."""

@@ -36,7 +36,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ssm.checks import is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
+from ssm.precision import exact
 from ssm.segments import segment_runs
 from ssm.sequence_cut import Along, entering_states
 
@@ -93,10 +96,13 @@ def decayed_attention(
     if 0 in x.shape:
         return jnp.zeros(x.shape, dtype), state
     runs = None if segment_ids is None else segment_runs(segment_ids, along)
-    rows = min(chunk_size * rank, length)
+    rows = min(chunk_size * rank, length) if is_known_size(length) else chunk_size * rank
     own = None if own is None else own.astype(dtype)
     arrays = x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs
-    return _attend(*arrays, rows, rank) if along is None else _attend_piece(*arrays, rows, rank, along)
+    named = "the recurrence of ssm.ssd, linear_attention and trapezoid"
+    if along is None:
+        return by_hand(_attend, named)(*arrays, rows, rank)
+    return by_hand(_attend_piece, named)(*arrays, rows, rank, along)
 
 
 class _Chunks(NamedTuple):
@@ -201,6 +207,8 @@ def _loop_over_groups(step, size, reverse, carry, arrays):
     is a number in memory is not vectorised: 20 times slower in the exponentials.
     """
     count = jax.tree.leaves(arrays)[0].shape[1] // size
+    if not is_known_size(count):
+        count = jnp.asarray(count)  # a symbol is no number to count up to
     last = count - 1
 
     def fetch(i):
@@ -215,7 +223,8 @@ def _loop_over_groups(step, size, reverse, carry, arrays):
 
     group = fetch(last if reverse else 0)
     _, out = jax.eval_shape(step, carry, group)
-    outs = jax.tree.map(lambda m: lax.empty((m.shape[0], count * size, *m.shape[2:]), m.dtype), out)
+    chunks = jax.tree.leaves(arrays)[0].shape[1]
+    outs = jax.tree.map(lambda m: lax.empty((m.shape[0], chunks, *m.shape[2:]), m.dtype), out)
     carry, _, outs = lax.fori_loop(0, count, body, (carry, group, outs))
     return carry, outs
 
@@ -360,9 +369,8 @@ def _make_chunks(x, weight, own, a, B, C, runs, chunk_size):
     (b, length, h, p), n = x.shape, B.shape[3]
     count = -(-length // chunk_size)
     numbers = h * chunk_size * (chunk_size + p) + h * p * n  # in a chunk
-    rows = b if isinstance(b, int) else 1  # a symbol (`jax.export`) may become any number
-    most = max(1, GROUP_BYTES // (rows * numbers * weight.dtype.itemsize))
-    size = max(n for n in range(1, min(most, count) + 1) if count % n == 0)
+    most = max(1, GROUP_BYTES // ((b if is_known_size(b) else 1) * numbers * weight.dtype.itemsize))
+    size = max(n for n in range(1, min(most, count) + 1) if count % n == 0) if is_known_size(count) else 1
     chunked = functools.partial(_chunked, count=count, chunk_size=chunk_size)
     sums, error = _exact_sums(chunked(a))
     weight, own = (None if w is None else jnp.moveaxis(chunked(w), 2, 3) for w in (weight, own))
@@ -433,5 +441,6 @@ def _sum_last(x):
 
 
 def _product(equation, one, other):
-    """A matrix product that adds up in at least float32."""
-    return jnp.einsum(equation, one, other, preferred_element_type=jnp.promote_types(one.dtype, jnp.float32))
+    """A matrix product that adds up in at least float32, and is one of float32 where an operand is."""
+    dtype = jnp.promote_types(one.dtype, jnp.float32)
+    return jnp.einsum(equation, one, other, precision=exact(one, other), preferred_element_type=dtype)

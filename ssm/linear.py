@@ -1,7 +1,7 @@
 """The linear map of state-space mixers: PyTorch's initial weights, biases exempt from weight decay."""
 
-import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -27,15 +27,23 @@ def rows_dot_general(x, kernel, dimension_numbers, **options):
 def make_linear(
     *, use_bias: bool, dtype: Dtype | None, param_dtype: Dtype, rngs: nnx.Rngs
 ) -> Callable[..., nnx.Linear]:
-    """What the linear maps of a mixer share: `linear(d_in, d_out)` makes one, and takes `nnx.Linear`'s options."""
-    return functools.partial(
-        nnx.Linear,
-        use_bias=use_bias,
-        kernel_init=init.uniform_fan_in,
-        bias_init=jax.nn.initializers.zeros,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        bias_metadata={"decay": False},
-        dot_general=rows_dot_general,
-        rngs=rngs,
-    )
+    """What the linear maps of a mixer share: `linear(d_in, d_out, axes)` makes one, and takes `nnx.Linear`'s options.
+
+    `axes` says what its input and its output are along, for devices to be shared out: `axes` of its parameters.
+    """
+
+    def linear(d_in: int, d_out: int, axes: tuple, **options) -> nnx.Linear:
+        shared: dict[str, Any] = {
+            "use_bias": use_bias,
+            "kernel_init": init.uniform_fan_in,
+            "bias_init": jax.nn.initializers.zeros,
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "kernel_metadata": {"axes": axes},
+            "bias_metadata": {"decay": False, "axes": axes[1:]},
+            "dot_general": rows_dot_general,
+            "rngs": rngs,
+        }
+        return nnx.Linear(d_in, d_out, **shared | options)
+
+    return linear

@@ -22,6 +22,8 @@ from ssm.linear import make_linear
 from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm, rms_norm
 from ssm.scan import Implementation, selective_scan, selective_step
+from ssm.serialization import serializable
+from ssm.tensor_cut import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,7 @@ class MambaConfig:
             raise ValueError("bcdt_rms_weight=True, expected bcdt_rms=True: there is no normalisation")
 
 
+@serializable("ssm.MambaState")
 class MambaState(NamedTuple):
     """What one Mamba mixer carries from one call to the next; its size does not depend on the length."""
 
@@ -114,18 +117,20 @@ class Selective(nnx.Module):
         linear = make_linear(use_bias=config.bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         dt_bound = config.dt_scale * self.dt_rank**-0.5
         constant = jax.nn.initializers.constant(dt_bound)
-        self.x_proj = linear(self.d_inner, self.dt_rank + 2 * config.d_state, use_bias=False)
+        self.x_proj = linear(self.d_inner, self.dt_rank + 2 * config.d_state, ("inner", None), use_bias=False)
         self.dt_proj = linear(
             self.dt_rank,
             self.d_inner,
+            (None, "inner"),
             kernel_init=init.uniform(dt_bound) if config.dt_init == "random" else constant,
             use_bias=True,
             bias_init=lambda key, shape, _: init.dt_bias(config.dt_min, config.dt_max, config.dt_floor)(
                 key, shape, state_dtype
             ),
         )
-        self.A_log = nnx.Param(init.real_A_log(self.d_inner, config.d_state).astype(state_dtype), decay=False)
-        self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False)
+        A_log = init.real_A_log(self.d_inner, config.d_state).astype(state_dtype)
+        self.A_log = nnx.Param(A_log, decay=False, axes=("inner", None))
+        self.D = nnx.Param(jnp.ones((self.d_inner,), state_dtype), decay=False, axes=("inner",))
         norm = functools.partial(GatedRMSNorm, eps=config.bcdt_rms_eps, param_dtype=param_dtype)
         self.dt_norm = norm(self.dt_rank) if config.bcdt_rms_weight else None
         self.B_norm = norm(config.d_state) if config.bcdt_rms_weight else None
@@ -200,6 +205,8 @@ class Mamba(Selective, Mixer):
     Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
     """
 
+    runs_cut = mirrors = True
+
     def __init__(
         self,
         d_model: int,
@@ -214,12 +221,12 @@ class Mamba(Selective, Mixer):
         d_inner = inner_width(config.expand, d_model)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
-        self.in_proj = linear(d_model, 2 * d_inner)
+        self.in_proj = linear(d_model, 2 * d_inner, ("embed", "side by side"))
         self.conv1d = DepthwiseConv(
             d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
         )
         super().__init__(d_inner, config.dt_rank or math.ceil(d_model / 16), config, **options)
-        self.out_proj = linear(d_inner, d_model, kernel_init=init.residual(residual_scale))
+        self.out_proj = linear(d_inner, d_model, ("inner", "embed"), kernel_init=init.residual(residual_scale))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> MambaState:
         """The state before the first position. `max_len` is accepted as every mixer does and changes nothing."""
@@ -231,7 +238,7 @@ class Mamba(Selective, Mixer):
 
     def _mix(self, x, state, mask, segment_ids):
         conv_state, ssm_state = (None, None) if state is None else state
-        x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
+        x, z = project(self.in_proj, x, [(self.d_inner, self.d_inner)] * 2)  # b l e
         x, conv_state = self.conv1d(x, conv_state, mask=mask, segment_ids=segment_ids)
         y, ssm_state = self.select(jax.nn.silu(x), z, ssm_state, mask=mask, segment_ids=segment_ids)
         return self.out_proj(y), MambaState(conv_state, ssm_state)

@@ -8,6 +8,9 @@ get what they would get in a row without it, to the bit whatever lies there, NaN
                             By itself a mixer with a convolution, which counts places, refuses it (ValueError) where the
                             mask is known. In a function that is traced it is not: the convolution then sees a gap. So
                             it does where a later piece of a row, in `extend`, begins with a position that is absent.
+
+A mixer says with `runs_cut = True` that it may be called with rows cut over devices (`ssm.sequence_cut`), and with
+`mirrors = True` that it may where they begin on the last device, too.
 """
 
 from typing import Any

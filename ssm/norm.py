@@ -3,6 +3,8 @@
 Source: mamba_ssm/ops/triton/layernorm_gated.py.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,7 @@ def rms_norm(x: Float[Array, "*b e"], *, group_size: int | None = None, eps: flo
 class GatedRMSNorm(nnx.Module):
     """rms_norm(y * silu(z)) * scale, or rms_norm(y) * scale * silu(z) with `norm_before_gate`; in y's dtype.
 
-    Without a gate, rms_norm(y) * scale.
+    Without a gate, rms_norm(y) * scale. `axis` is what the channels are along.
     """
 
     def __init__(
@@ -31,10 +33,12 @@ class GatedRMSNorm(nnx.Module):
         group_size: int | None = None,
         norm_before_gate: bool = False,
         eps: float = 1e-5,
+        axis: Any = None,
         param_dtype: Dtype = jnp.float32,
     ):
         self.group_size, self.norm_before_gate, self.eps = group_size or channels, norm_before_gate, eps
-        self.scale = nnx.Param(jnp.ones((channels,), jnp.promote_types(param_dtype, jnp.float32)), decay=False)
+        scale = jnp.ones((channels,), jnp.promote_types(param_dtype, jnp.float32))
+        self.scale = nnx.Param(scale, decay=False, axes=(axis,))
 
     def __call__(self, y: Float[Array, "*b e"], z: Float[Array, "*b e"] | None = None) -> Float[Array, "*b e"]:
         """Normalises y, gated by z."""

@@ -50,8 +50,8 @@ def last_inputs(
         return before
     before = before.astype(x.dtype)
     if mask is None:
-        rows = jnp.arange(length - history, length)[None]
-        last = jnp.concatenate([before[:, length:], x[:, max(0, length - history) :]], axis=1)
+        rows = length + jnp.arange(-history, 0)[None]
+        last = jnp.concatenate([before, x], axis=1)[:, length:]
     else:
         end = jnp.max(jnp.where(mask, jnp.arange(1, length + 1), 0), axis=1, initial=0)
         rows = end[:, None] + jnp.arange(-history, 0)  # b t, negative in `before`

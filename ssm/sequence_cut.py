@@ -215,10 +215,31 @@ def mirrored() -> Iterator[None]:
         _mirrored.reset(token)
 
 
+def lay(x: Shaped[Array, "*e"], axis: int) -> Shaped[Array, "*e"]:
+    """x, one of its axes laid over the devices where the ambient mesh cuts rows and the devices divide it."""
+    size = _sizes().get(AXIS, 1)
+    if size == 1 or x.shape[axis] % size:
+        return x
+    laid = (AXIS if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
+    return lax.with_sharding_constraint(x, PartitionSpec(*laid))
+
+
 def flip_pieces(x: Shaped[Array, "b l *e"], cut: Cut) -> Shaped[Array, "b l *e"]:
     """Each piece from its last position to its first, where it is: in `mirrored`, that is the row flipped."""
     spec = PartitionSpec(cut.rows, cut.along.axis)
     return cut.shard_map(lambda m: jnp.flip(m, 1), (spec,), spec)(x)
+
+
+def each_piece(function: Callable[..., Any], cut: Cut, x: Shaped[Array, "b l *e"], *whole: Any) -> Any:
+    """function(x, *whole) of each device's positions alone: they see nothing of one another.
+
+    Left to the compiler, a function that makes one axis of rows and positions would have them all gathered.
+    """
+    piece, length = PartitionSpec(cut.rows, cut.along.axis), x.shape[1]
+    y = cut.shard_map(function, (piece, *(PartitionSpec(),) * len(whole)), piece)(
+        _fill("", x, -length % cut.size), *whole
+    )
+    return jax.tree.map(lambda m: m[:, :length], y)
 
 
 def by_channels(

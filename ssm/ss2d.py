@@ -21,6 +21,7 @@ from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
 from ssm.mixer import TwoSided
 from ssm.scan_order import ScanOrder, merge_scans, scan_image, scan_order
+from ssm.sequence_cut import lay, whole_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class SS2D(TwoSided):
     """
 
     needs = ("grid",)
+    runs_cut = True
 
     def __init__(
         self,
@@ -76,13 +78,13 @@ class SS2D(TwoSided):
         d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
-        self.in_proj = linear(d_model, d_inner)
+        self.in_proj = linear(d_model, d_inner, ("embed", "inner"))
         self.conv2d = DepthwiseConv2d(
             d_inner, config.d_conv, use_bias=config.conv_bias, param_dtype=param_dtype, rngs=rngs
         )
         orders = range(len(scan_order(config.scan, (1, 1))))
         self.directions = nnx.List([Selective(d_inner, dt_rank, config, **options) for _ in orders])
-        no_decay = {"decay": False}
+        no_decay = {"decay": False, "axes": ("inner",)}
         self.norm = nnx.LayerNorm(
             d_inner,
             epsilon=1e-5,
@@ -92,7 +94,7 @@ class SS2D(TwoSided):
             bias_metadata=no_decay,
             rngs=rngs,
         )
-        self.out_proj = linear(d_inner, d_model, kernel_init=init.residual(residual_scale))
+        self.out_proj = linear(d_inner, d_model, ("inner", "embed"), kernel_init=init.residual(residual_scale))
 
     def __call__(
         self,
@@ -117,10 +119,13 @@ class SS2D(TwoSided):
         b, length, _ = x.shape
         if grid[0] * grid[1] != length:
             raise ValueError(f"grid={grid} of {grid[0] * grid[1]} places, expected {length}, the length of x")
-        x = self.in_proj(x)
-        x = jax.nn.silu(self.conv2d(x.reshape(b, *grid, x.shape[-1]))).reshape(x.shape)
-        sequences = scan_image(x, self.config.scan, grid)
-        outputs = [direction.select(sequences[:, s])[0] for s, direction in enumerate(self.directions)]
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        y = merge_scans(jnp.stack(outputs, axis=1).astype(wide), self.config.scan, grid)
-        return self.out_proj(self.norm(y).astype(x.dtype))
+        # Rows of an image are no pieces of its places: where these are cut over devices, the channels are instead.
+        x = lay(self.in_proj(x), 2)
+        with whole_rows():
+            x = jax.nn.silu(self.conv2d(x.reshape(b, *grid, x.shape[-1]))).reshape(x.shape)
+            sequences = scan_image(x, self.config.scan, grid)
+            outputs = [direction.select(sequences[:, s])[0] for s, direction in enumerate(self.directions)]
+            wide = jnp.promote_types(x.dtype, jnp.float32)
+            y = merge_scans(jnp.stack(outputs, axis=1).astype(wide), self.config.scan, grid)
+            y = self.norm(lay(y, 2)).astype(x.dtype)
+        return lay(self.out_proj(y), 1)

@@ -21,6 +21,7 @@ from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
 from ssm.mixer import TwoSided
+from ssm.tensor_cut import project
 
 
 class Direction(Selective):
@@ -58,6 +59,8 @@ class Vim(TwoSided):
       ValueError: causal=True.
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -75,10 +78,10 @@ class Vim(TwoSided):
         d_inner, dt_rank = inner_width(config.expand, d_model), config.dt_rank or math.ceil(d_model / 16)
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear = make_linear(use_bias=config.bias, **options)
-        self.in_proj = linear(d_model, 2 * d_inner)
+        self.in_proj = linear(d_model, 2 * d_inner, ("embed", "side by side"))
         self.forward = Direction(d_inner, dt_rank, config, **options)
         self.backward = Direction(d_inner, dt_rank, config, **options)
-        self.out_proj = linear(d_inner, d_model, kernel_init=init.residual(residual_scale))
+        self.out_proj = linear(d_inner, d_model, ("inner", "embed"), kernel_init=init.residual(residual_scale))
 
     def __call__(
         self,
@@ -94,5 +97,7 @@ class Vim(TwoSided):
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
-        x, z = jnp.split(self.in_proj(blank(mask, x)), 2, axis=-1)  # b l e
-        return self.out_proj(both_ways(self.forward, self.backward, x, z, mask=mask, segment_ids=segment_ids))
+        width = self.out_proj.in_features
+        x, z = project(self.in_proj, blank(mask, x), [(width, width)] * 2)  # b l e
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        return self.out_proj(both_ways(self.forward, self.backward, x, z, mirrors=True, **positions))

@@ -2,6 +2,7 @@
 
 from zoo.layers.attention import Attention as Attention
 from zoo.layers.attention import AttentionConfig as AttentionConfig
+from zoo.layers.forward_mode import forward_mode as forward_mode
 from zoo.layers.mlp import MLP as MLP
 from zoo.layers.mlp import MLPConfig as MLPConfig
 from zoo.layers.moe import MoE as MoE
@@ -36,6 +37,8 @@ from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
 from zoo.models.vision import ImageClassifierConfig as ImageClassifierConfig
+from zoo.published.adapter_files import load_adapter as load_adapter
+from zoo.published.adapter_files import save_adapter as save_adapter
 from zoo.published.presets import create as create
 from zoo.published.presets import presets as presets
 from zoo.published.pretrained import from_pretrained as from_pretrained
@@ -44,12 +47,16 @@ from zoo.published.sharding_rules import shard_experts as shard_experts
 from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.reuse.adapt import add_lora as add_lora
 from zoo.reuse.adapt import merge_lora as merge_lora
+from zoo.reuse.grow import coalesce as coalesce
+from zoo.reuse.grow import grow as grow
+from zoo.reuse.grow import interpolate as interpolate
 from zoo.reuse.merge import merge as merge
 from zoo.reuse.quantize import dequantize as dequantize
 from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block
+from zoo.stack.gathering import gather_outside_layers as gather_outside_layers
 from zoo.stack.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.stack.mixers import register_channel_mixer as register_channel_mixer
 from zoo.stack.mixers import register_mixer as register_mixer

@@ -9,20 +9,16 @@ import jax.numpy as jnp
 from flax import nnx
 
 import zoo
-from experiments.loop.cross_entropy import counted, cross_entropy
+from experiments.loop.cross_entropy import cross_entropy
 from experiments.loop.train import Loss, with_auxiliary
+from experiments.loop.vocabulary_loss import vocabulary_loss
 
 
 def next_token_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """Cross-entropy of the targets, summed over the tokens that count."""
     hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
-    logits = model.head(counted(hidden, batch["weights"]))
-    return with_auxiliary(_loss(model, logits, batch), model, auxiliary)
-
-
-def _loss(model, logits, batch) -> Loss:
-    nats = cross_entropy(logits, batch["targets"], batch["weights"], model.config.vocab_size)
-    return Loss(jnp.sum(nats), jnp.sum(batch["weights"]))
+    sums = vocabulary_loss(model.head, hidden, batch["targets"], batch["weights"], model.config.vocab_size)
+    return with_auxiliary(Loss(sums.total, jnp.sum(batch["weights"])), model, auxiliary)
 
 
 def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, state: tuple):
@@ -33,7 +29,8 @@ def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs
 
     state = jax.tree.map(keep, state, model.init_state(len(batch["continues"])))
     logits, state = model.extend(batch["tokens"], state, segment_ids=batch["segment_ids"], rngs=rngs)
-    return _loss(model, logits, batch), state
+    nats = cross_entropy(logits, batch["targets"], batch["weights"], model.config.vocab_size)
+    return Loss(jnp.sum(nats), jnp.sum(batch["weights"])), state
 
 
 def describe(loss: float, bits_per_nat: float) -> dict[str, float]:

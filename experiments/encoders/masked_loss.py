@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import zoo
-from experiments.loop.cross_entropy import counted, cross_entropy
 from experiments.loop.train import Loss, with_auxiliary
+from experiments.loop.vocabulary_loss import vocabulary_loss
 
 
 class MaskedSums(NamedTuple):
@@ -29,11 +29,9 @@ def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
     """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
     hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
     hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # b k d
-    weights, vocab_size = batch["weights"], model.config.vocab_size
-    logits = model.head(counted(hidden, weights))
-    nats = cross_entropy(logits, batch["targets"], weights, vocab_size)
-    hits = jnp.argmax(logits[..., :vocab_size], axis=-1) == batch["targets"]
-    return MaskedSums(jnp.sum(nats), jnp.sum(weights), jnp.sum(hits * weights), auxiliary)
+    weights = batch["weights"]
+    sums = vocabulary_loss(model.head, hidden, batch["targets"], weights, model.config.vocab_size)
+    return MaskedSums(sums.total, jnp.sum(weights), sums.correct, auxiliary)
 
 
 def masked_loss(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:

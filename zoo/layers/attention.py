@@ -19,7 +19,10 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank, is_known
+from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
+from ssm.serialization import serializable
+from ssm.tensor_cut import convolve, cut, side_by_side
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
 from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softmax_attention
@@ -73,6 +76,7 @@ class AttentionConfig:
             raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
 
 
+@serializable("zoo.AttentionState")
 class AttentionState(NamedTuple):
     """Keys and values of the positions so far, in slots; a slot is reused when it has left the window."""
 
@@ -112,6 +116,8 @@ class Attention(nnx.Module):
       mamba_ssm/modules/mha.py.
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -143,14 +149,21 @@ class Attention(nnx.Module):
             raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.q_proj = linear(d_model, self.n_heads * self.head_dim, **options)
-        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
-        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, **options)
+        heads, kv_heads = ("heads", self.n_heads), ("kv heads", self.n_kv_heads)  # channels, those of a head in a run
+        self.q_proj = linear(d_model, self.n_heads * self.head_dim, axes=("embed", heads), **options)
+        self.k_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
+        self.v_proj = linear(d_model, self.n_kv_heads * self.head_dim, axes=("embed", kv_heads), **options)
         channels = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
-        conv_options: dict[str, Any] = {"use_bias": True, "param_dtype": param_dtype, "rngs": rngs}
+        conv_options: dict[str, Any] = {
+            "use_bias": True,
+            "param_dtype": param_dtype,
+            "axis": "side by side",
+            "rngs": rngs,
+        }
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.o_proj = linear(self.n_heads * self.head_dim, d_out or d_model, scale=residual_scale, **options)
+        inner = self.n_heads * self.head_dim
+        self.o_proj = linear(inner, d_out or d_model, axes=(heads, "embed"), scale=residual_scale, **options)
 
     def __call__(
         self,
@@ -225,7 +238,7 @@ class Attention(nnx.Module):
         present = where_present(index, mask)
         q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
         after = self._write(state, k, v, present, segment)._replace(conv=conv)
-        if self.config.window is not None and length > 1:
+        if self.config.window is not None and not (is_known_size(length) and length == 1):
             # The new positions may push out of the slots what the first of them still sees: look before writing.
             k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
             k_index = jnp.concatenate([state.slot_index, present], axis=1)
@@ -236,7 +249,7 @@ class Attention(nnx.Module):
 
     def _check_room(self, state, length, mask):
         slots = state.slot_index.shape[1]
-        if self.config.window is not None and self.config.window <= slots:
+        if (self.config.window is not None and self.config.window <= slots) or not is_known_size(length):
             return
         rows = np.array([length]) if mask is None else np.sum(mask, axis=1) if is_known(mask) else np.array([0])
         before = np.asarray(state.next_index) if is_known(state.next_index) else np.array([0])
@@ -251,10 +264,12 @@ class Attention(nnx.Module):
         parts = [project(x) for project in (self.q_proj, self.k_proj, self.v_proj)]
         if added is not None:
             parts = [part + blank(mask, more) for part, more in zip(parts, added, strict=True)]
+        heads = self.n_heads, self.n_kv_heads, self.n_kv_heads
         if self.conv1d is not None:
-            widths = np.cumsum([part.shape[-1] for part in parts[:2]]).tolist()
-            mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, mask=mask, segment_ids=segment_ids)
-            parts = jnp.split(mixed, widths, axis=-1)
+            convolved = [(part.shape[-1], n) for part, n in zip(parts, heads, strict=True)]
+            inputs, positions = side_by_side(parts, convolved), {"mask": mask, "segment_ids": segment_ids}
+            parts, conv = convolve(self.conv1d, inputs, conv, convolved, **positions)
+        parts = [cut(part, -1, n) for part, n in zip(parts, heads, strict=True)]
         q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.head_dim) for part in parts)
         if self.config.position == "rope":
             q, k = (self._rotate(x, index) for x in (q, k))

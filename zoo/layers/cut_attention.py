@@ -1,8 +1,8 @@
 """Softmax attention over rows whose positions are cut over devices (`ssm.sequence_cut`).
 
-Heads where there are enough: two all-to-alls turn a piece of the positions of all heads into all positions of a piece of
-the heads, and back; heads of keys that several devices read are sent to each. Where the devices do not divide the heads,
-each keeps its queries and gathers the keys and values of the whole row.
+By heads, where the devices divide them: two all-to-alls turn a piece of the positions of all heads into all positions
+of a piece of the heads, and back; heads of keys that several devices read are sent to each. Elsewhere each device keeps
+its queries and gathers the keys and values of the whole row.
 
 Letters besides those of the style guide: P devices along the axis.
 

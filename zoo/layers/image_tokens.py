@@ -55,7 +55,8 @@ class PatchEmbedding(nnx.Module):
         conv = functools.partial(
             nnx.Conv,
             kernel_init=jax.nn.initializers.lecun_normal(),
-            bias_metadata={"decay": False},
+            kernel_metadata={"axes": (None, None, None, "embed")},
+            bias_metadata={"decay": False, "axes": (None,)},
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -122,7 +123,8 @@ def resize_positions(
         return table
     rows, columns = (_cubic(old, new) for old, new in zip(grid, new_grid, strict=True))
     wide = table.astype(jnp.promote_types(table.dtype, jnp.float32)).reshape(*grid, -1)
-    y = jnp.einsum("ar,bs,rsd->abd", rows.astype(wide.dtype), columns.astype(wide.dtype), wide)
+    factors = rows.astype(wide.dtype), columns.astype(wide.dtype), wide
+    y = jnp.einsum("ar,bs,rsd->abd", *factors, precision="highest")
     return y.reshape(new_grid[0] * new_grid[1], -1).astype(table.dtype)
 
 

@@ -14,6 +14,7 @@ def linear(
     d_in: int,
     d_out: int,
     *,
+    axes: tuple = ("embed", None),
     bias: bool = False,
     scale: float = 1.0,
     init: Literal["normal", "uniform"] = "normal",
@@ -21,7 +22,7 @@ def linear(
     param_dtype: Dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A linear map; its bias is exempt from weight decay.
+    """A linear map from what `axes` says first to what it says last; its bias is exempt from weight decay.
 
     Its initial weights are `scale` times GPT-2's, normal(0.02), or PyTorch's, uniform within 1 / sqrt(fan_in).
     """
@@ -33,7 +34,8 @@ def linear(
         kernel_init=normal if init == "normal" else uniform,
         dtype=dtype,
         param_dtype=param_dtype,
-        bias_metadata={"decay": False},
+        kernel_metadata={"axes": axes},
+        bias_metadata={"decay": False, "axes": axes[1:]},
         dot_general=rows_dot_general,
         rngs=rngs,
     )

@@ -9,6 +9,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from m2.mlp import ACTIVATIONS
+from ssm.tensor_cut import cut
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
 
@@ -59,6 +60,8 @@ class MLP(nnx.Module):
     Source: Shazeer 2020, arXiv:2002.05202, eq. 5-6 (gated, no biases).
     """
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -75,10 +78,11 @@ class MLP(nnx.Module):
 
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         options["init"] = config.init
-        self.gate_proj = linear(d_model, self.d_ff, **options) if config.gated else None
-        self.up_proj = linear(d_model, self.d_ff, **options)
+        self.gate_proj = linear(d_model, self.d_ff, axes=("embed", "inner"), **options) if config.gated else None
+        self.up_proj = linear(d_model, self.d_ff, axes=("embed", "inner"), **options)
         out_bias = config.bias if config.out_bias is None else config.out_bias
-        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options | {"bias": out_bias})
+        options |= {"bias": out_bias, "axes": ("inner", "embed")}
+        self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)
         self.dropout = nnx.Dropout(config.dropout)
 
     def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
@@ -89,5 +93,5 @@ class MLP(nnx.Module):
             hidden = hidden * self.up_proj(x)
         if rngs is not None:
             hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
-        y = self.down_proj(hidden)
+        y = self.down_proj(cut(hidden, -1))
         return y if self.out_multiplier == 1 else y * self.out_multiplier

@@ -18,6 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
+from ssm.sequence_cut import cut_of, each_piece
+from zoo.layers.cut_experts import shared_out
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
@@ -128,6 +130,7 @@ class ExpertLinear(nnx.Module):
         d_in: int,
         d_out: int,
         *,
+        axes: tuple,
         bias: bool = False,
         scale: float = 1.0,
         dtype: Dtype | None,
@@ -136,8 +139,9 @@ class ExpertLinear(nnx.Module):
     ):
         self.dtype = dtype
         normal = jax.nn.initializers.normal(0.02 * scale)
-        self.kernel = nnx.Param(normal(rngs.params(), (n_experts, d_in, d_out), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((n_experts, d_out), param_dtype), decay=False) if bias else None
+        self.kernel = nnx.Param(normal(rngs.params(), (n_experts, d_in, d_out), param_dtype), axes=("experts", *axes))
+        zeros = jnp.zeros((n_experts, d_out), param_dtype) if bias else None
+        self.bias = None if zeros is None else nnx.Param(zeros, decay=False, axes=("experts", axes[1]))
 
     def __call__(self, x: Float[Array, "c q i"], group: Int[Array, "c"] | None) -> Float[Array, "c q o"]:
         """Maps each block; see `grouped_matmul`."""
@@ -169,11 +173,20 @@ class Experts(nnx.Module):
         self.activation: str = config.activation
         d_ff = config.expert().width(d_model)
         options: dict[str, Any] = {"bias": config.bias, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.gate_proj = ExpertLinear(config.n_experts, width, d_ff, **options) if config.gated else None
-        self.up_proj = ExpertLinear(config.n_experts, width, d_ff, **options)
+        self.gate_proj = (
+            ExpertLinear(config.n_experts, width, d_ff, axes=("embed", "inner"), **options) if config.gated else None
+        )
+        self.up_proj = ExpertLinear(config.n_experts, width, d_ff, axes=("embed", "inner"), **options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
-        self.down_proj = ExpertLinear(config.n_experts, d_ff, width, scale=residual_scale, **options)
+        self.down_proj = ExpertLinear(
+            config.n_experts, d_ff, width, axes=("inner", "embed"), scale=residual_scale, **options
+        )
         self.dropout = nnx.Dropout(config.dropout)
+
+    @property
+    def n_experts(self) -> int:
+        """How many there are; on a device of several, how many it has."""
+        return self.up_proj.kernel.shape[0]
 
     def __call__(
         self, x: Float[Array, "c q d"], group: Int[Array, "c"] | None, *, rngs: nnx.Rngs | None = None
@@ -201,6 +214,7 @@ class MoE(nnx.Module):
 
     needs = ("mask",)
     has_auxiliary_loss = True
+    runs_cut = True
 
     def __init__(
         self,
@@ -217,9 +231,12 @@ class MoE(nnx.Module):
         wide = jnp.promote_types(param_dtype, jnp.float32)
         self.router = linear(d_model, config.n_experts, dtype=wide, param_dtype=wide, rngs=rngs)
         width = config.d_latent or d_model
-        self.correction = nnx.Param(jnp.zeros(config.n_experts, wide), decay=False) if config.correction else None
+        correction = jnp.zeros(config.n_experts, wide) if config.correction else None
+        self.correction = None if correction is None else nnx.Param(correction, decay=False, axes=(None,))
         self.reduce = linear(d_model, width, bias=config.bias, **options) if config.d_latent else None
-        self.expand = linear(width, d_model, bias=config.bias, **options) if config.d_latent else None
+        self.expand = (
+            linear(width, d_model, axes=(None, "embed"), bias=config.bias, **options) if config.d_latent else None
+        )
         self.experts = Experts(width, config, d_model=d_model, residual_scale=residual_scale, **options)
         shared = config.shared(d_model)
         self.shared = None if shared is None else MLP(d_model, shared, residual_scale=residual_scale, **options)
@@ -250,29 +267,45 @@ class MoE(nnx.Module):
             return x.astype(last.dtype or jnp.result_type(x, last.kernel[...])), jnp.zeros((), self.router.kernel.dtype)
         n_experts, x = config.n_experts, blank(mask, x)
         logits = self._logits(x)
-        groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
         correction = None if self.correction is None else self.correction[...]
-        experts, weights = choose(logits, config.top_k, config.weights, correction=correction, **groups)  # b l s
+        experts, weights = self._choose(logits, correction)  # b l s
         weights = weights if config.weights_scale == 1 else weights * config.weights_scale
         loss = config.balance_weight * balance_loss(logits, experts, mask) + config.z_weight * z_loss(logits, mask)
         if correction is not None:
             loss = loss + config.correction_weight * correction_loss(correction, experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
-        if config.capacity_factor is None:
-            layout = lay_out(experts, n_experts)
-        else:
-            layout = lay_out_within_capacity(experts, n_experts, config.capacity_factor)
-
-        blocks = to_rows(x if self.reduce is None else self.reduce(x), layout)
-        out = self.experts(blocks, layout.group, rngs=rngs)
-        chosen = from_rows(out, layout)
-        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
+        if config.capacity_factor is not None and cut_of(x) is not None:
+            raise NotImplementedError(
+                f"capacity_factor={config.capacity_factor} counts the positions of whole rows, expected None, or "
+                "rows that are not cut over devices (--mesh.sequence 1)"
+            )
+        key = None if rngs is None else rngs.dropout()
+        reduced = x if self.reduce is None else self.reduce(x)
+        y = shared_out(self._mix, self.experts, reduced, experts, weights, key, n_experts=n_experts)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)
             y = y + (shared if self.shared_gate is None else jax.nn.sigmoid(self.shared_gate(x)) * shared)
         return y, loss
+
+    def _choose(self, logits, correction):
+        config = self.config
+
+        def choose_here(logits, correction):
+            groups = {"n_groups": config.n_groups, "top_groups": config.top_groups}
+            return choose(logits, config.top_k, config.weights, correction=correction, **groups)
+
+        cut = cut_of(logits)
+        return choose_here(logits, correction) if cut is None else each_piece(choose_here, cut, logits, correction)
+
+    def _mix(self, mixers, x, experts, weights, key):
+        """What some of the experts, those numbered from 0, make of the positions that chose them."""
+        n, factor, total = mixers.n_experts, self.config.capacity_factor, self.config.n_experts
+        layout = lay_out(experts, n) if factor is None else lay_out_within_capacity(experts, n, factor, of=total)
+        out = mixers(to_rows(x, layout), layout.group, rngs=None if key is None else nnx.Rngs(dropout=key))
+        chosen = from_rows(out, layout)
+        return jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype), precision="highest").astype(out.dtype)
 
     def _logits(self, x):
         kernel = self.router.kernel[...]

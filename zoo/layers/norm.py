@@ -39,7 +39,7 @@ def norm(
       param_dtype: of the model's other parameters.
       rngs: not drawn from: scales are ones and biases zeros.
     """
-    no_decay = {"decay": False}
+    no_decay = {"decay": False, "axes": (None,)}
     options: dict[str, Any] = {
         "epsilon": epsilon,
         "param_dtype": jnp.promote_types(param_dtype, jnp.float32),

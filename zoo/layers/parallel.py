@@ -27,6 +27,7 @@ class Parallel(nnx.Module):
         self.causal = all(mixer.causal for mixer in self.mixers)
         self.each_needs = tuple(needs or (tuple(getattr(mixer, "needs", ())) for mixer in self.mixers))
         self.has_auxiliary_loss = any(has(mixer, "has_auxiliary_loss") for mixer in self.mixers)
+        self.runs_cut = all(has(mixer, "runs_cut") for mixer in self.mixers)
 
     def __call__(
         self,

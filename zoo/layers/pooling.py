@@ -51,10 +51,10 @@ def attention_pool(
     """
     _check_positions(x)
     wide = blank(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    scores = jnp.einsum("bld,d->bl", wide, query.astype(wide.dtype))
+    scores = jnp.einsum("bld,d->bl", wide, query.astype(wide.dtype), precision="highest")
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=1), wide).astype(x.dtype)
+    return jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=1), wide, precision="highest").astype(x.dtype)
 
 
 def _check_positions(x):
@@ -73,7 +73,7 @@ class AttentionPool(nnx.Module):
 
     def __init__(self, d_model: int, *, param_dtype: Dtype = jnp.float32, rngs: nnx.Rngs):
         init = jax.nn.initializers.normal(0.02)
-        self.query = nnx.Param(init(rngs.params(), (d_model,), param_dtype))
+        self.query = nnx.Param(init(rngs.params(), (d_model,), param_dtype), axes=(None,))
 
     def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None) -> Float[Array, "b d"]:
         """One vector a row."""

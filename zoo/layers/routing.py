@@ -121,8 +121,7 @@ def z_loss(logits: Float[Array, "*b e"], mask: Bool[Array, "*b"] | None = None) 
 
 def _mean(x, mask):
     """The mean over positions, (e), of those that are there."""
-    x = x.reshape(-1, x.shape[-1])
+    positions = tuple(range(x.ndim - 1))
     if mask is None:
-        return x.mean(axis=0)
-    there = mask.reshape(-1, 1)
-    return jnp.sum(jnp.where(there, x, 0), axis=0) / jnp.maximum(jnp.sum(there), 1)
+        return x.mean(axis=positions)
+    return jnp.sum(blank(mask, x), axis=positions) / jnp.maximum(jnp.sum(mask), 1)

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 import ssm
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
+from ssm.serialization import serializable
 from zoo.layers.attention import Attention, AttentionConfig, AttentionState
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
@@ -62,6 +63,7 @@ class Zamba2Config:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
 
 
+@serializable("zoo.Zamba2State")
 class Zamba2State(NamedTuple):
     """What one mixer carries from one call to the next. Attention's keys are its own, not shared."""
 
@@ -73,8 +75,8 @@ class Adapter(nnx.Module):
     """A low-rank linear map: up(down(x))."""
 
     def __init__(self, d_in: int, rank: int, d_out: int, **options):
-        self.down_proj = linear(d_in, rank, **options)
-        self.up_proj = linear(rank, d_out, **options)
+        self.down_proj = linear(d_in, rank, axes=("embed", None), **options)
+        self.up_proj = linear(rank, d_out, axes=(None, "side by side"), **options)
 
     def __call__(self, x: Float[Array, "b l i"]) -> Float[Array, "b l o"]:
         """Maps the last axis."""
@@ -110,9 +112,9 @@ class SharedTransformer(nnx.Module):
         self.norm = norm(2 * d_model, epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
         self.attention = Attention(2 * d_model, attention, d_out=d_model, **options)
         self.norm2 = norm(d_model, epsilon=norm_eps, param_dtype=param_dtype, rngs=rngs)
-        self.gate_proj = linear(d_model, d_ff, bias=config.bias, **options)
-        self.up_proj = linear(d_model, d_ff, bias=config.bias, **options)
-        self.down_proj = linear(d_ff, d_model, bias=config.bias, **options)
+        self.gate_proj = linear(d_model, d_ff, axes=("embed", "inner"), bias=config.bias, **options)
+        self.up_proj = linear(d_model, d_ff, axes=("embed", "inner"), bias=config.bias, **options)
+        self.down_proj = linear(d_ff, d_model, axes=("inner", "embed"), bias=config.bias, **options)
 
     def mix_channels(self, x: Float[Array, "b l d"], adapter: Adapter) -> Float[Array, "b l d"]:
         """The MLP, its hidden layer moved by a depth's adapter."""
@@ -141,6 +143,8 @@ class Zamba2(nnx.Module):
     has_norm = True
     needs = ("embeddings", "shared")
 
+    runs_cut = True
+
     def __init__(
         self,
         d_model: int,
@@ -159,7 +163,7 @@ class Zamba2(nnx.Module):
         heads = (config.n_heads, *[config.n_kv_heads or config.n_heads] * 2)
         widths = [wide // config.n_heads * n for n in heads] if config.attention_adapter else []
         self.qkv_adapters = nnx.List([Adapter(wide, rank, width, **options) for width in widths])
-        self.linear = linear(d_model, d_model, **options)
+        self.linear = linear(d_model, d_model, axes=("embed", None), **options)
         self.norm = norm(d_model, epsilon=backbone.norm_eps, param_dtype=param_dtype, rngs=rngs)
         self.mamba2 = ssm.Mamba2(d_model, backbone.mamba2, residual_scale=residual_scale, **options)
 

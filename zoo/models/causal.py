@@ -1,6 +1,7 @@
 """Causal language models: embed, backbone, head."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ def make_embedding(config: BackboneConfig, rows: int, rngs: nnx.Rngs) -> nnx.Emb
     """A table of `rows` vectors that enter the residual stream unrounded."""
     dtype = jnp.dtype(config.param_dtype)
     init = jax.nn.initializers.normal(0.02)
-    return nnx.Embed(rows, config.d_model, dtype=dtype, param_dtype=dtype, embedding_init=init, rngs=rngs)
+    options: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "embedding_metadata": {"axes": ("vocab", "embed")}}
+    return nnx.Embed(rows, config.d_model, embedding_init=init, rngs=rngs, **options)
 
 
 def project_to_vocabulary(
@@ -103,7 +105,12 @@ class CausalLM(nnx.Module):
             self.lm_head = None
         else:
             self.lm_head = linear(
-                config.d_model, config.padded_vocab_size, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+                config.d_model,
+                config.padded_vocab_size,
+                axes=("embed", "vocab"),
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
             )
 
     def __call__(

@@ -97,7 +97,8 @@ class MaskedLM(EncoderModel):
         self.encoder = Encoder(config, rngs=rngs)
         self.dense = _dense(config, config.d_model, rngs, bias=config.head_bias)
         self.norm = make_norm(config, rngs)
-        self.bias = nnx.Param(jnp.zeros((config.padded_vocab_size,), jnp.dtype(config.param_dtype)), decay=False)
+        bias = jnp.zeros((config.padded_vocab_size,), jnp.dtype(config.param_dtype))
+        self.bias = nnx.Param(bias, decay=False, axes=("vocab",))
 
     def read(
         self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None, *, rngs: nnx.Rngs | None = None

@@ -4,28 +4,33 @@
 
 Tensors are called as parameters are, "backbone.layers.0.mixer.A_log", and lie as they do. `config` is the model's in
 full, every field of it, so that a default that changes later changes no model. `mixers` are the options in full of
-mixers that were registered: a pattern names them, and who loads the model must have registered them, too. What else
-stands beside them says nothing about the model: names of classes, ids of special tokens.
+mixers that were registered: a pattern names them, and who loads the model must have registered them, too. `quantized`
+says of each weight that is kept in a few bits how it is: its tensors are codes and scales, "....kernel.codes". What
+else stands beside them says nothing about the model: names of classes, ids of special tokens.
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 from flax import nnx
 
 from zoo.layers.names import unknown_name
 from zoo.models.build import MODELS, Model, ModelConfig
 from zoo.published.tensors import Entry, Json, Table
+from zoo.reuse.quantize import Bits, Quantized
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, OURS, find_kind
 from zoo.stack.option_values import from_dict
 from zoo.stack.pattern import mixer_name, parse_pattern
 
 FORMAT = "subquadratic-zoo"
-VERSION = 1
-FIELDS = frozenset(("format", "format_version", "kind", "config", "mixers"))
+VERSION = 2
+FIELDS = frozenset(("format", "format_version", "kind", "config", "mixers", "quantized"))
 """What config.json says of the model."""
+STORED = (nnx.Param, Quantized)
+"""The variables that are stored."""
 
 
 def is_native(raw: Json) -> bool:
@@ -33,15 +38,17 @@ def is_native(raw: Json) -> bool:
     return raw.get("format") == FORMAT
 
 
-def write_config(config: ModelConfig) -> Json:
-    """What config.json says of a model."""
-    said = {
+def write_config(config: ModelConfig, quantized: Mapping[str, Mapping[str, int]] = MappingProxyType({})) -> Json:
+    """What config.json says of a model, and of how weights of it are quantised, see `options_of`."""
+    said: Json = {
         "format": FORMAT,
-        "format_version": VERSION,
+        "format_version": 1,
         "kind": MODELS[type(config)].__name__,
         "config": dataclasses.asdict(config),
         "mixers": {name: _options(name) for name in _registered(config)},
     }
+    if quantized:
+        said |= {"format_version": 2, "quantized": {**quantized}}
     return json.loads(json.dumps(said))
 
 
@@ -71,9 +78,23 @@ def read_config(raw: Json) -> ModelConfig:
     return from_dict(kinds[raw["kind"]], raw["config"])
 
 
+def read_quantized(raw: Json) -> dict[str, dict[str, int]]:
+    """How weights are quantised, by name.
+
+    Raises:
+      ValueError: what `quantize` does not make.
+    """
+    said = raw.get("quantized", {})
+    for name, how in said.items() if isinstance(said, dict) else [("quantized", said)]:
+        whole = isinstance(how, dict) and how.keys() == {"bits", "group_size"} and {*map(type, how.values())} == {int}
+        if not whole or how["bits"] not in get_args(Bits) or how["group_size"] < 1:
+            raise ValueError(f"{name}={how!r}, expected bits and group_size")
+    return said
+
+
 def tensor_table(model: Model) -> Table:
     """Which tensor is which parameter."""
-    paths = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    paths = nnx.to_flat_state(nnx.state(model, STORED))
     return Table({".".join(map(str, path)): Entry((path,), "same") for path, _ in paths})
 
 

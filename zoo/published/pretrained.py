@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
@@ -25,6 +26,7 @@ from jax.sharding import Sharding
 from zoo.models.build import Kind, Model, ModelConfig, abstract, require_kind
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
+from zoo.models.frozen import thaw
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published import (
     bert_layout,
@@ -45,11 +47,14 @@ from zoo.published.layout_options import Layout, require_layout
 from zoo.published.model_types import require_model_type
 from zoo.published.plain_weights import copied, require_floating, require_plain_config
 from zoo.published.presets import presets
-from zoo.published.sharding_rules import ShardingRule
+from zoo.published.sharding_rules import Placing, sharding_of
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.transformers_fields import with_both_ways
 from zoo.published.weight_files import FILES, LazyTensor, open_weights, save_weights
+from zoo.reuse.adapt import LoRAWeight
+from zoo.reuse.linear_maps import ComputedWeight
+from zoo.reuse.quantize import options_of, quantizable, with_options
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
 _ADAPTER_FILE = "adapter_config.json"  # peft's, of a LoRA say
@@ -70,7 +75,7 @@ def from_pretrained(
     *,
     kind: type[Kind],
     dtype: Dtype | None = None,
-    sharding: Sharding | ShardingRule | None = None,
+    sharding: Placing | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
@@ -82,7 +87,7 @@ def from_pretrained(
     *,
     kind: None = None,
     dtype: Dtype | None = None,
-    sharding: Sharding | ShardingRule | None = None,
+    sharding: Placing | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
@@ -93,7 +98,7 @@ def from_pretrained(
     *,
     kind: type | None = None,
     dtype: Dtype | None = None,
-    sharding: Sharding | ShardingRule | None = None,
+    sharding: Placing | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
@@ -126,8 +131,9 @@ def from_pretrained(
         any.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored, or as a config of ours says. Decay
         rates, step-size biases, skips, norms and states are at least float32.
-      sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
-        device gets its part and no more. None: the default device.
+      sharding: where parameters go: one `jax.sharding.Sharding` for all, a rule such as `shard_largest(mesh)`, or a
+        mesh, over which they lie as the table of `zoo.layers.mesh_axes` says. Each device gets its part and no more.
+        None: the ambient mesh (`jax.set_mesh`), else the default device.
       revision: branch, tag or commit on the hub; of a run, its checkpoint: a step, "latest" or "best". None: latest.
       leave_dense: whether a folder of sentence-transformers may have Dense modules, which the model's `embed` lacks and
         the caller applies. Otherwise one that has them is an error.
@@ -160,8 +166,8 @@ def from_pretrained(
             name = jnp.dtype(opened.stored if dtype is None else dtype).name
             config = dataclasses.replace(config, dtype=name, param_dtype=name)
         require_layers(config.n_layers, config.pattern, len(opened.tensors))
-        model = abstract(config)
-        params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+        model = with_options(abstract(config), opened.quantized)
+        params = dict(nnx.to_flat_state(nnx.state(model, native_layout.STORED)))
         require_values(params, opened.tensors.values())
     tensors, table = opened.tensors, opened.table(model)
     _require_a_fit(place, table, tensors, params)
@@ -170,7 +176,7 @@ def from_pretrained(
         tensor = np.stack(parts) if parts else tensors[name].mapped
         arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
         for path, array in zip(entry.paths, arrays, strict=True):
-            rule = sharding(path, array.shape) if callable(sharding) else sharding
+            rule = sharding_of(sharding, path, params[path])
             copy = functools.partial(copied, named=f"{place}: {name}", allow_nonfinite=allow_nonfinite)
             params[path] = params[path].replace(_place(array, params[path].dtype, rule, copy))
     nnx.update(model, nnx.from_flat_state(list(params.items())))
@@ -188,6 +194,8 @@ class _Opened(NamedTuple):
     """Which of the tensors is which parameter of the model."""
     stored: Dtype | None
     """The dtype to compute in, where that of the tensors alone says it. None: the config does."""
+    quantized: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    """How weights are quantised, see `options_of`."""
 
 
 def _open_run(folder: Path, kind: type | None, revision: str | int | None) -> _Opened:
@@ -206,7 +214,8 @@ def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Op
         require_widths(raw["config"], tensors.values())
         config = native_layout.read_config(raw)
         require_kind(kind, config, "the model")
-    return _Opened(source, config, tensors, native_layout.tensor_table, None)
+        quantized = native_layout.read_quantized(raw)
+    return _Opened(source, config, tensors, native_layout.tensor_table, None, quantized)
 
 
 def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, leave_dense: bool) -> _Opened:
@@ -262,10 +271,13 @@ def save_pretrained(
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
 
     Raises:
-      ValueError: a model that the layout cannot describe, or fields that it does not have: names the option.
+      ValueError: a model that the layout cannot describe, or fields that it does not have: names the option; one with
+        adapters, or with quantised weights and another layout than the native one.
       FileExistsError: weights of another format lie there already and would be read instead.
     """
     require_layout(layout)
+    _require_parameters(model, layout)
+    model = thaw(model)
     write = _describe_native if layout == "native" else functools.partial(_describe_published, layout=layout)
     written = write(model, dict(extra or {}))
     folder = Path(folder)
@@ -276,6 +288,17 @@ def save_pretrained(
     partial = folder / "config.json.partial"
     partial.write_text(json.dumps(written.raw, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / "config.json")
+
+
+def _require_parameters(model: Model, layout: Layout) -> None:
+    """Raises a ValueError where weights are no parameters, but for quantised ones in our own layout."""
+    for name, linear in quantizable(model).items():
+        if isinstance(linear.weight, LoRAWeight):
+            raise ValueError(
+                f"{name} has an adapter: zoo.merge_lora makes one model of both, zoo.save_adapter saves it"
+            )
+        if isinstance(linear.weight, ComputedWeight) and layout != "native":
+            raise ValueError(f"{name} is quantised: layout={layout!r} has plain weights, see zoo.dequantize")
 
 
 def what_lacks(model: Model, layout: Layout) -> str:
@@ -302,9 +325,9 @@ class _Written(NamedTuple):
 def _describe_native(model: Model, extra: Json) -> _Written:
     if clash := sorted(extra.keys() & native_layout.FIELDS):
         raise ValueError(f"extra={extra!r}, expected fields other than {clash[0]!r}, which describes the model")
-    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    params = nnx.to_flat_state(nnx.state(model, native_layout.STORED))
     tensors = {".".join(map(str, path)): np.asarray(param[...]) for path, param in params}
-    return _Written(native_layout.write_config(model.config) | extra, tensors, "safetensors", {})
+    return _Written(native_layout.write_config(model.config, options_of(model)) | extra, tensors, "safetensors", {})
 
 
 def _describe_published(model: Model, extra: Json, *, layout: Layout) -> _Written:
@@ -330,18 +353,36 @@ def _describe_published(model: Model, extra: Json, *, layout: Layout) -> _Writte
     }
     for name, parts in table.stacks.items():
         tensors |= dict(zip(parts, tensors.pop(name), strict=True))
-    if encoder is not None:
-        tensors = {bert_layout.full_name(name, encoder): tensor for name, tensor in tensors.items()}
-    if hybrid_layout.is_hybrid(raw):
-        tensors = {hybrid_layout.full_name(name, raw["model_type"]): tensor for name, tensor in tensors.items()}
-    if llama_layout.is_llama(raw):
-        tensors = {llama_layout.full_name(name): tensor for name, tensor in tensors.items()}
-    if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
-        tensors = {vit_layout.full_name(name, model.config): tensor for name, tensor in tensors.items()}
+    tensors = {_full_name(name, model, raw): tensor for name, tensor in tensors.items()}
     if layout == "official":  # the official code stores copies and constants all the same
         tensors |= {name: tensors[original] for name, original in table.copies.items()} | {**table.constants}
     official: Literal["bin", "pth"] = "pth" if vim_layout.is_vim(raw) else "bin"
     return _Written(raw, tensors, official if layout == "official" else "safetensors", beside)
+
+
+def _full_name(name: str, model: Model, raw: Json) -> str:
+    """A tensor's name in the file, out of that in the table."""
+    if isinstance(model.config, EncoderConfig) and _is_bert(raw):
+        return bert_layout.full_name(name, model.config)
+    if hybrid_layout.is_hybrid(raw):
+        return hybrid_layout.full_name(name, raw["model_type"])
+    if llama_layout.is_llama(raw):
+        return llama_layout.full_name(name)
+    if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
+        return vit_layout.full_name(name, model.config)
+    return name
+
+
+def tensor_names(config: ModelConfig, layout: Layout) -> dict[tuple, str]:
+    """What a published file calls each parameter that is a tensor of its own there, by the parameter's path.
+
+    Raises:
+      ValueError: a model that the layout cannot describe.
+    """
+    model, raw = abstract(config), _write_config(config, layout)
+    table = _table(model, layout, raw)
+    alone = {entry.paths[0]: name for name, entry in table.entries.items() if len(entry.paths) == 1}
+    return {path: _full_name(name, model, raw) for path, name in alone.items() if name not in table.stacks}
 
 
 def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:
@@ -528,7 +569,13 @@ def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor],
     ]
     if parts:
         raise ValueError(f"{place}: the tensors do not fit the config. " + "; ".join(parts))
-    require_floating(place, tensors, shapes)
+    codes = {
+        name for name, entry in table.entries.items() if not jnp.issubdtype(params[entry.paths[0]].dtype, jnp.floating)
+    }
+    if wrong := [name for name in sorted(codes) if tensors[name].dtype != params[table.entries[name].paths[0]].dtype]:
+        expected = params[table.entries[wrong[0]].paths[0]].dtype
+        raise ValueError(f"{place}: {wrong[0]} is {tensors[wrong[0]].dtype}, expected {expected}, codes of this size")
+    require_floating(place, tensors, sorted(shapes.keys() - codes))
     for name in sorted(table.copies.keys() & tensors.keys()):
         original = table.copies[name]
         stored, other = tensors[name].mapped, tensors[original].mapped

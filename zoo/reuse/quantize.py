@@ -12,6 +12,8 @@ section 4 (groups of inputs).
 Axes: i inputs, o outputs, k groups, q inputs of a group, s bytes of a group.
 """
 
+import functools
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -33,23 +35,23 @@ class QuantizedWeight(ComputedWeight):
     Codes of 2 bits lie four in a byte, those of 3 and 4 bits two.
     """
 
-    def __init__(self, linear: LinearMap, *, bits: Bits, group_size: int | None):
+    def __init__(self, weight: Float[Array, "..."], axes: Axes, *, bits: Bits, group_size: int | None):
         """
         Args:
-          linear: whose weight is quantised.
+          weight: what is quantised.
+          axes: where its inputs and outputs lie.
           bits: of a code.
           group_size: q; the last group may be shorter. None: all inputs.
         """
-        weight = linear.weight[...]
-        self.axes, self.bits, self.float_dtype = tuple(linear.axes), bits, jnp.dtype(weight.dtype)
-        self.d_in = weight.shape[linear.axes.d_in]
+        self.axes, self.bits, self.float_dtype = tuple(axes), bits, jnp.dtype(weight.dtype)
+        self.d_in = weight.shape[axes.d_in]
         codes, scales = quantize_groups(_inputs_first(weight, self.axes), bits, group_size or self.d_in)
         self.group_size = codes.shape[-2]
-        self.codes, self.scales = Quantized(pack(codes, bits)), Quantized(scales.astype(weight.dtype))
+        self.codes, self.scales = Quantized(pack(codes, bits)), Quantized(scales)
 
     def whole(self) -> Array:
         codes = unpack(self.codes[...], self.bits, self.group_size)
-        weight = codes.astype(self.float_dtype) * self.scales[...]  # k q o
+        weight = (codes * self.scales[...]).astype(self.float_dtype)  # k q o
         weight = weight.reshape(*weight.shape[:-3], -1, weight.shape[-1])[..., : self.d_in, :]
         return _inputs_first(weight, self.axes)
 
@@ -129,19 +131,38 @@ def quantize(
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size={group_size}, expected at least 1")
     model = copied(model)
-    maps = linear_maps(model, targets)
-    if embeddings:
-        maps |= {
-            ".".join(map(str, path)): LinearMap(module, "embedding", Axes(-1, -2))
-            for path, module in nnx.iter_modules(model)
-            if isinstance(module, nnx.Embed)
-        }
+    maps = linear_maps(model, targets) | (_embeddings(model) if embeddings else {})
     for name, linear in maps.items():
         if not isinstance(linear.weight, nnx.Variable):
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
-        linear.replace(
-            QuantizedWeight(linear, bits=8 if linear.attribute == "embedding" else bits, group_size=group_size)
-        )
+        of_this: Bits = 8 if linear.attribute == "embedding" else bits
+        linear.replace(QuantizedWeight(linear.weight[...], linear.axes, bits=of_this, group_size=group_size))
+    return model
+
+
+def options_of(model: nnx.Module) -> dict[str, dict[str, int]]:
+    """How each map of a model that is quantised is so, by name: what `with_options` makes such a model of."""
+    weights = {name: linear.weight for name, linear in quantized_weights(model).items()}
+    return {name: {"bits": weight.bits, "group_size": weight.group_size} for name, weight in weights.items()}
+
+
+def with_options(model: Model, options: Mapping[str, Mapping[str, int]]) -> Model:
+    """A model of shapes in place of arrays that is quantised as another one is.
+
+    Args:
+      model: from `abstract`.
+      options: from `options_of`.
+
+    Raises:
+      ValueError: a map that the model does not have.
+    """
+    model = copied(model)
+    maps = quantizable(model)
+    if unknown := sorted(options.keys() - maps.keys()):
+        raise ValueError(f"{unknown[0]} is quantised, and the model has no such map")
+    for name, how in options.items():
+        make = functools.partial(QuantizedWeight, axes=maps[name].axes, **how)  # type: ignore[arg-type]
+        maps[name].replace(nnx.eval_shape(make, maps[name].weight.get_value()))
     return model
 
 
@@ -153,11 +174,20 @@ def dequantize(model: Model) -> Model:
     return model
 
 
+def quantizable(model: nnx.Module) -> dict[str, LinearMap]:
+    """All that can be quantised of a model, by name: its linear maps and its tables of embeddings."""
+    return linear_maps(model, ".*") | _embeddings(model)
+
+
+def _embeddings(model: nnx.Module) -> dict[str, LinearMap]:
+    """The tables of embeddings. As a map each is a head: its outputs are the rows."""
+    return {
+        ".".join(map(str, (*path, "embedding"))): LinearMap(module, "embedding", Axes(-1, -2))
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, nnx.Embed)
+    }
+
+
 def quantized_weights(model: nnx.Module) -> dict[str, LinearMap]:
     """The maps of a model that are quantised, by name."""
-    found = {}
-    for path, module in nnx.iter_modules(model):
-        for attribute, value in vars(module).items():
-            if isinstance(value, QuantizedWeight):
-                found[".".join(map(str, (*path, attribute)))] = LinearMap(module, attribute, Axes(*value.axes))
-    return found
+    return {name: linear for name, linear in quantizable(model).items() if isinstance(linear.weight, QuantizedWeight)}

@@ -8,12 +8,19 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
+from ssm.sequence_cut import cut_of
+from zoo.layers.mesh_axes import placed_rows
+from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, word_config
 from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
+from zoo.stack.gathering import gathered, gathering
 from zoo.stack.pattern import Folded, fold, parse_pattern
 from zoo.stack.scan_layers import looped_blocks, run_blocks
+
+# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
+_POLICIES = {"nothing": None, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Backbone(nnx.Module):
@@ -114,19 +121,31 @@ class Backbone(nnx.Module):
 
     def _begin(self, x, mask, segment_ids, rngs, grid):
         """What runs one block, what enters the first (the stream, no losses yet), the noise of all, the way out."""
+        self._check_cut(x)
         x, noise = self._enter(x), self._noise(rngs)
         x, mask, segment_ids, leave = _close(x, mask, segment_ids)
+        x = placed_rows(x)
         given = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "embeddings": x, "shared": self._shared}
 
         def run(graphdef, params, carry, noise):
             (x, total), (key, skip) = carry, noise or (None, None)
-            block = nnx.merge(graphdef, params)
+            block = nnx.merge(graphdef, gathered(params))
             x, loss = block.run(x, key=key, skip=skip, **given)
-            return x, total + loss.astype(total.dtype)
+            return placed_rows(x), total + loss.astype(total.dtype)
 
-        if self.config.remat:
-            run = jax.checkpoint(run, static_argnums=0)
-        return run, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+        return self._recomputed(run), (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+
+    def _check_cut(self, x):
+        """Raises a NotImplementedError that names a mixer which may not be called with rows cut over devices."""
+        if cut_of(x) is None:
+            return
+        for word, block in zip(self.words, self.blocks, strict=True):
+            for name, mixer in (("+".join(word.mixers), block.mixer), (word.channel, block.mlp)):
+                if mixer is not None and not has(mixer, "runs_cut"):
+                    raise NotImplementedError(
+                        f"{name} on a mesh that cuts rows over devices, which the mixer does not say that it can run "
+                        "on (runs_cut = True), expected --mesh.sequence 1"
+                    )
 
     @property
     def _items(self) -> tuple[int, Folded]:
@@ -167,21 +186,28 @@ class Backbone(nnx.Module):
         """Goes on from `state` by l positions; any split gives the same as the whole. `rngs` is as in `__call__`."""
         if 0 in x.shape:
             return self._normed(self._enter(x)), state
+        self._check_cut(x)
         x, noise, after = self._enter(x), self._noise(rngs), []
         x, mask, segment_ids, leave = _close(x, mask, segment_ids, goes_on=True)
         given = {"mask": mask, "segment_ids": segment_ids, "embeddings": x, "shared": self._shared}
 
         def run(graphdef, params, x, state, noise):
             key, skip = noise or (None, None)
-            block = nnx.merge(graphdef, params)
-            return block.extend(x, state, key=key, skip=skip, **given)
+            block = nnx.merge(graphdef, gathered(params))
+            x, state = block.extend(x, state, key=key, skip=skip, **given)
+            return placed_rows(x), state
 
-        if self.config.remat:
-            run = jax.checkpoint(run, static_argnums=0)
+        run = self._recomputed(run)
         for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
         return leave(self._normed(x)), tuple(after)
+
+    def _recomputed(self, run):
+        """What runs a block, and in the backward pass runs it again, if it is to."""
+        if not self.config.remat:
+            return gathering(run)
+        return jax.checkpoint(run, static_argnums=0, policy=_POLICIES[self.config.remat_keeps])
 
     def _normed(self, x):
         return x if self.norm_f is None else self.norm_f(x)
@@ -198,7 +224,8 @@ class Backbone(nnx.Module):
 
     def _enter(self, x):
         dtype = jnp.dtype(self.config.dtype)
-        return x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
+        x = x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
+        return placed_rows(x)
 
 
 def _close(x, mask, segment_ids, *, goes_on=False):

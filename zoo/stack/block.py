@@ -134,14 +134,14 @@ class Block(nnx.Module):
         x = self.dropout(x, deterministic=False, rngs=rngs)
         if not self.drop_path or skip is None:
             return x
-        stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (len(x), 1, 1))
+        stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (x.shape[0], 1, 1))
         return jnp.where(stays, x / (1 - skip).astype(x.dtype), 0)
 
 
 def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     if config.layer_scale is None:
         return None
-    return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False)
+    return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False, axes=(None,))
 
 
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_runs
+from ssm.forward_mode import by_hand
+from ssm.sequence_cut import by_channels, cut_of
 
 
 class Closed(NamedTuple):
@@ -28,11 +30,11 @@ class Closed(NamedTuple):
 
     def close(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Rows as they run."""
-        return _move(x, self.source, self.place)
+        return _moved(x, self.source, self.place)
 
     def open(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         """Closed rows as they were."""
-        return _move(x, self.place, self.source)
+        return _moved(x, self.place, self.source)
 
 
 def close_gaps(mask: Bool[Array, "b l"], segment_ids: Int[Array, "b l"] | None, *, goes_on: bool = False) -> Closed:
@@ -62,6 +64,14 @@ def close_gaps(mask: Bool[Array, "b l"], segment_ids: Int[Array, "b l"] | None, 
     return Closed(source, place, jnp.take_along_axis(mask, source, axis=1), runs)
 
 
+def _moved(x, source, back):
+    """`_move`; where positions are cut over devices, whole rows of a part of the channels each, if there is a gap."""
+    if (cut := cut_of(x)) is None:
+        return by_hand(_move, "zoo.Backbone with a mask", "zoo.forward_mode()")(x, source, back)
+    gaps = jnp.any(source != jnp.arange(source.shape[1]))
+    return jax.lax.cond(gaps, lambda x: by_channels(_move, cut, x, source, back), lambda x: x, x)
+
+
 @jax.custom_vjp
 def _move(x, source, back):
     """Each place of a row from its source; `back` is the inverse. So the gradient is a gather as well, no scatter."""
@@ -69,12 +79,12 @@ def _move(x, source, back):
 
 
 def _forward(x, source, back):
-    return _move(x, source, back), (source, back)
+    return _move.__wrapped__(x, source, back), (source, back)
 
 
 def _backward(places, dy):
     source, back = places
-    return _move(dy, back, source), None, None
+    return _move.__wrapped__(dy, back, source), None, None
 
 
 _move.defvjp(_forward, _backward)

@@ -119,7 +119,7 @@ def test_a_registered_mixer_is_saved_with_its_options(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version=2, expected 1 to 1: update the library"),
+        ({"format_version": 3}, "format_version=3, expected 1 to 2: update the library"),
         ({"format_version": None}, "format_version=None, expected 1"),
         ({"kind": "CausalLm"}, "unknown kind 'CausalLm', did you mean 'CausalLM'"),
         ({"config": {"d_modle": 3}}, "unknown field 'd_modle', did you mean 'd_model'"),

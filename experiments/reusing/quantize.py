@@ -1,0 +1,68 @@
+"""The weights of a model's linear maps in 2 to 8 bits.
+
+    python -m experiments.reuse quantize runs/causal_lm/tiny small --bits 4
+
+Each group of inputs of an output has a scale, a number of 4 bytes; 64 inputs in 4 bits are 4.5 bits a weight. They stay
+in this form in memory, too, and are multiplied out where they are used: what is saved is memory, not time. Decays,
+steps, convolutions, norms and biases stay as they are; so do embeddings unless --embeddings is given.
+
+Source: Shen et al. 2019, arXiv:1909.05840, section 3.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+from flax import nnx
+
+import zoo
+from experiments.loop import flags
+from experiments.model_folders import load_model
+from experiments.reusing.written import require_empty, write_model
+from zoo.reuse.quantize import Bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Writes a quantised model."""
+
+    source: Annotated[str, flags.Positional]
+    """The folder of a run, a folder in our own or a published layout, or a name on the Hugging Face hub."""
+    target: Annotated[Path, flags.Positional]
+    """Folder to write."""
+    bits: Bits = 8
+    """Of a weight. 3 take the room of 4."""
+    group_size: int = 64
+    """Inputs that share a scale; 0 is all inputs of an output."""
+    targets: str | None = None
+    """Which maps, a regular expression on the end of their names, "in_proj|out_proj" say. None: all of the blocks."""
+    embeddings: bool = False
+    """Whether tables of embeddings are quantised too, in 8 bits."""
+    checkpoint: Literal["latest", "best"] | int = "latest"
+    """Which checkpoint of a run: latest, best, or a step."""
+
+
+def main() -> int:
+    """Loads, quantises, writes."""
+    config = flags.parse_one(Config, prog="python -m experiments.reuse quantize", description=__doc__)
+    with flags.usage_errors():
+        require_empty(config.target)
+        if config.group_size < 0:
+            raise ValueError(f"--group-size {config.group_size}, expected at least 0")
+        loaded = load_model(config.source, checkpoint=config.checkpoint)
+        model = zoo.quantize(
+            loaded.model,
+            bits=config.bits,
+            group_size=config.group_size or None,
+            targets=config.targets,
+            embeddings=config.embeddings,
+        )
+        size = write_model(model, config.target, loaded, config.source)
+    before = sum(x.nbytes for x in jax.tree.leaves(nnx.state(loaded.model)))
+    print(f"{config.source} -> {config.target}: {before / 1e6:,.1f} MB of weights are {size / 1e6:,.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)

@@ -1,0 +1,81 @@
+"""Models made of others by commands: what is in the folder, and what cannot be made."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from experiments import reuse
+from tests.places import PUBLISHED
+from tests.zoo.reuse.models import IDS, causal
+from tests.zoo.reuse.test_adapt import moved
+from zoo.reuse.quantize import quantized_weights
+
+
+@pytest.fixture
+def folders(empty_folder):
+    """A model and two tunes of it."""
+    model = causal("mamba/mlp")
+    for seed, name in enumerate(("base", "one", "two")):
+        zoo.save_pretrained(moved(model, seed) if seed else model, empty_folder / name)
+    return model
+
+
+def numbers(folder):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(nnx.state(zoo.from_pretrained(folder), nnx.Param))])
+
+
+def test_tunes_become_one(folders, run_command):
+    tuned = ("--tuned", "one", "two")
+    status, out, err = run_command(reuse, "merge", "base", "out", *tuned, "--method", "task_arithmetic")
+    assert status == 0, err
+    assert "2 tunes of base -> out" in out
+    np.testing.assert_allclose(numbers("out"), (numbers("one") + numbers("two")) / 2, atol=1e-6)
+    status, _, err = run_command(reuse, "merge", "base", "out", *tuned)
+    assert (status, err.strip()) == (1, "error: out is not empty; choose another folder")
+    status, _, err = run_command(reuse, "merge", "base", "other", *tuned, "--weights", "1", "2", "3")
+    assert status == 1
+    assert "expected one for each of the 2 models" in err
+
+
+def test_a_model_grows_and_comes_back(folders, run_command):
+    status, out, err = run_command(reuse, "grow", "base", "large", "--d-model", "16", "--n-layers", "2")
+    assert status == 0, err
+    assert "d_model=16, n_layers=2, 'mamba/mlp'" in out
+    assert jnp.allclose(zoo.from_pretrained("large")(IDS), folders(IDS), atol=1e-5)
+    status, out, err = run_command(reuse, "coalesce", "large", "small", "--d-model", "8")
+    assert status == 0, err
+    status, _, err = run_command(
+        reuse, "grow", "small", "again", "--d-model", "16", "--into", "large", "--alpha", "0.25"
+    )
+    assert status == 0, err
+    np.testing.assert_allclose(numbers("again"), numbers("large"), atol=1e-6)
+    status, _, err = run_command(reuse, "grow", "base", "other", "--d-model", "4")
+    assert (status, err.strip()) == (1, "error: d_model=4, expected at least the model's 8")
+
+
+def test_weights_become_few_bits(folders, run_command):
+    status, out, err = run_command(reuse, "quantize", "base", "out", "--bits", "4", "--group-size", "8", "--embeddings")
+    assert status == 0, err
+    assert "MB of weights are" in out
+    small = zoo.from_pretrained("out")
+    assert {weight.weight.bits for weight in quantized_weights(small).values()} == {4, 8}
+    expected = zoo.quantize(folders, bits=4, group_size=8, embeddings=True)
+    assert jnp.array_equal(small(IDS), expected(IDS))
+
+
+def test_an_adapter_is_folded_in_and_what_lies_beside_a_model_goes_along(folders, run_command, empty_folder):
+    source = PUBLISHED / "llama_tied"
+    model = zoo.from_pretrained(source)
+    tuned = moved(zoo.add_lora(model, rank=1, rngs=nnx.Rngs(0)))
+    zoo.save_adapter(tuned, "adapter")
+    status, _, err = run_command(reuse, "adapt", source, "out", "--adapter", "adapter")
+    assert status == 0, err
+    assert jnp.allclose(zoo.from_pretrained("out")(IDS), tuned(IDS), atol=1e-5)
+    assert (empty_folder / "out/README.md").is_file()
+    status, _, err = run_command(reuse, "adapt", "base", "other", "--adapter", "adapter")
+    assert status == 1
+    assert "is no adapter of a map of this model" in err
+    assert not (empty_folder / "other").exists()
