@@ -58,6 +58,7 @@ def fft_conv2d(
 
     Raises:
       ValueError: shapes that disagree, or a filter with an odd number of taps along an axis.
+      NotImplementedError: implementation="pallas", which has no second axis.
 
     Source: m2's `fftconv_ref` along both axes.
     """
@@ -90,6 +91,8 @@ def conv_places(
     implementation: Implementation | None = None,
 ) -> Float[Array, "b l d"]:
     """`fft_conv2d` of images that are the l places of a grid, row by row."""
+    if implementation == "pallas":
+        raise NotImplementedError("implementation='pallas' has one axis, expected 'xla', 'monarch' or None in an image")
     if implementation not in (None, "xla", "monarch"):
         raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
     if (cut := cut_of(u)) is not None:

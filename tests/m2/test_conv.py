@@ -230,7 +230,7 @@ def test_errors_name_the_argument(unchecked):
         ({"bandwidth": 0.0}, "bandwidth=0.0, expected 0 < bandwidth <= 1"),
         ({"bandwidth": 0.5, "segment_ids": jnp.zeros((2, 5), int)}, "bandwidth=0.5 and segment_ids"),
         ({"bandwidth": 0.5, "k": jnp.zeros((3, 2))}, "a filter of 2 taps a side for 5 positions"),
-        ({"implementation": "cuda"}, "implementation='cuda', expected 'xla', 'monarch' or None"),
+        ({"implementation": "cuda"}, "implementation='cuda', expected 'xla', 'monarch', 'pallas' or None"),
     ):
         with pytest.raises(ValueError, match=words):
             m2.fft_conv(**({"u": u, "k": k} | arguments))
