@@ -181,10 +181,13 @@ class DepthwiseConv(nnx.Module):
         bias = bound(rngs.params(), (channels,), param_dtype) if use_bias else None
         self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(axis,))
 
-    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
-        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask."""
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None, weights=None):
+        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask.
+
+        `weights` are the kernel and the bias of those channels that x has, where it has not all; see `ssm.tensor_cut`.
+        """
         if self.kernel.shape[1] > 1:
             check_no_gaps(mask)
-        bias = None if self.bias is None else self.bias[...]
-        y, after = causal_conv1d(x, self.kernel[...], bias, initial_state=state, mask=mask, segment_ids=segment_ids)
+        kernel, bias = weights or (self.kernel[...], None if self.bias is None else self.bias[...])
+        y, after = causal_conv1d(x, kernel, bias, initial_state=state, mask=mask, segment_ids=segment_ids)
         return y, after if state is None else after.astype(state.dtype)

@@ -137,9 +137,13 @@ def placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def sharding_of_batch(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence."""
+    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence.
+
+    What the devices do not divide is on all of them: rows of a prediction, say; training checks its own, `check_rows`.
+    """
+    rows = ROWS if shape[0] % row_groups(mesh) == 0 else None
     positions = "sequence" if len(shape) == 2 and shape[1] % mesh.shape["sequence"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(ROWS, positions) if positions else PartitionSpec(ROWS))
+    return NamedSharding(mesh, PartitionSpec(rows, positions) if positions else PartitionSpec(rows))
 
 
 def own_rows(mesh: Mesh, shard: tuple[int, int] | None = None) -> Callable[[int], np.ndarray]:

@@ -76,7 +76,8 @@ _moved = jax.custom_vjp(_move, nondiff_argnums=(1, 2))
 
 
 def _moved_backward(stored, used, _, dx):
-    return (jax.lax.with_sharding_constraint(dx, stored),)
+    # Summed over rows as it is used, then cut: else what it is summed from is turned round, from rows to channels.
+    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(dx, used), stored),)
 
 
 _moved.defvjp(lambda x, stored, used: (_move(x, stored, used), None), _moved_backward)
