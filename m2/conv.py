@@ -135,8 +135,10 @@ def fft_conv(
     if bandwidth < 1 and (segment_ids is not None or not known or taps < l):
         what = "segment_ids" if segment_ids is not None else f"a filter of {taps} taps a side for {l} positions"
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
-    if l == 0 or k.shape[1] == 0:
-        raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
+    if k.shape[1] == 0:
+        raise ValueError(f"k has shape {k.shape}, expected at least one tap")
+    if 0 in u.shape:
+        return u
     if (cut := cut_of(u)) is not None:
         run = functools.partial(fft_conv, causal=causal, bandwidth=bandwidth, implementation=implementation)
         wide, reach = jnp.promote_types(u.dtype, jnp.float32), (earlier - 1, later) if bandwidth == 1 else None
