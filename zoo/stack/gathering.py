@@ -15,20 +15,10 @@ from zoo.layers.mesh_axes import FSDP, ambient_sizes, is_over, spec_of, without
 # Backbones keep their blocks under this name.
 LAYERS = "layers"
 # What a layer computes anew on the way back where its weights are gathered: what is made of weights alone, cheaply.
-ANEW = {
-    *(
-        "sharding_constraint",
-        "convert_element_type",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "slice",
-        "split",
-        "mul",
-        "copy",
-    ),
-    *("broadcast_in_dim", "concatenate", "rev", "neg", "exp"),
-}
+ANEW = frozenset(
+    ("sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze", "slice", "split", "concatenate")
+    + ("broadcast_in_dim", "rev", "copy", "mul", "neg", "exp")
+)
 
 
 def gather_outside_layers(model: Any) -> Any:
