@@ -30,6 +30,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.absent import blank
 from m2.apart import apart
 from m2.cut_conv import cut_conv
+from m2.forward_mode import by_hand
 from m2.monarch_dft import MonarchDFT, monarch_size, spectral_product
 from m2.sequence_cut import cut_of
 
@@ -148,7 +149,7 @@ def fft_conv(
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k, bias, input_gate, output_gate, runs
-    return apart(functools.partial(gated_conv, plan), inputs, axes, "b l d", channels="d")
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):

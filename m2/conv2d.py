@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from m2.apart import apart
 from m2.conv import HALF_SIZE_LIMIT, Blocks, Implementation, dft_precision, fft_size, gated_conv, half_fft, half_ifft
+from m2.forward_mode import by_hand
 from m2.monarch_dft import GridDFT, spectral_product
 from m2.sequence_cut import by_channels, cut_of
 
@@ -103,7 +104,7 @@ def conv_places(
     plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k.reshape(len(k), -1), bias, input_gate, output_gate, None
-    return apart(functools.partial(gated_conv, plan), inputs, axes, "b l d", channels="d")
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv2d"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Axis(NamedTuple):

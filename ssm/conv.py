@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm import init
 from ssm.absent import blank, check_no_gaps
 from ssm.checks import check_shapes, is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
 from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
 from ssm.sequence_cut import Along, cut_of
@@ -78,7 +79,9 @@ def causal_conv1d(
         runs = jnp.pad(segment_runs(segment_ids, along), ((0, 0), (history, 0)))
 
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    y = _convolve(padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs)
+    y = by_hand(_convolve, "ssm.causal_conv1d")(
+        padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs
+    )
     last = last_inputs(x, before, mask, segment_ids, along)
     if along is not None:
         last = along.of_last(pass_on(last, along.at_first(initial_state.astype(x.dtype)), mask, segment_ids, along)[1])

@@ -2,6 +2,7 @@
 
 from zoo.layers.attention import Attention as Attention
 from zoo.layers.attention import AttentionConfig as AttentionConfig
+from zoo.layers.forward_mode import forward_mode as forward_mode
 from zoo.layers.mlp import MLP as MLP
 from zoo.layers.mlp import MLPConfig as MLPConfig
 from zoo.layers.moe import MoE as MoE

@@ -305,7 +305,7 @@ class MoE(nnx.Module):
         layout = lay_out(experts, n) if factor is None else lay_out_within_capacity(experts, n, factor, of=total)
         out = mixers(to_rows(x, layout), layout.group, rngs=None if key is None else nnx.Rngs(dropout=key))
         chosen = from_rows(out, layout)
-        return jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(out.dtype)
+        return jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype), precision="highest").astype(out.dtype)
 
     def _logits(self, x):
         kernel = self.router.kernel[...]
