@@ -140,8 +140,6 @@ def fft_conv(
         y = cut_conv(run, cut, s, k, bias, segment_ids, reach)
         return (y if output_gate is None else y * blank(mask, output_gate).astype(wide)).astype(u.dtype)
     size = fft_size(l + max(later, earlier - 1)) if known else 2 * _block_positions(earlier + later - 1)
-    blocks = Blocks.of(d, b, size, u.dtype, BLOCK_BYTES)
-    plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
@@ -149,7 +147,13 @@ def fft_conv(
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k, bias, input_gate, output_gate, runs
-    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
+
+    def convolve(u, *more):  # of a device's own rows and channels
+        blocks = Blocks.of(u.shape[2], u.shape[0], size, u.dtype, BLOCK_BYTES)
+        plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
+        return by_hand(gated_conv, "m2.fft_conv")(plan, u, *more)
+
+    return apart(convolve, inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):
