@@ -160,8 +160,6 @@ def fft_conv(
             if limit:
                 raise NotImplementedError(f"implementation='pallas' with {reason}, which the kernel does not have")
     size = fft_size(l + max(later, earlier - 1)) if known else 2 * _block_positions(earlier + later - 1)
-    blocks = Blocks.of(d, b, size, u.dtype, BLOCK_BYTES)
-    plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
@@ -169,7 +167,13 @@ def fft_conv(
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k, bias, input_gate, output_gate, runs
-    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
+
+    def convolve(u, *more):  # of a device's own rows and channels
+        blocks = Blocks.of(u.shape[2], u.shape[0], size, u.dtype, BLOCK_BYTES)
+        plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
+        return by_hand(gated_conv, "m2.fft_conv")(plan, u, *more)
+
+    return apart(convolve, inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):
