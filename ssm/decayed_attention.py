@@ -38,6 +38,7 @@ from jaxtyping import Array, Float, Int
 
 from ssm.checks import is_known_size
 from ssm.platform import by_platform
+from ssm.precision import exact
 from ssm.segments import segment_runs
 from ssm.sequence_cut import Along, entering_states
 
@@ -436,5 +437,6 @@ def _sum_last(x):
 
 
 def _product(equation, one, other):
-    """A matrix product that adds up in at least float32."""
-    return jnp.einsum(equation, one, other, preferred_element_type=jnp.promote_types(one.dtype, jnp.float32))
+    """A matrix product that adds up in at least float32, and is one of float32 where an operand is."""
+    dtype = jnp.promote_types(one.dtype, jnp.float32)
+    return jnp.einsum(equation, one, other, precision=exact(one, other), preferred_element_type=dtype)

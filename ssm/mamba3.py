@@ -235,7 +235,7 @@ class Mamba3(Mixer):
         """b l h p -> b l r h p"""
         if not self.config.is_mimo:
             return x[:, :, None]
-        return jnp.einsum("blhp,hrp->blrhp", x, self.mimo_x[...])
+        return x[:, :, None] * jnp.swapaxes(self.mimo_x[...], 0, 1)
 
     def _trapezoid_state(self, state, dtype):
         v = self._to_ranks(state.v[:, None])[:, 0]
@@ -243,7 +243,7 @@ class Mamba3(Mixer):
 
     def _gated(self, y, z):
         """b l r h p -> b l e: normalised and gated, the ranks summed."""
-        z = jnp.einsum("blhp,hrp->blrhp", z, self.mimo_z[...]) if self.config.is_mimo else z[:, :, None]
+        z = z[:, :, None] * jnp.swapaxes(self.mimo_z[...], 0, 1) if self.config.is_mimo else z[:, :, None]
         if self.norm is None:
             y = y * jax.nn.silu(z)
         else:

@@ -270,7 +270,7 @@ class MoE(nnx.Module):
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
         chosen = self._through_experts(x if self.reduce is None else self.reduce(x), experts, rngs)
-        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(chosen.dtype)
+        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype), precision="highest").astype(chosen.dtype)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)

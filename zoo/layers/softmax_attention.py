@@ -13,6 +13,7 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.precision import exact
 from ssm.sequence_cut import cut_of
 from zoo.layers.block_attention import Rule, block_attention
 from zoo.layers.cut_attention import cut_attention
@@ -111,7 +112,8 @@ def _dense(q, k, v, numbers, slopes, rule):
     """All scores at once."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     grouped = rearrange(q, "b l (g r) p -> b l g r p", g=k.shape[2])
-    scores = jnp.einsum("blgrp,bsgp->bgrls", grouped, k, preferred_element_type=dtype) * rule.scale
+    product = functools.partial(jnp.einsum, precision=exact(q, k, v), preferred_element_type=dtype)
+    scores = product("blgrp,bsgp->bgrls", grouped, k) * rule.scale
     if slopes is not None:
         by_head = slopes.astype(dtype).reshape(k.shape[2], -1, 1, 1)
         scores -= by_head * jnp.abs(distances(numbers))[:, None, None]
@@ -122,7 +124,7 @@ def _dense(q, k, v, numbers, slopes, rule):
     weights = jnp.exp(scores - most)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = (weights / jnp.where(total > 0, total, 1)).astype(v.dtype)
-    y = jnp.einsum("bgrls,bsgp->blgrp", weights, v, preferred_element_type=dtype)
+    y = product("bgrls,bsgp->blgrp", weights, v)
     return y.reshape(q.shape).astype(q.dtype)
 
 
