@@ -10,6 +10,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.encoders.objectives import LabelledRows, Objective
+from experiments.loop.mesh import gathered
 
 # Batches that the device is given ahead of those whose answers have come back.
 AHEAD = 8
@@ -30,9 +31,9 @@ def run_over(
         for batch in order:
             outputs.append(_outputs(graphdef, variables, rows(batch), objective.outputs))
             if len(outputs) > AHEAD:
-                outputs[-1 - AHEAD] = jax.device_get(outputs[-1 - AHEAD])
+                outputs[-1 - AHEAD] = gathered(outputs[-1 - AHEAD])
             bar.update(int((batch >= 0).sum()))
-    outputs = jax.device_get(outputs)
+    outputs = gathered(outputs)
     total, weight = (sum(float(loss[i]) for loss, _ in outputs) for i in (0, 1))
     logits = {
         int(row): values

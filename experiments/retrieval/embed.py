@@ -32,7 +32,7 @@ from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode
 from experiments.encoders.lengths import longest
 from experiments.loop import flags
-from experiments.loop.mesh import current_mesh, placed, row_groups, spread
+from experiments.loop.mesh import current_mesh, gathered, own_rows, placed, row_groups, spread
 from experiments.retrieval.beir import records
 from experiments.retrieval.embedder import as_embedder, load_embedder
 from experiments.retrieval.sentence_modules import SentenceModules, normalized
@@ -165,15 +165,15 @@ def embed_encoded(
     texts = make_rows(encoded, special, model.config, max_len)
     graphdef, variables = nnx.split(model)
     mesh = current_mesh()
-    variables = placed(variables, mesh)
+    variables, own = placed(variables, mesh), own_rows(mesh)
     vectors = np.zeros((len(texts), model.config.d_model), np.float32)
     hidden = not (progress and sys.stderr.isatty())
     bar = tqdm(total=len(texts), unit="text", dynamic_ncols=True, disable=hidden)
     with bar, jax.set_mesh(mesh):
         waiting: list[tuple[np.ndarray, Any]] = []
         for rows in _batches(texts, batch_tokens, row_groups(mesh)):
-            batch = texts(rows)
-            arrays = spread((batch["tokens"], batch["mask"]), mesh)
+            batch, here = texts(rows), own(len(rows))
+            arrays = spread((batch["tokens"][here], batch["mask"][here]), mesh)
             waiting.append((rows, _embed(graphdef, skip, variables, *arrays)))
             if len(waiting) > 2:  # the device works while the next batches are made
                 _keep(vectors, *waiting.pop(0), bar)
@@ -200,7 +200,7 @@ def _embed(graphdef, skip, variables, tokens, mask):
 
 def _keep(vectors: np.ndarray, rows: np.ndarray, values: jax.Array, bar: tqdm) -> None:
     there = rows >= 0
-    vectors[rows[there]] = np.asarray(values, np.float32)[there]
+    vectors[rows[there]] = gathered(values).astype(np.float32)[there]
     bar.update(int(there.sum()))
 
 
