@@ -28,7 +28,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank
+from m2.apart import apart
 from m2.cut_conv import cut_conv
+from m2.forward_mode import by_hand
 from m2.monarch_dft import MonarchDFT, monarch_size, spectral_product
 from m2.sequence_cut import cut_of
 
@@ -145,7 +147,9 @@ def fft_conv(
         runs = segment_runs(segment_ids)
     u = blank(mask, u)
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
-    return gated_conv(plan, u, k, bias, input_gate, output_gate, runs)
+    axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
+    inputs = u, k, bias, input_gate, output_gate, runs
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from m2.apart import apart
 from m2.conv import HALF_SIZE_LIMIT, Blocks, Implementation, dft_precision, fft_size, gated_conv, half_fft, half_ifft
+from m2.forward_mode import by_hand
 from m2.monarch_dft import GridDFT, spectral_product
 from m2.sequence_cut import by_channels, cut_of
 
@@ -100,7 +102,9 @@ def conv_places(
     rows, columns = _Axis.over(grid[0], k.shape[1]), _Axis.over(grid[1], k.shape[2])
     blocks = Blocks.of(u.shape[2], len(u), rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
     plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
-    return gated_conv(plan, u, k.reshape(len(k), -1), bias, input_gate, output_gate, None)
+    axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
+    inputs = u, k.reshape(len(k), -1), bias, input_gate, output_gate, None
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv2d"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Axis(NamedTuple):

@@ -116,7 +116,7 @@ class ImplicitFilter(nnx.Module):
                 kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
                 bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
                 param_dtype=dtype,
-                kernel_metadata={"lr_scale": c.lr_scale, "axes": (None, "inner" if last else None)},
+                kernel_metadata={"lr_scale": c.lr_scale, "axes": ("stored", "inner" if last else None)},
                 bias_metadata={"lr_scale": c.lr_scale, "decay": False, "axes": (None,)},
                 precision=jax.lax.Precision.HIGHEST,
                 rngs=rngs,
@@ -183,7 +183,7 @@ class HyenaFilter(ImplicitFilter):
             jnp.asarray(position_features(l_max, config.emb_dim), dtype),
             decay=False,
             lr_scale=config.features_lr_scale,
-            axes=(None, None),
+            axes=("stored", None),
         )
 
     def __call__(self, length: int) -> Float[Array, "d m"]:
