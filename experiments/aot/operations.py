@@ -1,19 +1,22 @@
-"""What the operations of `ssm` take on a TPU or GPU that is not here, forward and gradient.
+"""What the operations of `ssm` and `m2` take on a TPU or GPU that is not here, forward and gradient.
 
     python -m experiments.aot.operations                                   # v5e, 8 rows of 2,048 positions
     python -m experiments.aot.operations --lengths 65536 --only ssd trapezoid
     python -m experiments.aot.operations --device h100
     python -m experiments.aot.operations --only scan                       # the selective scan's implementations
+    python -m experiments.aot.operations --only convolution                # the long one's implementations
+    python -m experiments.aot.operations --only images --batch-size 64 --lengths 196 3136
 
 Widths of the 130M models (Mamba: e 1536, n 16; Mamba-2 and -3: 24 heads of 64, n 128; linear attention: 12 heads of
-64), bfloat16 but for rates, steps and states. A gradient is that of the sum of all outputs in all floating inputs.
-Temporaries are beside inputs and outputs. "Schedule" is the time that issuing all instructions takes, without waits
-for memory and with both sides of branches (`experiments.aot.schedule`): it compares forms of one operation. Nothing
-runs on a TPU or GPU.
+64; M2-BERT: width 768, 4 blocks), bfloat16 but for rates, steps, states and filters. A gradient is that of the sum of
+all outputs in all floating inputs. Positions of images are their places. Temporaries are beside inputs and outputs.
+"Schedule" is the time that issuing all instructions takes, without waits for memory and with both sides of branches
+(`experiments.aot.schedule`): it compares forms of one operation. Nothing runs on a TPU or GPU.
 """
 
 import dataclasses
 import functools
+import math
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+import m2
 import ssm
 from experiments.aot.programs import compile_for
 from experiments.aot.schedule import CLOCKS, Schedule, clear_dump, read_schedule, start_dump
@@ -98,6 +102,36 @@ def _conv_shapes(b: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     return _shapes({"x": "b l e", "weight": "e w", "bias": "e"}, {"b": b, "l": length, "e": 1536, "w": 4}, "")
 
 
+def _long_shapes(b: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    axes = {"u": "b l d", "k": "d l", "bias": "d", "input_gate": "b l d", "output_gate": "b l d"}
+    return _shapes(axes, {"b": b, "l": length, "d": 768}, "k bias")
+
+
+def _image_shapes(b: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    axes = {"u": "b x x d", "k": "d m m", "bias": "d", "input_gate": "b x x d", "output_gate": "b x x d"}
+    return _shapes(axes, {"b": b, "x": math.isqrt(length), "m": 2 * math.isqrt(length), "d": 768}, "k bias")
+
+
+def _causal_monarch_shapes(b: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    axes = {"u": "b l d", "k": "d l", "l_coefficients": "t t", "r_coefficients": "t s s"}
+    t = math.isqrt(length - 1) + 1
+    sizes = {"b": b, "l": length, "d": 768, "t": t, "s": -(-length // t)}
+    return _shapes(axes, sizes, "k l_coefficients r_coefficients")
+
+
+def _monarch_shapes(b: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    axes = {"x": "b l d", "w1": "k q p", "w2": "k q q"}
+    return _shapes(axes, {"b": b, "l": length, "d": 768, "k": 4, "q": 768, "p": 192}, "")
+
+
+def _monarch(x: Any, w1: Any, w2: Any) -> Any:
+    return m2.monarch_matmul(x, w1, w2)
+
+
+def _long(implementation: Any) -> Callable[..., Any]:
+    return functools.partial(m2.fft_conv, implementation=implementation)
+
+
 def _trapezoid_step(h: Any, k_in: Any, v_in: Any, **others: Any) -> Any:
     return ssm.trapezoid_step(ssm.TrapezoidState(h, k_in, v_in), **others)
 
@@ -114,6 +148,12 @@ OPERATIONS = (
     Operation("trapezoid", ssm.trapezoid, _trapezoid_shapes),
     Operation("linear attention", ssm.linear_attention, _attention_shapes),
     Operation("short convolution", ssm.causal_conv1d, _conv_shapes),
+    Operation("long convolution", m2.fft_conv, _long_shapes),
+    Operation("long convolution, xla", _long("xla"), _long_shapes),
+    Operation("long convolution, pallas", _long("pallas"), _long_shapes),
+    Operation("images' convolution", m2.fft_conv2d, _image_shapes),
+    Operation("causal Monarch", m2.causal_monarch, _causal_monarch_shapes),
+    Operation("Monarch matrix, 768 to 3,072", _monarch, _monarch_shapes),
     Operation("selective step", ssm.selective_step, functools.partial(_scan_shapes, l=""), step=True),
     Operation("ssd step", ssm.ssd_step, functools.partial(_ssd_shapes, l=""), step=True),
     Operation("trapezoid step", _trapezoid_step, functools.partial(_trapezoid_shapes, l=""), step=True),
