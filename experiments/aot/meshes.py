@@ -5,14 +5,12 @@ program.memory / 2**30     # GiB on each device
 """
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.aot.programs import Program, compile_for, placed
+from experiments.aot.programs import Program, compile_for
 from experiments.aot.steps import make_step
 from experiments.aot.targets import Target
-from experiments.loop.mesh import MeshConfig, make_mesh, sharding_of_batch
-from experiments.loop.sharding import shardings_of_state
-from zoo.models.build import ModelConfig, abstract
+from experiments.loop.mesh import MeshConfig, make_mesh
+from zoo.models.build import ModelConfig
 
 
 def train_on(
@@ -31,12 +29,5 @@ def train_on(
     """
     mesh = make_mesh(mesh_config, target.devices)
     with jax.set_mesh(mesh):
-        step = make_step(config, "train", batch_size=batch_size, seq_len=seq_len, accumulate=accumulate)
-        state, rest, batch = step.arguments
-        shardings = shardings_of_state(state, abstract(config), mesh)
-        state = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state, shardings)
-        rest = placed(rest, NamedSharding(mesh, PartitionSpec()))
-        batch = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of_batch(mesh, x.shape)), batch
-        )
-        return compile_for(target, step.program, state, rest, batch)
+        step = make_step(config, mesh, batch_size=batch_size, seq_len=seq_len, accumulate=accumulate)
+        return compile_for(target, step.program, *step.arguments)
