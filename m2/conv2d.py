@@ -58,6 +58,7 @@ def fft_conv2d(
 
     Raises:
       ValueError: shapes that disagree, or a filter with an odd number of taps along an axis.
+      NotImplementedError: implementation="pallas", which has no second axis.
 
     Source: m2's `fftconv_ref` along both axes.
     """
@@ -71,6 +72,8 @@ def fft_conv2d(
     for name, gate in (("input_gate", input_gate), ("output_gate", output_gate)):
         if gate is not None and gate.shape != u.shape:
             raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
+    if b == 0:
+        return u
     if 0 in (x, y, *k.shape):
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one place and one tap")
     gates = (None if a is None else a.reshape(b, x * y, d) for a in (input_gate, output_gate))
@@ -90,6 +93,8 @@ def conv_places(
     implementation: Implementation | None = None,
 ) -> Float[Array, "b l d"]:
     """`fft_conv2d` of images that are the l places of a grid, row by row."""
+    if implementation == "pallas":
+        raise NotImplementedError("implementation='pallas' has one axis, expected 'xla', 'monarch' or None in an image")
     if implementation not in (None, "xla", "monarch"):
         raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
     if (cut := cut_of(u)) is not None:
