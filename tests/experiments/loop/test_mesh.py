@@ -60,7 +60,7 @@ def test_axes_that_cannot_be_are_named(sizes, message):
 
 
 def test_a_mesh_of_another_number_of_devices_is_refused(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
     for sizes, message in (
         ({"data": 2, "fsdp": 3}, r"--mesh.data 2 --mesh.fsdp 3: 6 devices, expected 8, the devices there are"),
         ({"fsdp": 3}, r"--mesh.fsdp 3: 3 devices, expected a divisor of 8, the devices there are"),
