@@ -20,7 +20,18 @@ Layout = Literal["native", "official", "transformers"]
 # Options that no layout has a word for and that do not change what a model computes, and those of single mixers, which
 # are compared one by one.
 FREE = frozenset(
-    ("dtype", "param_dtype", "remat", "scan_layers", "pattern", "dropout", "drop_path", *MIXERS, *CHANNEL_MIXERS)
+    (
+        "dtype",
+        "param_dtype",
+        "remat",
+        "remat_positions",
+        "scan_layers",
+        "pattern",
+        "dropout",
+        "drop_path",
+        *MIXERS,
+        *CHANNEL_MIXERS,
+    )
 )
 
 # Options of mixers that say how to compute, or what parameters are before any training.
