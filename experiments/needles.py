@@ -29,6 +29,7 @@ from experiments.encoders.lengths import longest
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.distributed import first_before_others
 from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
@@ -224,7 +225,7 @@ def main() -> int:
     points = curves(load_encoder(folder, step="best").model, needles, special, config)
     label = f"{finished.model.config.pattern}, {config.objective.loss}, batch {config.train.batch_size}"
     save_results(label, len(needles.queries), points, folder)
-    with flags.usage_errors():
+    with flags.usage_errors(), first_before_others():  # they read what it has written
         path = plot([folder, *map(Path, config.beside)])
     print(f"{len(needles.queries)} test queries, {len(needles.passages)} documents of each length:")
     for line in table(points):

@@ -28,7 +28,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank
+from m2.apart import apart
 from m2.cut_conv import cut_conv
+from m2.forward_mode import by_hand
 from m2.monarch_dft import MonarchDFT, monarch_size, spectral_product
 from m2.sequence_cut import cut_of
 
@@ -71,7 +73,8 @@ def fft_conv(
     the inputs and computes the rest again. All is computed in at least float32: half precision only enters and leaves.
 
     Args:
-      u: input, any length.
+      u: input, any length; also one that is not known yet (`jax.export`): the row is then cut into blocks of about m
+        positions, so that a program with filters as long as the longest row serves every shorter one at its cost.
       k: filters. Causal: tap j, k[:, j], multiplies the input j positions earlier. Bidirectional: m is even; the first
         m / 2 taps are the same, and the others, read from the end, multiply the inputs 1, 2, ... positions later:
         k[:, -1] the next one. So a circular convolution of size 2 l with k of m = 2 l is this, on padded input.
@@ -118,8 +121,13 @@ def fft_conv(
 
     # Taps that reach beyond an end are left out, lag 0 is always there.
     taps = k.shape[1] if causal else k.shape[1] // 2
-    earlier, later = min(taps, l), 0 if causal else min(taps, max(l - 1, 0))
-    if bandwidth < 1 and (segment_ids is not None or taps < l):
+    known = isinstance(l, int)
+    earlier, later = taps, 0 if causal else taps
+    if known:
+        earlier, later = min(earlier, l), min(later, max(l - 1, 0))
+    if not known and segment_ids is not None:
+        raise ValueError(f"u has l={l} positions and segment_ids, expected a known number of them with segment_ids")
+    if bandwidth < 1 and (segment_ids is not None or not known or taps < l):
         what = "segment_ids" if segment_ids is not None else f"a filter of {taps} taps a side for {l} positions"
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
     if l == 0 or k.shape[1] == 0:
@@ -131,14 +139,17 @@ def fft_conv(
         s = s if input_gate is None else s * blank(mask, input_gate).astype(wide)
         y = cut_conv(run, cut, s, k, bias, segment_ids, reach)
         return (y if output_gate is None else y * blank(mask, output_gate).astype(wide)).astype(u.dtype)
-    blocks = Blocks.of(d, b, fft_size(l + max(later, earlier - 1)), u.dtype, BLOCK_BYTES)
+    size = fft_size(l + max(later, earlier - 1)) if known else 2 * _block_positions(earlier + later - 1)
+    blocks = Blocks.of(d, b, size, u.dtype, BLOCK_BYTES)
     plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
     u = blank(mask, u)
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
-    return gated_conv(plan, u, k, bias, input_gate, output_gate, runs)
+    axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
+    inputs = u, k, bias, input_gate, output_gate, runs
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):
@@ -189,8 +200,7 @@ def dft_precision(dtype, platform: str) -> lax.Precision:
     return lax.Precision.HIGH if platform == "tpu" and jnp.dtype(dtype).itemsize == 2 else lax.Precision.HIGHEST
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
+def _gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
     """output_gate * (plan.convolve(input_gate * u, k, runs) + bias input_gate * u).
 
     `plan.blocks` channels at a time, with `plan.platform` and `plan.implementation` set.
@@ -202,8 +212,11 @@ def gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
     return _by_channels(plan, run, (u, k, bias, input_gate, output_gate), u)
 
 
+gated_conv = jax.custom_vjp(_gated_conv, nondiff_argnums=(0,))
+
+
 def _gated_forward(plan, *inputs):
-    return gated_conv(plan, *inputs), inputs
+    return _gated_conv(plan, *inputs), inputs
 
 
 def _gated_backward(plan, inputs, dy):
@@ -264,17 +277,22 @@ def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -
     taps = jnp.concatenate([backwards, k[:, : plan.earlier]], axis=1)  # d, lags from -later to earlier - 1
     if runs is not None:
         return _convolve_runs(plan, s, taps, runs)
-    q = 1 << (max(reach, 1) - 1).bit_length()
-    if 4 * q > l:
+    q = _block_positions(reach)
+    if isinstance(l, int) and 4 * q > l:
         return _circular(plan, s, taps, l + max(plan.later, plan.earlier - 1), l)
-    # A short filter: blocks of q outputs, each with the `reach` inputs that it needs besides its own.
-    c = -(-(l + plan.later) // q)
-    blocks = jnp.pad(s, ((0, 0), (0, c * q - l), (0, 0))).reshape(len(s), c, q, -1)
+    # A short filter, or a length that is not known: blocks of q outputs, each with the `reach` inputs before its own.
+    b, d, c = s.shape[0], s.shape[2], -(-(l + plan.later) // q)
+    blocks = jnp.pad(s, ((0, 0), (0, c * q - l), (0, 0))).reshape(b, c, q, d)
     before = jnp.pad(blocks[:, :-1, q - reach :], ((0, 0), (1, 0), (0, 0), (0, 0)))
-    windows = jnp.concatenate([before, blocks], axis=2).reshape(len(s) * c, reach + q, -1)
+    windows = jnp.concatenate([before, blocks], axis=2).reshape(b * c, reach + q, d)
     # What wraps round falls on the first `reach` outputs, which are another block's.
     y = _circular(plan._replace(later=0), windows, taps, reach + q, reach + q)[:, reach:]
-    return y.reshape(len(s), c * q, -1)[:, plan.later : plan.later + l]
+    return y.reshape(b, c * q, d)[:, plan.later : plan.later + l]
+
+
+def _block_positions(reach: int) -> int:
+    """Outputs of a block, where a filter that reaches over so many positions goes through a row block by block."""
+    return 1 << (max(reach, 1) - 1).bit_length()
 
 
 def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, least: int, out: int) -> jax.Array:

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from m2.apart import apart
 from m2.conv import HALF_SIZE_LIMIT, Blocks, Implementation, dft_precision, fft_size, gated_conv, half_fft, half_ifft
+from m2.forward_mode import by_hand
 from m2.monarch_dft import GridDFT, spectral_product
 from m2.sequence_cut import by_channels, cut_of
 
@@ -100,7 +102,9 @@ def conv_places(
     rows, columns = _Axis.over(grid[0], k.shape[1]), _Axis.over(grid[1], k.shape[2])
     blocks = Blocks.of(u.shape[2], len(u), rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
     plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
-    return gated_conv(plan, u, k.reshape(len(k), -1), bias, input_gate, output_gate, None)
+    axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
+    inputs = u, k.reshape(len(k), -1), bias, input_gate, output_gate, None
+    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv2d"), plan), inputs, axes, "b l d", channels="d")
 
 
 class _Axis(NamedTuple):
@@ -149,14 +153,14 @@ class _Plan(NamedTuple):
             k = jnp.moveaxis(columns.wrap(rows.wrap(k, 1, -1), 2), 0, 2)[None]
             image = s.reshape(s.shape[0], rows.size, columns.size, -1)
             return dft.inverse(spectral_product(dft(image), dft(k)), (rows.size, columns.size)).reshape(s.shape)
-        image = jnp.swapaxes(s, 1, 2).reshape(len(s), -1, rows.size, columns.size)
+        image = jnp.swapaxes(s, 1, 2).reshape(s.shape[0], s.shape[2], rows.size, columns.size)
         # One axis after the other, so that rows that are nothing but padding are not transformed.
         halves = self.platform == "cpu" and 2 * rows.padded * columns.padded <= HALF_SIZE_LIMIT
         along, back = (half_fft, half_ifft) if halves else (jnp.fft.rfft, _irfft)
         fft = lambda image: jnp.fft.fft(along(image, columns.padded), rows.padded, axis=-2)  # noqa: E731
         k = columns.wrap(rows.wrap(k, 1), 2, -1 if halves else 1)
         out = back(jnp.fft.ifft(fft(image) * fft(k), axis=-2)[..., : rows.size, :], columns.padded, columns.size)
-        return jnp.swapaxes(out.reshape(len(s), -1, rows.size * columns.size), 1, 2)
+        return jnp.swapaxes(out.reshape(s.shape[0], k.shape[0], rows.size * columns.size), 1, 2)
 
 
 def _irfft(spectrum: jax.Array, n: int, out: int) -> jax.Array:

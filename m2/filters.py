@@ -116,7 +116,7 @@ class ImplicitFilter(nnx.Module):
                 kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
                 bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
                 param_dtype=dtype,
-                kernel_metadata={"lr_scale": c.lr_scale, "axes": (None, "inner" if last else None)},
+                kernel_metadata={"lr_scale": c.lr_scale, "axes": ("stored", "inner" if last else None)},
                 bias_metadata={"lr_scale": c.lr_scale, "decay": False, "axes": (None,)},
                 precision=jax.lax.Precision.HIGHEST,
                 rngs=rngs,
@@ -183,7 +183,7 @@ class HyenaFilter(ImplicitFilter):
             jnp.asarray(position_features(l_max, config.emb_dim), dtype),
             decay=False,
             lr_scale=config.features_lr_scale,
-            axes=(None, None),
+            axes=("stored", None),
         )
 
     def __call__(self, length: int) -> Float[Array, "d m"]:
@@ -191,13 +191,15 @@ class HyenaFilter(ImplicitFilter):
 
         Returns:
           (d, length) taps at lags 0, 1, ...; or, looking both ways, (d, 2 length), where the second half, read from its
-          end, holds the taps at lags -1, -2, ...
+          end, holds the taps at lags -1, -2, ... For a length that is not known yet (`jax.export`), those of l_max.
 
         Raises:
           ValueError: more positions than l_max.
         """
-        if not 1 <= length <= self.l_max:
+        if not fits(length, self.l_max):
             raise ValueError(f"length={length}, expected 1 to l_max={self.l_max}, the longest filter that there is")
+        if not isinstance(length, int):
+            length = self.l_max
         z, t = lay(self.z[...][:length], 0), times(self.l_max)[:length]
         # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its channels.
         k = lay(lay(self._taps(self.implicit_filter, z, t), 1), 0)
@@ -260,6 +262,19 @@ class HyenaFilter2D(ImplicitFilter):
         pairs = np.broadcast_arrays(rows[:, None], columns[None])
         z = jnp.asarray(np.concatenate(pairs, axis=-1).reshape(-1, 2 * self.config.emb_dim), self.bias.dtype)
         return self._taps(self.implicit_filter, z, *times).reshape(self.channels, *(len(lag) for lag in lags))
+
+
+def fits(length: Any, most: int, named: str = "l_max") -> bool:
+    """Whether there are 1 to `most` positions, a bound that errors call `named`.
+
+    Raises:
+      ValueError: a length that is not known yet (`jax.export`), and for which nothing says that it is in bounds.
+    """
+    try:
+        return bool(1 <= length <= most)
+    except jax.errors.InconclusiveDimensionOperation as error:
+        expected = f"at most {named}={most}: jax.export.symbolic_shape(..., constraints=['{length} <= {most}'])"
+        raise ValueError(f"length={length}, a symbol without a bound, expected {expected}") from error
 
 
 def times(l_max: int) -> np.ndarray:

@@ -19,7 +19,9 @@ from m2.conv2d import conv_places, direct_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
 from m2.linear import rows_dot_general
 from m2.sequence_cut import by_channels, cut_of, inputs_before, lay, segment_starts
+from m2.serialization import serializable
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
+from m2.tensor_cut import convolve, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ class M2Config:
         return ("grid",) if self.conv == "2d" else ()
 
 
+@serializable("m2.M2State")
 class M2State(NamedTuple):
     """What one causal Monarch Mixer carries from one call to the next, for at most s positions."""
 
@@ -295,8 +298,10 @@ class M2Mixer(nnx.Module):
         x = blank(mask, x)
         if self.layernorm is not None:
             x = self.layernorm(x)
-        p, short_state = self.short_filter(self.in_linear(x), short_state, mask=mask, segment_ids=segment_ids)
-        return x.astype(p.dtype), *jnp.split(p, 3, axis=-1), short_state
+        parts = ((self.out_linear.in_features,) * 2,) * 3
+        (p,) = project(self.in_linear, x, [parts])
+        p, short_state = convolve(self.short_filter, p, short_state, parts, mask=mask, segment_ids=segment_ids)
+        return x.astype(p[0].dtype), *p, short_state
 
 
 class ShortConv(nnx.Module):
@@ -316,8 +321,12 @@ class ShortConv(nnx.Module):
         self.kernel = nnx.Param(uniform(channels, taps), axes=("side by side", None))
         self.bias = nnx.Param(uniform(channels), decay=False, axes=("side by side",))
 
-    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
-        """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there."""
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None, weights=None):
+        """Convolves x (b, l, channels) and returns (y, state), the last w - 1 inputs that are there.
+
+        `weights` are the kernel and the bias of those channels that x has, where it has not all; see `m2.tensor_cut`.
+        """
+        kernel, bias = weights or (self.kernel[...], self.bias[...])
         (b, length, channels), cut = x.shape, cut_of(x)
         history = self.kernel.shape[1] - 1
         x = blank(mask, x)
@@ -327,12 +336,12 @@ class ShortConv(nnx.Module):
         if segment_ids is not None:
             runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        taps = jnp.flip(self.kernel[...], axis=1).astype(wide)
+        taps = jnp.flip(kernel, axis=1).astype(wide)
         if cut is None:
             y = direct_conv(inputs.astype(wide), taps, runs)[:, history:]
         else:
             y = _convolve_pieces(cut, x.astype(wide), before.astype(wide), taps, segment_ids)
-        y = y + self.bias[...].astype(wide)
+        y = y + bias.astype(wide)
 
         if runs is not None:
             inputs = jnp.where((runs == runs[:, -1:])[..., None], inputs, 0)

@@ -17,8 +17,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank, is_known
 from m2.conv import fft_conv, segment_runs
+from m2.serialization import serializable
 
 
+@serializable("m2.ConvState")
 class ConvState(NamedTuple):
     """What a causal long convolution carries from one call to the next, for at most s positions."""
 

@@ -37,7 +37,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ssm.checks import is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
+from ssm.precision import exact
 from ssm.segments import segment_runs
 from ssm.sequence_cut import Along, entering_states
 
@@ -97,7 +99,10 @@ def decayed_attention(
     rows = min(chunk_size * rank, length) if is_known_size(length) else chunk_size * rank
     own = None if own is None else own.astype(dtype)
     arrays = x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs
-    return _attend(*arrays, rows, rank) if along is None else _attend_piece(*arrays, rows, rank, along)
+    named = "the recurrence of ssm.ssd, linear_attention and trapezoid"
+    if along is None:
+        return by_hand(_attend, named)(*arrays, rows, rank)
+    return by_hand(_attend_piece, named)(*arrays, rows, rank, along)
 
 
 class _Chunks(NamedTuple):
@@ -436,5 +441,6 @@ def _sum_last(x):
 
 
 def _product(equation, one, other):
-    """A matrix product that adds up in at least float32."""
-    return jnp.einsum(equation, one, other, preferred_element_type=jnp.promote_types(one.dtype, jnp.float32))
+    """A matrix product that adds up in at least float32, and is one of float32 where an operand is."""
+    dtype = jnp.promote_types(one.dtype, jnp.float32)
+    return jnp.einsum(equation, one, other, precision=exact(one, other), preferred_element_type=dtype)

@@ -8,11 +8,14 @@ chunk to chunk; inside a chunk the positions run
 * one after the other (`"sequential"`): one fused loop over (n, e) a position, the choice in a program for a CPU, where
   the state stays in cache; the layout (b, n, e) keeps the wide axis innermost, so that the loop is vectorised. Without
   a gradient to come, the row is one chunk;
-* all at once (`"associative"`): `lax.associative_scan` over the chunk, the choice for GPU and TPU, where a loop of tiny
-  kernels would wait on its launches.
+* all at once (`"associative"`): `lax.associative_scan` over the chunk, the choice for GPU, where a loop of tiny kernels
+  would wait on its launches;
+* one after the other in a kernel that keeps the state in VMEM (`"pallas"`, `ssm/kernels/selective_scan_tpu.py`): the
+  choice for TPU, and there alone.
 
-The gradient is written by hand: the forward pass keeps its inputs and the state entering each chunk, the backward pass
-visits the chunks in reverse, rebuilds the states of one chunk at a time and runs the adjoint recurrence
+The gradient is written by hand: the forward pass keeps its inputs and the state entering each chunk (the kernel: the
+inputs alone), the backward pass visits the chunks in reverse, rebuilds the states of one chunk at a time and runs the
+adjoint recurrence
 
     g_t = C_t dy_t + exp(delta_{t+1} A) g_{t+1}
 
@@ -31,16 +34,18 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
 from ssm.checks import check_shapes, is_known_size
-from ssm.platform import by_platform
+from ssm.forward_mode import by_hand
+from ssm.platform import Kernel, by_platform
 from ssm.segments import segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
 
-Implementation = Literal["sequential", "associative"]
+Implementation = Literal["sequential", "associative", "pallas"]
 
 # Measured on 2 CPU cores, forward + backward: flat from 16 to 64 at (b, l, e, n) = (1, 2048, 1536, 16), but 1.4 times
 # slower at 32 and 1.6 times at 64 at (16, 256, 256, 16), where a chunk's states leave the cache. On GPU and TPU a
 # longer chunk gives the scan more to do at once; the figure there is not measured.
-_CHUNK_SIZE: dict[Implementation, int] = {"sequential": 16, "associative": 64}
+# The kernel has its own; here is that of the loop in its place, where XLA divides a program over several TPUs.
+_CHUNK_SIZE: dict[Implementation, int] = {"sequential": 16, "associative": 64, "pallas": 16}
 
 
 # Positions a chunk where the state that a piece of a row adds is summed up.
@@ -53,6 +58,14 @@ class _Form(NamedTuple):
     implementation: Implementation
     chunk_size: int  # positions a chunk
     spacing: int  # positions from a state that is kept for the gradient to the next, a divisor of the chunk
+
+
+class _Forms(NamedTuple):
+    """How it runs in a program for each platform. All keep arrays of the same shapes for the gradient."""
+
+    cpu: _Form
+    tpu: _Form
+    elsewhere: _Form
 
 
 def selective_scan(
@@ -90,15 +103,16 @@ def selective_scan(
       segment_ids: documents packed in a row, each a run of equal ids: the state is zero where a run begins. The run
         that the first position belongs to goes on from `initial_state`.
       chunk_size: positions a chunk; changes speed and memory, not the result. None takes the platform's.
-      implementation: how positions run inside a chunk, "sequential" or "associative". None takes that of the platform
-        that the program is for.
+      implementation: how positions run inside a chunk, "sequential" or "associative", or "pallas", a kernel for TPUs
+        that has chunks of its own. None takes that of the platform that the program is for.
       along: inside `jax.shard_map`, where the row's other pieces are; see `ssm.sequence_cut`. States are the row's.
 
     Returns:
       (y, final_state): y in u's dtype, the state after the last position in at least float32.
 
     Raises:
-      ValueError: shapes that disagree, or a chunk_size below 1.
+      ValueError: shapes that disagree, a chunk_size below 1, or one for "pallas".
+      NotImplementedError: "pallas" with float64, or (when it is lowered) in a program that is not for a TPU.
 
     Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2 and Algorithm 2; `selective_scan_ref` in
       mamba_ssm/ops/selective_scan_interface.py (softplus and its bias stay with the caller here).
@@ -119,34 +133,30 @@ def selective_scan(
         raise ValueError(f"implementation={implementation!r}, expected None or one of {sorted(_CHUNK_SIZE)}")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
+    if chunk_size is not None and implementation == "pallas":
+        raise ValueError(f"chunk_size={chunk_size}, expected None with implementation='pallas'")
 
     if along is None and (cut := cut_of(u)) is not None:
         positions = {"u": u, "delta": delta, "B": B, "C": C, "z": z, "mask": mask, "segment_ids": segment_ids}
         run = functools.partial(selective_scan, chunk_size=chunk_size, implementation=implementation)
         return cut.run(run, positions, {"initial_state": initial_state}, {"A": A, "D": D})
     dtype = jnp.result_type(u, delta, A, B, C, jnp.float32)
+    if implementation == "pallas" and dtype != jnp.float32:
+        raise NotImplementedError(f"implementation='pallas' computes in float32, not in {dtype}")
     if initial_state is None:
         initial_state = jnp.zeros((sizes["b"], sizes["e"], sizes["n"]), dtype)
     initial_state = initial_state.astype(dtype)
-    u, delta, B, C = (blank(mask, x) for x in (u, delta, B, C))
-    z = None if z is None else blank(mask, z)
-
-    y, state = jnp.zeros(u.shape, dtype), initial_state
-    if sizes["l"] > 0:
-        keep = None if segment_ids is None else 1 - segment_starts(segment_ids, along).astype(dtype)
-        forms = _forms(implementation, chunk_size, sizes["l"])
-        if along is None:
-            y, state = _scan(u, delta, A.astype(dtype), B, C, initial_state, keep, *forms)
-        else:
-            runs = None if segment_ids is None else segment_runs(segment_ids, along)
-            given = along.at_first(initial_state)
-            y, state = _scan_piece(u, delta, A.astype(dtype), B, C, given, keep, runs, *forms, along)
-            state = along.of_last(state)
-    if D is not None:
-        y = y + D.astype(dtype) * u
-    if z is not None:
-        y = y * jax.nn.silu(z.astype(dtype))
-    return y.astype(u.dtype), state
+    if sizes["l"] == 0:
+        return u, initial_state
+    keep = None if segment_ids is None else 1 - segment_starts(segment_ids, along).astype(dtype)
+    forms = _forms(implementation, chunk_size, u.shape, dtype)
+    operands = u, delta, A.astype(dtype), B, C, D, z
+    if along is None:
+        return by_hand(_scan, "ssm.selective_scan")(*operands, initial_state, keep, mask, forms)
+    runs = None if segment_ids is None else segment_runs(segment_ids, along)
+    piece = by_hand(_scan_piece, "ssm.selective_scan")
+    y, state = piece(*operands, along.at_first(initial_state), keep, mask, runs, forms, along)
+    return y, along.of_last(state)
 
 
 def selective_step(
@@ -199,43 +209,120 @@ def selective_step(
     return y.astype(u.dtype), state
 
 
-# The recurrence alone, with its gradient. Below, "chunked" is time first, (c, q, b, ...), and states are (b, n, e).
+# The scan with its gradient. `operands` are u, delta, A, B, C, D, z, the initial state, keep and mask, where keep is 0
+# at a position that opens a document. Below, "chunked" is time first, (c, q, b, ...), and states are (b, n, e).
 
 
-def _forms(implementation, chunk_size, length):
-    """How a scan runs in a program for a CPU, and in one for another platform; both keep the same states."""
-    names: tuple[Implementation, ...] = (implementation,) * 2 if implementation else ("sequential", "associative")
+def _forms(implementation, chunk_size, shape, dtype):
+    """How a scan runs in a program for each platform, by default or by name."""
+    length, shortest = shape[1], _CHUNK_SIZE["sequential"]
+    names = (implementation,) * 3
+    if implementation is None:
+        # For a TPU by the static schedule (experiments/aot/schedule.py) at (b, l, e, n) = (8, 2048, 1536, 16) on a v5e,
+        # bfloat16, a gradient in ms: kernel 3.9, loop 5.8, all at once 75. In MiB of temporaries: 6, 124, 506.
+        in_kernel = dtype == jnp.float32 and chunk_size is None and is_known_size(*shape)
+        names = "sequential", "pallas" if in_kernel else "sequential", "associative"
+    sizes = [chunk_size or _CHUNK_SIZE[name] for name in names]
     if not is_known_size(length):  # nothing says of a symbol that a chunk of one is whole chunks of the other
-        size = chunk_size or _CHUNK_SIZE[names[1]]
-        return tuple(_Form(name, size, size) for name in names)
-    if implementation is not None or chunk_size is not None or length <= _CHUNK_SIZE["sequential"]:
-        sizes = (min(chunk_size or _CHUNK_SIZE[name], length) for name in names)
-        return tuple(_Form(name, size, size) for name, size in zip(names, sizes, strict=True))
-    return tuple(_Form(name, _CHUNK_SIZE[name], _CHUNK_SIZE["sequential"]) for name in names)
+        return _Forms(*(_Form(name, sizes[-1], sizes[-1]) for name in names))
+    if implementation is not None or chunk_size is not None or length <= shortest:
+        sizes = [min(size, length) for size in sizes]
+        return _Forms(*(_Form(name, size, size) for name, size in zip(names, sizes, strict=True)))
+    return _Forms(*(_Form(name, size, shortest) for name, size in zip(names, sizes, strict=True)))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(7, 8))
-def _scan(u, delta, A, B, C, initial_state, keep, cpu, elsewhere):
-    if cpu.implementation == "sequential":
-        # No state is kept, so chunks have no use.
-        cpu = cpu._replace(chunk_size=u.shape[1], spacing=u.shape[1])
-    run = (functools.partial(_run_without_states, form=form) for form in (cpu, elsewhere))
-    return by_platform(*run, u, delta, A, B, C, initial_state, keep)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(10,))
+def _scan(u, delta, A, B, C, D, z, initial_state, keep, mask, forms):
+    def run(form):
+        if form.implementation == "pallas":
+            return _run_kernel
+        if form.implementation == "sequential" and form is forms.cpu:
+            # No state is kept, so chunks have no use.
+            form = form._replace(chunk_size=u.shape[1], spacing=u.shape[1])
+        return functools.partial(_run_without_states, form=form)
+
+    return _choose(run, forms, u, delta, A, B, C, D, z, initial_state, keep, mask)
 
 
-def _scan_forward(u, delta, A, B, C, initial_state, keep, cpu, elsewhere):
-    run = (functools.partial(_run, form=form) for form in (cpu, elsewhere))
-    operands = u, delta, A, B, C, initial_state, keep
-    y, state, entering = by_platform(*run, *operands)
-    return (y, state), (u, delta, A, B, C, keep, entering)
+def _scan_forward(*arguments):
+    *operands, forms = arguments
+
+    def run(form):
+        if form.implementation == "pallas":
+            return functools.partial(_run_kernel_with_nothing, kept=kept)
+        return functools.partial(_run, form=form)
+
+    # The kernel keeps nothing, but what is kept has one shape on all platforms: the zeros are never read.
+    loop = forms.elsewhere
+    kept = None
+    if loop.implementation != "pallas":
+        kept = jax.eval_shape(functools.partial(_run, form=loop), *operands)[1]
+    out, kept = _choose(run, forms, *operands)
+    return out, (operands, kept)
 
 
-def _scan_backward(cpu, elsewhere, residuals, cotangents):
-    run = (functools.partial(_run_backward, form=form) for form in (cpu, elsewhere))
-    return *by_platform(*run, residuals, cotangents), None
+def _scan_backward(forms, residuals, cotangents):
+    operands, kept = residuals
+
+    def run(form):
+        return _run_kernel_backward if form.implementation == "pallas" else functools.partial(_run_backward, form=form)
+
+    return *_choose(run, forms, operands, kept, cotangents), None, None
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _choose(run, forms, *operands):
+    """`run(form)` of the program's platform, called with the operands."""
+    if len(set(forms)) == 1:
+        return run(forms.cpu)(*operands)
+    return by_platform(run(forms.cpu), run(forms.elsewhere), *operands, tpu=run(forms.tpu))
+
+
+# In a kernel.
+
+
+def _run_kernel(*operands):
+    u, initial_state = operands[0], operands[7]
+    return _KERNEL(_shapes_of((u, initial_state)), *operands)
+
+
+def _run_kernel_with_nothing(*operands, kept):
+    return _run_kernel(*operands), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), kept)
+
+
+def _run_kernel_backward(operands, kept, cotangents):
+    u, delta, A, B, C, D, z, initial_state, *_ = operands
+    A_and_D = jax.tree.map(lambda x: jax.ShapeDtypeStruct((u.shape[0], *x.shape), jnp.float32), (A, D))
+    shapes = *_shapes_of((u, delta, B, C, z, initial_state)), *A_and_D
+    return _gathered(_KERNEL_BACKWARD(shapes, *operands, *cotangents), operands)
+
+
+def _gathered(gradients, operands):
+    """The gradients in the order of the operands. Those in A and D come as one a row."""
+    du, ddelta, dB, dC, dz, dinitial, dA, dD = gradients
+    dD = None if dD is None else dD.sum(0).astype(operands[5].dtype)
+    return du, ddelta, dA.sum(0), dB, dC, dD, dz, dinitial
+
+
+def _in_place_of_kernel(*operands):
+    return _run(*operands, form=_IN_PLACE_OF_KERNEL)[0]
+
+
+def _in_place_of_kernel_backward(*operands_and_cotangents):
+    operands, cotangents = operands_and_cotangents[:-2], operands_and_cotangents[-2:]
+    kept = _run(*operands, form=_IN_PLACE_OF_KERNEL)[1]
+    return _gradients(operands, kept, cotangents, form=_IN_PLACE_OF_KERNEL)
+
+
+def _shapes_of(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+_KERNEL = Kernel("ssm.kernels.selective_scan_tpu", "forward", _in_place_of_kernel, whole=(2, 5))
+_KERNEL_BACKWARD = Kernel("ssm.kernels.selective_scan_tpu", "backward", _in_place_of_kernel_backward, whole=(2, 5))
+_IN_PLACE_OF_KERNEL = _Form("sequential", _CHUNK_SIZE["sequential"], _CHUNK_SIZE["sequential"])
 
 
 # Where the row is cut over devices, a piece's `given` state is added to the one that enters it from the left. What a
@@ -243,33 +330,38 @@ _scan.defvjp(_scan_forward, _scan_backward)
 # for the adjoint of the state.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
-def _scan_piece(u, delta, A, B, C, given, keep, runs, cpu, elsewhere, along):
-    entering = _entering(u, delta, A, B, given, runs, along)
-    return _scan(u, delta, A, B, C, entering, keep, cpu, elsewhere)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(11, 12))
+def _scan_piece(u, delta, A, B, C, D, z, given, keep, mask, runs, forms, along):
+    entering = _entering(u, delta, A, B, given, mask, runs, along)
+    return _scan.__wrapped__(u, delta, A, B, C, D, z, entering, keep, mask, forms)
 
 
-def _scan_piece_forward(u, delta, A, B, C, given, keep, runs, cpu, elsewhere, along):
-    entering = _entering(u, delta, A, B, given, runs, along)
-    out, residuals = _scan_forward(u, delta, A, B, C, entering, keep, cpu, elsewhere)
+def _scan_piece_forward(u, delta, A, B, C, D, z, given, keep, mask, runs, forms, along):
+    entering = _entering(u, delta, A, B, given, mask, runs, along)
+    out, residuals = _scan_forward(u, delta, A, B, C, D, z, entering, keep, mask, forms)
     return out, (residuals, runs)
 
 
-def _scan_piece_backward(cpu, elsewhere, along, kept, cotangents):
+def _scan_piece_backward(forms, along, kept, cotangents):
     residuals, runs = kept
-    _, delta, A, _, C, *_ = residuals
+    (_, delta, A, _, C, _, z, _, _, mask), _ = residuals
     dy, dleaving = cotangents
-    seen = dy if runs is None else jnp.where((runs == 0)[..., None], dy, 0)
+    delta, C, seen = (blank(mask, x) for x in (delta, C, dy))
+    if z is not None:
+        seen = seen.astype(A.dtype) * jax.nn.silu(blank(mask, z).astype(A.dtype))
+    if runs is not None:
+        seen = jnp.where((runs == 0)[..., None], seen, 0)
     read = _sum_up(seen, delta, A, C, backwards=True)
     dleaving = entering_states(along.mirror(), _passes(delta, A, runs), read, dleaving)
-    return *_scan_backward(cpu, elsewhere, residuals, (dy, dleaving)), None
+    return *_scan_backward(forms, residuals, (dy, dleaving)), None
 
 
 _scan_piece.defvjp(_scan_piece_forward, _scan_piece_backward)
 
 
-def _entering(u, delta, A, B, given, runs, along):
+def _entering(u, delta, A, B, given, mask, runs, along):
     """The state that enters this piece: b e n."""
+    u, delta, B = (blank(mask, x) for x in (u, delta, B))
     step = delta.astype(A.dtype) * u
     if runs is not None:
         step = jnp.where((runs == runs[:, -1:])[..., None], step, 0)
@@ -303,35 +395,61 @@ def _sum_up(x, delta, A, M, *, backwards=False):
     return jnp.swapaxes(state, 1, 2)
 
 
+# In loops.
+
+
 @functools.partial(jax.jit, static_argnames="form")
-def _run(u, delta, A, B, C, initial_state, keep, *, form):
-    """(y, final state, kept states c b n e)"""
-    run_chunk = _CHUNK_FORWARD[form.implementation]
+def _run(u, delta, A, B, C, D, z, initial_state, keep, mask, *, form):
+    """((y, final state), what the gradient takes: states c b n e, y before its gate)"""
+    run_chunk, out_dtype = _CHUNK_FORWARD[form.implementation], u.dtype
+    u, delta, B, C = (blank(mask, x) for x in (u, delta, B, C))
 
     def body(state, inputs):
-        state, y, kept = run_chunk(state, A.T, *inputs, form.spacing)
-        return state, (y, kept)
+        state, y, states = run_chunk(state, A.T, *inputs, form.spacing)
+        return state, (y, states)
 
     size = form.chunk_size
     inputs = tuple(_chunked(x, size) for x in (u, delta, B, C)) + (_chunked(keep, size, fill=1),)
     start = jnp.swapaxes(initial_state, 1, 2)
     if size == u.shape[1]:
-        state, (y, kept) = body(start, jax.tree.map(lambda x: x[0], inputs))
-        return jnp.moveaxis(y, 0, 1), jnp.swapaxes(state, 1, 2), kept
-    state, (y, kept) = lax.scan(body, start, inputs)
-    kept = kept.reshape(kept.shape[0] * kept.shape[1], *kept.shape[2:])[: -(-u.shape[1] // form.spacing)]
-    return _unchunked(y, u.shape[1]), jnp.swapaxes(state, 1, 2), kept
+        state, (y, states) = body(start, jax.tree.map(lambda x: x[0], inputs))
+        y = jnp.moveaxis(y, 0, 1)
+    else:
+        state, (y, states) = lax.scan(body, start, inputs)
+        states = states.reshape(states.shape[0] * states.shape[1], *states.shape[2:])[: -(-u.shape[1] // form.spacing)]
+        y = _unchunked(y, u.shape[1])
+    if D is not None:
+        y = y + D.astype(y.dtype) * u
+    ungated = None if z is None else y
+    if z is not None:
+        y = y * jax.nn.silu(blank(mask, z).astype(y.dtype))
+    return (y.astype(out_dtype), jnp.swapaxes(state, 1, 2)), (states, ungated)
 
 
 def _run_without_states(*operands, form):
-    return _run(*operands, form=form)[:2]
+    return _run(*operands, form=form)[0]
 
 
 @functools.partial(jax.jit, static_argnames="form")
-def _run_backward(residuals, cotangents, *, form):
-    """Gradients in u, delta, A, B, C and the initial state."""
-    u, delta, A, B, C, keep, entering = residuals
-    dy, dstate = cotangents
+def _run_backward(operands, kept, cotangents, *, form):
+    """Gradients in u, delta, A, B, C, D, z and the initial state."""
+    return _gathered(_gradients(operands, kept, cotangents, form=form), operands)
+
+
+def _gradients(operands, kept, cotangents, *, form):
+    """Gradients in u, delta, B, C, z and the initial state, and in A and D of each row."""
+    u, delta, A, B, C, D, z, _, keep, mask = operands
+    (entering, ungated), (dy, dstate) = kept, cotangents
+    dtype = entering.dtype
+    u, delta, B, C = (blank(mask, x) for x in (u, delta, B, C))
+    dy = dy.astype(dtype)
+    dz = dD = None
+    if z is not None:
+        gate = blank(mask, z).astype(dtype)
+        s = jax.nn.sigmoid(gate)
+        dz = blank(mask, (dy * ungated * s * (1 + gate * (1 - s))).astype(z.dtype))
+        dy = dy * (gate * s)
+
     run_chunk, size = _CHUNK_BACKWARD[form.implementation], form.chunk_size
 
     def body(carry, inputs):
@@ -342,10 +460,12 @@ def _run_backward(residuals, cotangents, *, form):
     start = jnp.swapaxes(dstate, 1, 2), jnp.zeros_like(entering[0])
     entering = entering[:: size // form.spacing]
     (g, dA), gradients = lax.scan(body, start, (entering, *inputs), reverse=True)
-    du, ddelta, dB, dC = (
-        _unchunked(d, u.shape[1]).astype(x.dtype) for d, x in zip(gradients, (u, delta, B, C), strict=True)
-    )
-    return du, ddelta, dA.sum(0).T, dB, dC, jnp.swapaxes(g, 1, 2)
+    du, ddelta, dB, dC = (_unchunked(d, u.shape[1]) for d in gradients)
+    if D is not None:
+        du = du + D.astype(dtype) * dy
+        dD = jnp.sum(dy * u, axis=1)
+    du, ddelta, dB, dC = (blank(mask, d.astype(x.dtype)) for d, x in ((du, u), (ddelta, delta), (dB, B), (dC, C)))
+    return du, ddelta, dB, dC, dz, jnp.swapaxes(g, 1, 2), jnp.swapaxes(dA, 1, 2), dD
 
 
 def _chunked(x, chunk_size, *, fill=0):

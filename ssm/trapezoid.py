@@ -33,8 +33,10 @@ from ssm.checks import check_shapes
 from ssm.decayed_attention import decayed_attention
 from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
 from ssm.sequence_cut import Along, cut_of
+from ssm.serialization import serializable
 
 
+@serializable("ssm.TrapezoidState")
 class TrapezoidState(NamedTuple):
     """What the recurrence carries: its state, and the last input, whose right end is still to be weighed."""
 
@@ -136,7 +138,8 @@ def trapezoid(
     following = jnp.take_along_axis(padded, after[..., None], axis=1)
     following = jnp.where((here & (next_run == runs))[..., None], following, 0)
     entering = jnp.take_along_axis(padded, first[..., None], axis=1)[:, 0]  # b h
-    h = h + jnp.einsum("bh,brhp,brhn->bhpn", entering, v_in.astype(dtype), k_in.astype(dtype))
+    outer = jnp.einsum("brhp,brhn->bhpn", v_in.astype(dtype), k_in.astype(dtype), precision=lax.Precision.HIGHEST)
+    h = h + entering[..., None, None] * outer
 
     # 2. The plain recurrence, the ranks of a position as rows of their own.
     rows = [rearrange(x, "b l r h w -> b (l r) h w") for x in (v, k, q)]

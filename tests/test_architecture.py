@@ -24,7 +24,7 @@ NOT_FROM_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "scan", "remat", "
 # `zoo`, and the commands of the experiments.
 ROOMS = {
     "m2": ("",),
-    "ssm": ("",),
+    "ssm": ("kernels", ""),
     "zoo": ("layers", "stack", "models", "reuse", "published", ""),
     "experiments": (
         "loop",

@@ -105,9 +105,10 @@ def _read(file: Path) -> _Part:
     for found in lines:
         here = len(found.group(2))
         if found.group(1) == "LB":
-            known = [trips[region] for region in _STARTED.findall(found.group(3)) if trips.get(region)]
-            unknown = unknown or not known
-            around = [*around[:here], around[here - 1] * (known[0] if known else 1)]
+            known = [trips.get(region) for region in _STARTED.findall(found.group(3))]
+            count = next((count for count in known if count), None)
+            unknown = unknown or count is None
+            around = [*around[:here], around[here - 1] * (count or 1)]
         times = around[min(here, len(around) - 1)]
         total += times
         for name in _CALL.findall(found.group(3)):

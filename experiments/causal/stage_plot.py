@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments.loop.figures import save_figure
+
 
 def plot_stages(rows: Mapping[str, Mapping[str, float]], folder: Path) -> Path:
     """Draws the perplexity at each stage into stages.png, the teacher's as a line."""
@@ -22,5 +24,5 @@ def plot_stages(rows: Mapping[str, Mapping[str, float]], folder: Path) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1, y=0.15)
     path = folder / "stages.png"
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     return path

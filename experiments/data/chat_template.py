@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from experiments.data.inside import what_is_wrong
 from experiments.data.tokenizer_files import CONFIG_FILE
+from experiments.loop.distributed import by_first
 from zoo.published.json_files import read_json
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -63,6 +64,7 @@ def chat_templates(folder: Path) -> dict[str, ChatTemplate]:
     return found
 
 
+@by_first
 def save_chat_templates(templates: Mapping[str, ChatTemplate], folder: Path) -> None:
     """Writes templates into a model's folder, each as a file of its own, in place of those there."""
     shutil.rmtree(folder / NAMED_FOLDER, ignore_errors=True)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.data.documents import DataConfig as DataConfig
@@ -29,6 +28,8 @@ from experiments.data.tokenizers import (
     restore_tokenizer,
     save_tokenizer,
 )
+from experiments.loop.distributed import first_before_others
+from experiments.loop.mesh import current_mesh, own_rows
 
 if TYPE_CHECKING:
     import grain
@@ -60,13 +61,14 @@ def load_corpus(config: DataConfig, folder: Path | None = None) -> Corpus:
     Raises:
       ValueError, FileNotFoundError: one line that names the flag, its value and what was expected.
     """
-    source = open_source(config)
-    cache = Cache(config, source)
-    tokenizer = _find_tokenizer(config, source, cache, folder)
-    train, validation = cache.streams(tokenizer, lambda into: tokenise(config, source, tokenizer, into))
-    _check_lengths(config, source, train)
-    if folder is not None and not (folder / FILE_NAME).exists():
-        save_tokenizer(tokenizer, folder)
+    with first_before_others():  # they find in the cache what it has made
+        source = open_source(config)
+        cache = Cache(config, source)
+        tokenizer = _find_tokenizer(config, source, cache, folder)
+        train, validation = cache.streams(tokenizer, lambda into: tokenise(config, source, tokenizer, into))
+        _check_lengths(config, source, train)
+        if folder is not None and not (folder / FILE_NAME).exists():
+            save_tokenizer(tokenizer, folder)
     return Corpus(tokenizer, train, validation)
 
 
@@ -86,8 +88,8 @@ def make_batches(
     Args:
       batch_size: rows of a batch over all hosts together.
       prefetch: how many batches are made ahead.
-      shard: (index, count) of this host, by default as JAX knows them; the hosts' rows together are the rows that one
-        host alone would get at that step.
+      shard: (index, count): of each batch the block of this index, of so many. None: the rows that this process's
+        devices hold. Those of all processes are what one alone would get at that step, in its order.
     """
     rows = stream.rows(seq_len)
     if not len(rows):
@@ -181,15 +183,19 @@ def _batches(
     """This host's share of the batches of row(0), row(1), ..., as many as `n_rows` fill or begin."""
     import grain  # half a second, with orbax, which `--help` should not wait for
 
-    index, count = shard or (jax.process_index(), jax.process_count())
-    if batch_size < 1 or batch_size % count:
-        raise ValueError(f"batch_size={batch_size} must be a positive multiple of the number of hosts, {count}")
+    rows = own_rows(current_mesh(), shard)(batch_size) if batch_size > 0 else np.arange(0)
+    if not len(rows):
+        raise ValueError(f"batch_size={batch_size}, expected at least 1")
     n_batches = -(-n_rows // batch_size)
+
+    def own(position: int) -> dict[str, np.ndarray]:
+        step, place = divmod(position, len(rows))
+        return row(step * batch_size + int(rows[place]))
+
     return (
-        grain.MapDataset.range(n_batches * batch_size)
-        .slice(slice(index, None, count))
-        .map(row)
-        .batch(batch_size // count)
+        grain.MapDataset.range(n_batches * len(rows))
+        .map(own)
+        .batch(len(rows))
         .to_iter_dataset(grain.ReadOptions(num_threads=min(1, prefetch), prefetch_buffer_size=prefetch))
     )
 

@@ -12,11 +12,11 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments.data.special_tokens import SpecialTokens
 from experiments.data.streams import TokenStream
+from experiments.loop.mesh import current_mesh, own_rows
 
 if TYPE_CHECKING:
     import grain
@@ -187,13 +187,18 @@ def make_batches(
       n_batches: how many there are.
       prefetch: how many are made ahead.
       threads: how many are made at the same time, each by a thread.
-      shard: (index, count) of this host, by default as JAX knows them: it keeps each count-th row.
+      shard: (index, count): of each batch the block of this index, of so many. None: the rows that this process's
+        devices hold.
     """
     import grain  # half a second, with orbax, which `--help` should not wait for
 
-    index, count = shard or (jax.process_index(), jax.process_count())
+    own = own_rows(current_mesh(), shard)
+
+    def rows_of(step: int) -> Batch:
+        return {name: values[own(len(values))] for name, values in make(int(step)).items()}
+
     return (
         grain.MapDataset.range(n_batches)
-        .map(lambda step: {name: values[index::count] for name, values in make(int(step)).items()})
+        .map(rows_of)
         .to_iter_dataset(grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch))
     )

@@ -28,6 +28,7 @@ from experiments.data.tokenizer_files import (
     read_frame,
 )
 from experiments.data.tokenizer_limits import check_growth, failures_are_errors
+from experiments.loop.distributed import by_first
 from zoo.published.json_files import parse_json
 
 EOT = "<|endoftext|>"
@@ -342,6 +343,7 @@ def check_same(spec: str, tokenizer: Tokenizer, *, flag: str, source: str | Path
         raise ValueError(f"{flag} {spec}, but {source} has a tokenizer of its own ({said}); leave the flag out")
 
 
+@by_first
 def save_tokenizer(tokenizer: Tokenizer, folder: Path | str) -> None:
     """Writes `folder`/tokenizer.json, in one step: a reader finds the old file, the new one or none.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.encoders.scores import confusion
+from experiments.loop.figures import save_figure
 
 
 def plot_confusion(
@@ -27,5 +28,5 @@ def plot_confusion(
         axes.text(j, i, counts[i, j], ha="center", va="center", fontsize=7, color="w" if shares[i, j] > 0.5 else "k")
     figure.colorbar(image, shrink=0.8, label="share of the true class")
     path = folder / "confusion.png"
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
     return path

@@ -10,6 +10,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.encoders.objectives import LabelledRows, Objective
+from experiments.loop.mesh import current_mesh, placed, spread
 
 # Batches that the device is given ahead of those whose answers have come back.
 AHEAD = 8
@@ -24,11 +25,14 @@ def run_over(
       progress: whether to show a bar on stderr, where that is a terminal.
     """
     graphdef, variables = nnx.split(model)
+    mesh = current_mesh()
+    variables = placed(variables, mesh)
     order = list(rows.texts.in_order_of_length(batch_size))
     outputs: list[Any] = []
-    with tqdm(total=len(rows), unit="text", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty())) as bar:
+    bar = tqdm(total=len(rows), unit="text", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty()))
+    with bar, jax.set_mesh(mesh):
         for batch in order:
-            outputs.append(_outputs(graphdef, variables, rows(batch), objective.outputs))
+            outputs.append(_outputs(graphdef, variables, spread(rows(batch), mesh), objective.outputs))
             if len(outputs) > AHEAD:
                 outputs[-1 - AHEAD] = jax.device_get(outputs[-1 - AHEAD])
             bar.update(int((batch >= 0).sum()))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 import zoo
+from experiments.loop import distributed
 from experiments.loop.json_files import write_json
 from zoo.published.checkpoint_files import checkpoint_steps, checkpoints_root
 
@@ -49,6 +50,10 @@ def check_inputs(folder: Path, inputs: Mapping[str, Any], allowed: Collection[st
     Raises:
       ValueError: something else has changed; nothing has been written.
     """
+    distributed.agreed(lambda: _check_inputs(folder, inputs, allowed))
+
+
+def _check_inputs(folder: Path, inputs: Mapping[str, Any], allowed: Collection[str]) -> None:
     now = {name: fingerprint(value) for name, value in inputs.items()}
     try:
         before = json.loads((folder / INPUTS_FILE).read_text())

@@ -58,20 +58,20 @@ class MeshConfig:
 
 
 @functools.cache
-def make_mesh(config: MeshConfig = MeshConfig()) -> Mesh:
-    """All devices, of all processes, along the five axes.
+def make_mesh(config: MeshConfig = MeshConfig(), devices: tuple[Any, ...] | None = None) -> Mesh:
+    """Devices along the five axes: all there are, of all processes, or others that a program is compiled for.
 
     Raises:
       UsageError: there are fewer or more devices than the axes take.
     """
-    sizes, count = dataclasses.asdict(config), jax.device_count()
+    sizes, count = dataclasses.asdict(config), len(devices or jax.devices())
     known = math.prod(size for size in sizes.values() if size != -1)
     if (-1 not in sizes.values() and known != count) or count % known:
         said = " ".join(f"--mesh.{name} {size}" for name, size in sizes.items() if size != 1)
         expected = f"a divisor of {count}" if -1 in sizes.values() else count
         raise UsageError(f"{said or 'every axis 1'}: {known} devices, expected {expected}, the devices there are")
     shape = [count // known if size == -1 else size for size in sizes.values()]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 @contextlib.contextmanager
@@ -137,16 +137,58 @@ def placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def sharding_of_batch(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence."""
+    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence.
+
+    What the devices do not divide is on all of them: rows of a prediction, say; training checks its own, `check_rows`.
+    """
+    rows = ROWS if shape[0] % row_groups(mesh) == 0 else None
     positions = "sequence" if len(shape) == 2 and shape[1] % mesh.shape["sequence"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(ROWS, positions) if positions else PartitionSpec(ROWS))
+    return NamedSharding(mesh, PartitionSpec(rows, positions) if positions else PartitionSpec(rows))
+
+
+def own_rows(mesh: Mesh, shard: tuple[int, int] | None = None) -> Callable[[int], np.ndarray]:
+    """Which rows of a batch this process makes: those that its devices hold; others may hold the same.
+
+    Args:
+      mesh: of the batch.
+      shard: (index, count): the block of this index, of so many of equal size, whatever the devices hold.
+
+    Returns:
+      own(n): of a batch of n rows, the numbers of them, rising.
+    """
+
+    @functools.cache
+    def own(n: int) -> np.ndarray:
+        if shard is not None:
+            index, count = shard
+            if n % count:
+                raise ValueError(f"batch_size={n}, expected a multiple of the number of hosts, {count}")
+            return np.arange(n // count * index, n // count * (index + 1))
+        if jax.process_count() == 1:
+            return np.arange(n)
+        blocks = by_rows(mesh).addressable_devices_indices_map((n,)).values()
+        return np.unique(np.concatenate([np.arange(n)[block] for block in blocks]))
+
+    return own
 
 
 def spread(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host's rows on the devices."""
+    """Puts the rows that this process makes, see `own_rows`, on its devices: its part of a batch of all processes."""
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding_of_batch(mesh, np.shape(x))), batch)
+    groups = row_groups(mesh)
+    mine, own = len(own_rows(mesh)(groups)), own_rows(mesh)
 
-    def place(x):
+    def place(x: Any) -> jax.Array:
         x = np.asarray(x)
-        return jax.make_array_from_process_local_data(sharding_of_batch(mesh, x.shape), x)
+        shape = (len(x) * groups // mine, *x.shape[1:])
+        rows = own(shape[0])
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(shape[0])
+            first = int(np.searchsorted(rows, start))
+            return x[(slice(first, first + stop - start), *index[1:])]
+
+        return jax.make_array_from_callback(shape, sharding_of_batch(mesh, shape), part)
 
     return jax.tree.map(place, batch)

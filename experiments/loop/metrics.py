@@ -24,6 +24,8 @@ from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
+from experiments.loop.figures import save_figure
+
 logger = logging.getLogger(__name__)
 
 
@@ -186,6 +188,28 @@ class Metrics:
             self._tensorboard = None
 
 
+class NoMetrics(Metrics):
+    """In the place of `Metrics` in processes that do not write."""
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+
+    def write(self, step: int, scalars: Mapping[str, Any], split: Literal["train", "validation"] = "train") -> None:
+        pass
+
+    def restore(self) -> bool:
+        return False
+
+    def move(self, folder: Path) -> None:
+        self.folder = folder
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of a run, oldest first; empty where there are none. A half-written last line is left out."""
     path = _path(folder)
@@ -259,7 +283,7 @@ def plot_metrics(folder: Path) -> Path | None:
         panel.margins(x=0.01)
     axes[-1].set_xlabel("step")
     path = Path(folder) / "curves.png"
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     return path
 
 
@@ -312,10 +336,11 @@ class Progress:
     Args:
       steps: where the run ends.
       start: where it begins, not 0 when it goes on from a checkpoint.
+      silent: nothing of it at all.
     """
 
-    def __init__(self, steps: int, *, start: int = 0):
-        self._terminal = sys.stderr.isatty()
+    def __init__(self, steps: int, *, start: int = 0, silent: bool = False):
+        self._silent, self._terminal = silent, sys.stderr.isatty() and not silent
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not self._terminal)
 
     def update(self, step: int, *, loss: float | None = None) -> None:
@@ -334,7 +359,7 @@ class Progress:
         """Prints a line above the bar."""
         if self._terminal:
             self._bar.write(line)
-        else:
+        elif not self._silent:
             print(line, flush=True)
 
     def close(self) -> None:

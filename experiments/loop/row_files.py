@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from experiments.loop.distributed import by_first
+
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 # In place of a file's name: standard input or output.
 STANDARD = "-"
@@ -61,6 +63,7 @@ def check_out(out: str, *, overwrite: bool) -> None:
         raise FileNotFoundError(f"{path.parent} is no folder")
 
 
+@by_first
 def write_rows(rows: Iterable[Mapping[str, Any]], out: str | Path) -> None:
     """Writes rows, by what the name ends in; "-" is JSON lines to standard output.
 

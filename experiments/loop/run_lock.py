@@ -2,7 +2,8 @@
 
     run/.lock     whose lock it is: {"host": "gpu-7", "process": 4711}; of no meaning when nobody holds it
 
-The operating system holds the lock (`flock`), so that a killed process leaves none behind. Readers take none.
+The operating system holds the lock (`flock`), so that a killed process leaves none behind. Readers take none. Of
+several processes that train together, process 0 holds it for all.
 """
 
 import contextlib
@@ -13,10 +14,11 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
+from experiments.loop import distributed
 from experiments.loop.flags import UsageError
 
 try:
@@ -31,7 +33,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class _Held(NamedTuple):
-    descriptor: int
+    descriptor: int | None
+    """None where process 0 holds it."""
     thread: int
 
 
@@ -56,19 +59,29 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
         return
     made = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
-    descriptor = _lock(folder)
-    _held[name] = _Held(descriptor, threading.get_ident())
+    _held[name] = _Held(_lock_for_all(folder), threading.get_ident())
     try:
         yield
     finally:
-        descriptor = _held.pop(name).descriptor
-        with contextlib.suppress(OSError):
-            if _is_at(folder / LOCK_FILE, descriptor):
-                (folder / LOCK_FILE).unlink()
-        os.close(descriptor)
-        with contextlib.suppress(OSError):  # something is in it
-            for path in made:
-                path.rmdir()
+        if (descriptor := _held.pop(name).descriptor) is not None:
+            _unlock(folder, descriptor, made)
+
+
+def _lock_for_all(folder: Path) -> int | None:
+    """Locks a folder in process 0; the others wait for that."""
+    descriptors: list[int] = []
+    distributed.agreed(lambda: descriptors.append(_lock(folder)))
+    return descriptors[0] if descriptors else None
+
+
+def _unlock(folder: Path, descriptor: int, made: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):
+        if _is_at(folder / LOCK_FILE, descriptor):
+            (folder / LOCK_FILE).unlink()
+    os.close(descriptor)
+    with contextlib.suppress(OSError):  # something is in it
+        for path in made:
+            path.rmdir()
 
 
 def locked(fit: Fit) -> Fit:
@@ -91,7 +104,7 @@ def lock_again(folder: Path) -> None:
     """
     name = os.path.realpath(folder)
     held = _held.get(name)
-    if held is None or _is_at(folder / LOCK_FILE, held.descriptor):
+    if held is None or held.descriptor is None or _is_at(folder / LOCK_FILE, held.descriptor):
         return
     _held[name] = _Held(_lock(folder), held.thread)
     os.close(held.descriptor)

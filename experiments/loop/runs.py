@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from experiments.loop import flags
+from experiments.loop import distributed, flags
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.flatten import flatten as flatten
 from experiments.loop.json_files import write_json
@@ -26,7 +26,14 @@ Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, 
 
 # Fields that may change between two starts of one run.
 FREE = (
-    ("run_dir", "model.remat", "model.remat_positions", "model.scan_layers", "optim.decay_fraction")
+    (
+        "run_dir",
+        "model.remat",
+        "model.remat_keeps",
+        "model.remat_positions",
+        "model.scan_layers",
+        "optim.decay_fraction",
+    )
     + tuple(
         f"train.{name}"
         for name in (
@@ -75,6 +82,10 @@ def holds_run(config: Any, folder: Path, free: Collection[str] = ()) -> bool:
     Raises:
       ValueError: another run is there (names the first flag that differs), or other files.
     """
+    return distributed.agreed(lambda: _holds_run(config, folder, free))
+
+
+def _holds_run(config: Any, folder: Path, free: Collection[str]) -> bool:
     path = folder / "config.json"
     if not path.exists():
         if folder.exists() and any(path.name != LOCK_FILE for path in folder.iterdir()):

@@ -11,6 +11,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
 # The signal that ended a training run of this command, 0 for none: what is left to do after it returns as ever.
 _ended_by = 0
 
@@ -18,7 +22,62 @@ _ended_by = 0
 class Stop:
     """Whether a run is asked to end."""
 
-    requested = False
+    number = 0
+    """The signal that asks for it; 0 for none."""
+
+    @property
+    def requested(self) -> bool:
+        return self.number != 0
+
+
+class AgreedStop:
+    """What a signal asks of one of several processes, all do, after the same step; likewise what has failed in one.
+
+    A reduction over all devices runs behind each step, and what it says is read a step later, so that none waits.
+
+    Args:
+      stop: of this process.
+      mesh: the devices of all.
+    """
+
+    def __init__(self, stop: Stop, mesh: Mesh):
+        self.stop, self._several = stop, jax.process_count() > 1
+        self._pending: jax.Array | None = None
+        line = Mesh(mesh.devices.reshape(-1), ("all",))
+        self._shape, self._sharding = (mesh.size, 2), NamedSharding(line, PartitionSpec("all"))
+        self._largest = jax.jit(lambda said: said.max(axis=0), out_shardings=NamedSharding(line, PartitionSpec()))
+
+    def after_step(self, failed: bool) -> tuple[bool, bool]:
+        """Whether the run is to end, and whether something has failed; all processes ask after each step.
+
+        Args:
+          failed: whether it has in this one.
+        """
+        if not self._several:
+            return self.stop.requested, failed
+        before, self._pending = self._pending, self._ask(failed)
+        return (False, False) if before is None else self._read(before)
+
+    def settle(self) -> bool:
+        """Whether the run is to end, as all say at this moment: waits for them."""
+        if self._several:
+            self._read(self._ask(False))
+        return self.stop.requested
+
+    def _ask(self, failed: bool) -> jax.Array:
+        mine = np.array([[self.stop.number, failed]], np.int32)
+        return self._largest(jax.make_array_from_callback(self._shape, self._sharding, lambda _: mine))
+
+    def _read(self, said: jax.Array) -> tuple[bool, bool]:
+        number, failed = np.asarray(said)
+        if number:
+            _ended(self.stop, int(number))
+        return bool(number), bool(failed)
+
+
+def _ended(stop: Stop, number: int) -> None:
+    global _ended_by
+    stop.number = _ended_by = number
 
 
 @contextlib.contextmanager
@@ -28,8 +87,7 @@ def stop_signals() -> Iterator[Stop]:
     before: dict[int, Any] = {}
 
     def handle(number, frame):
-        global _ended_by
-        stop.requested, _ended_by = True, number
+        _ended(stop, number)
         signal.signal(number, before[number])
         print(f"\n{signal.Signals(number).name}: saving after this step; once more to quit at once", flush=True)
 

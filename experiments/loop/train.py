@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,15 @@ import optax
 from flax import nnx
 
 import zoo
-from experiments.loop.checkpoints import Checkpoints
+from experiments.loop import distributed
 from experiments.loop.disk_space import bytes_of, said_of_space
 from experiments.loop.divergence import step_back
 from experiments.loop.extending import learning_rate_of, said_of_length, said_of_rate, said_of_warmup
 from experiments.loop.fingerprints import Changeable
 from experiments.loop.flags import UsageError, alias, usage_errors
-from experiments.loop.kept_files import KeptFiles
+from experiments.loop.host_arrays import HostArray, Stack, to_devices, to_host, wanted
 from experiments.loop.mesh import by_rows, check_rows, current_mesh, everywhere, placed, spread
 from experiments.loop.metrics import (
-    Metrics,
     Progress,
     format_line,
     peak_flops,
@@ -44,10 +43,11 @@ from experiments.loop.metrics import (
     set_metrics_aside,
 )
 from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
-from experiments.loop.rescue import Rescued, said
-from experiments.loop.run_lock import lock_again, run_lock
+from experiments.loop.rescue import said
+from experiments.loop.run_files import RunFiles
+from experiments.loop.run_lock import run_lock
 from experiments.loop.sharding import is_cut, make_model, shardings_of_state, specs_of_params, specs_of_state
-from experiments.loop.stopping import stop_signals
+from experiments.loop.stopping import AgreedStop, stop_signals
 
 Batch = dict[str, Any]
 
@@ -67,6 +67,9 @@ class TrainConfig:
     rises to this. 0: none."""
     carry_state: bool = False
     """Whether rows go on where the step before ended, from the state it left (truncated backpropagation in time)."""
+    matmul_precision: Literal["high", "highest"] | None = None
+    """How exactly the model's layers multiply float32, as `jax.default_matmul_precision` takes it. None: as the
+    platform does, in bfloat16 on a TPU, in TF32 on a GPU. Operations decide by themselves: `ssm.precision`."""
     seed: int = 0
     """Seed of the initial parameters, the order of the data and dropout."""
     log_every: int = 10
@@ -404,7 +407,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     check_rows(mesh, config.batch_size, config.accumulate)
     if config.carry_state and (task.carried_loss is None or task.init_carry is None):
         raise UsageError("carry_state=True, but this experiment's batches do not go on from one another")
-    with run_lock(folder), jax.set_mesh(mesh):
+    with run_lock(folder), jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         return _train(task, config, optim, folder, mesh, record or {})
 
 
@@ -430,108 +433,78 @@ def _train(
         params = state.params if state.average is None else state.average
         return nnx.merge(graphdef, zoo.unstack_layers(params), rest)
 
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    like_by_layer = zoo.unstack_layers(wanted(like), split=HostArray.layers)
+
+    def restored_state(saved: TrainState) -> TrainState:
+        return to_devices(zoo.stack_like(saved, like, join=Stack), like)
+
+    lines: list[str] = []
     with (
-        Checkpoints(folder, keep_last=config.keep_last) as checkpoints,
-        Metrics(folder, tensorboard=config.tensorboard, wandb=config.wandb, config=record) as metrics,
+        RunFiles(
+            folder,
+            keep_last=config.keep_last,
+            rescue=config.rescue,
+            print_line=lambda line: progress.print(line),
+            tensorboard=config.tensorboard,
+            wandb=config.wandb,
+            config=record,
+        ) as files,
         stop_signals() as stop,
-        contextlib.ExitStack() as locks,
     ):
         first, before = 0, None
         with usage_errors():  # a checkpoint of another model
-            restored = checkpoints.restore_latest(_by_layer(state)) if checkpoints.steps() else None
-        shardings, like = jax.tree.map(lambda x: x.sharding, state), jax.eval_shape(lambda: state)
-        kept = KeptFiles(folder)
-        rescued, within = Rescued(kept.top, config.rescue), folder.relative_to(kept.top)
-
-        def to_devices(saved: TrainState) -> TrainState:
-            return jax.device_put(zoo.stack_like(saved, like), shardings)
-
+            restored = files.checkpoints.restore_latest(like_by_layer)
         if restored:
-            first, state = restored.step, to_devices(restored.state)
+            first = restored.step
+            if first < config.steps:  # two of them may not fit, and the first step would give its memory away
+                jax.tree.map(lambda x: x.delete(), state)
+            state = restored_state(restored.state)
             task.batches.set_state(restored.data_state)
             before = learning_rate_of(restored, read_metrics(folder))
-        aside = None if restored else set_metrics_aside(folder)
-        metrics.rewind(first)
+            del restored
+        aside = set_metrics_aside(folder) if not first and distributed.is_first() else None
+        files.metrics.rewind(first)
+        files.begin(bytes_of(state), first or None)
 
-        with Progress(config.steps, start=first) as progress:
+        with Progress(config.steps, start=first, silent=not distributed.is_first()) as progress:
             if first:
-                progress.print(f"resumed from step {first} in {folder}{said_of_length(first, config.steps)}")
-            for line in (said_of_warmup(optim, config.steps), said_of_rate(optim, config.steps, before)):
-                if line and first < config.steps:
-                    progress.print(line)
+                lines.append(f"resumed from step {first} in {folder}{said_of_length(first, config.steps)}")
+            if first < config.steps:
+                lines += [said_of_warmup(optim, config.steps), said_of_rate(optim, config.steps, before)]
             if aside:
-                progress.print(
+                lines.append(
                     f"no checkpoint in {folder}: it begins again; the metrics until now are kept in {aside.name}"
                 )
             if first < config.steps:
                 with usage_errors():
-                    line = said_of_space(folder, bytes_of(state), config.keep_last + 1)
-                if line:
-                    progress.print(line)
-                progress.print("compiling the training step")
+                    size, count = bytes_of(state), config.keep_last + 1
+                    lines.append(distributed.agreed(lambda: said_of_space(folder, size, count)))
+                lines.append("compiling the training step")
+            for line in filter(None, lines):
+                progress.print(line)
             clock, clock_step = time.perf_counter(), first
-            saved, pending, went_well, skipped = first or None, None, None, 0
-
-            def move(error):
-                """Goes on with the run in another folder."""
-                nonlocal folder, checkpoints, saved
-                left, why, saved = folder, said(error), None
-                while True:
-                    top = rescued.next_place(error)
-                    try:
-                        kept.move(top)
-                        folder = top / within
-                        locks.enter_context(run_lock(folder))
-                        said_of_space(folder, bytes_of(state), 1)
-                        checkpoints = Checkpoints(folder, keep_last=config.keep_last)
-                        metrics.move(folder)
-                    except (OSError, UsageError) as another:
-                        error = another
-                    else:
-                        break
-                progress.print(f"{left} cannot be written any more ({why}): the run goes on in {folder}")
-
-            def somewhere(act):
-                """Does what writes to the run's folder, in another one if need be."""
-                while True:
-                    try:
-                        return act()
-                    except (OSError, UsageError) as error:
-                        move(error)
-
-            def write(step, values, split):
-                """Writes a record of metrics."""
-                somewhere(lambda: metrics.write(step, values, split=split))
-
-            def save(step, measured):
-                """Saves the state of a step."""
-                nonlocal saved
-                by_layer, data_state = _by_layer(state), task.batches.get_state()
-
-                def act():
-                    if gone := write_again(folder, kept, metrics):
-                        progress.print(f"deleted under the run and written again: {', '.join(gone)}")
-                    if saved and not (checkpoints.root / str(saved)).exists():
-                        progress.print(
-                            f"the checkpoint of step {saved} was deleted under the run; step {step} is saved"
-                        )
-                    checkpoints.save(step, by_layer, data_state=data_state, metrics=measured)
-
-                somewhere(act)
-                saved = step
+            pending, went_well, skipped = None, None, 0
+            agreed_stop = AgreedStop(stop, mesh)
 
             def look_back(batch):
                 """Which checkpoint is good, for the last step was not; its state is given up."""
-                by_layer = _by_layer(state)
+                with contextlib.suppress(OSError):
+                    files.checkpoints.finish()
                 jax.tree.map(lambda x: x.delete(), state)  # two of them may not fit
-                records = read_metrics(folder)
-                losses = [r["loss"] for r in records if r["split"] == "train" and np.isfinite(r.get("loss", np.nan))]
+
+                def first_loss():
+                    losses = [r["loss"] for r in read_metrics(files.folder) if r["split"] == "train" and "loss" in r]
+                    return next(filter(np.isfinite, losses), None)
 
                 def try_step(saved):
-                    _, values = step_function(to_devices(saved), spread(batch, mesh))
+                    _, values = step_function(restored_state(saved), spread(batch, mesh))
                     return float(values["loss"]) if np.isfinite(float(values["grad_norm"])) else np.nan
 
-                return step_back(checkpoints, by_layer, try_step, losses[0] if losses else np.inf)
+                began_with = distributed.agreed(first_loss)
+                return step_back(
+                    files.checkpoints, like_by_layer, try_step, np.inf if began_with is None else began_with
+                )
 
             def check(step, values, batch):
                 """Waits for a step's metrics, and stops the run where they are not finite."""
@@ -540,7 +513,7 @@ def _train(
                 for name in ("loss", "grad_norm"):
                     if not np.isfinite(values[name]):
                         found = look_back(batch if went_well is None else went_well)
-                        raise FloatingPointError(f"{name} is {values[name]} at step {step} in {folder}; {found}")
+                        raise FloatingPointError(f"{name} is {values[name]} at step {step} in {files.folder}; {found}")
                 if values.pop("skipped"):
                     if not skipped:
                         progress.print(f"step {step} has nothing to learn from and is skipped; others will be counted")
@@ -565,7 +538,7 @@ def _train(
                     values[f"{task.unit}_per_second"] = speed
                 if speed and peak and task.flops_per_token:
                     values["mfu"] = speed * task.flops_per_token / (peak * mesh.size)
-                write(step, values, "train")
+                files.write(step, values, "train")
                 left = {"seconds_left": (config.steps - step) * task.tokens_per_batch / speed} if speed else {}
                 progress.print(format_line(step, config.steps, values | left))
                 if not n_timed:  # what the first record costs, such as opening TensorBoard, comes once too
@@ -574,6 +547,7 @@ def _train(
             for step in range(first + 1, config.steps + 1):
                 batch = next(task.batches)
                 state, values = step_function(state, spread(batch, mesh))
+                stops, failed = agreed_stop.after_step(files.failed)
                 if step == first + 1:  # nearly all of its time is the compiler's, which says nothing of the others
                     jax.block_until_ready(values)
                     clock, clock_step = time.perf_counter(), step
@@ -581,49 +555,40 @@ def _train(
                 if pending:
                     report(*pending)  # one step late, so that the device never waits for the log
                 pending = (step, values, batch)
-                last = step == config.steps or stop.requested
+                last = step == config.steps or stops
                 evaluates = step % config.eval_every == 0 or step == config.steps
-                unsaved = rescued.moved and not checkpoints.steps()  # nothing else there holds the state
-                if not (last or evaluates or unsaved or step % config.save_every == 0):
+                if not (last or evaluates or failed or files.unsaved or step % config.save_every == 0):
                     continue
                 report(*pending)
                 pending, held_out, pause = None, None, time.perf_counter()
                 if evaluates:
                     held_out = task.evaluate(current_model())
-                    write(step, held_out, "validation")
+                    files.write(step, held_out, "validation")
                     progress.print("held out: " + format_line(step, config.steps, held_out))
-                save(step, {"learning_rate": float(schedule(step - 1))} | (held_out or {}))
+                files.save(
+                    step,
+                    zoo.unstack_layers(to_host(state), split=HostArray.layers),
+                    data_state=task.batches.get_state(),
+                    metrics={"learning_rate": float(schedule(step - 1))} | (held_out or {}),
+                    last=last,
+                )
                 clock += time.perf_counter() - pause  # the speed shown is that of training alone
                 if last:
                     break
             if skipped:
                 progress.print(f"{skipped} of {step - first} steps had nothing to learn from and were skipped")
+            stopped = agreed_stop.settle()
+    folder = files.folder
     try:
-        plot_metrics(folder)
+        if distributed.is_first():
+            plot_metrics(folder)
     except OSError as error:
         print(f"{folder}/curves.png could not be written: {said(error)}", flush=True)
-    if rescued.moved:
-        raise UsageError(f"trained to step {state.step} of {config.steps}, but {rescued}")
-    finished = Finished(state, current_model(), stopped=stop.requested)
+    if files.rescued.moved:
+        raise UsageError(f"trained to step {state.step} of {config.steps}, but {files.rescued}")
+    finished = Finished(state, current_model(), stopped=stopped)
     if finished.stopped:
         print(
             f"stopped at step {state.step} of {config.steps}, saved in {folder}; the same command resumes", flush=True
         )
     return finished
-
-
-def write_again(folder: Path, kept: KeptFiles, metrics: Metrics) -> list[str]:
-    """Writes what has been deleted from a run's folder since the run began, all but its checkpoints.
-
-    Returns:
-      the paths.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock_again(folder)
-    gone = [str(path) for path in kept.restore()]
-    return [*gone, str(folder / "metrics.jsonl")] if metrics.restore() else gone
-
-
-def _by_layer(state: TrainState) -> TrainState:
-    """A state as checkpoints hold it, whether layers run in loops or not: each by itself, on the host."""
-    return zoo.unstack_layers(jax.device_get(state), split=tuple)

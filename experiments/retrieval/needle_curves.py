@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.loop.figures import save_figure
 from experiments.loop.json_files import write_json
 
 RESULTS, PLOT = "needles.json", "needles.png"
@@ -67,7 +68,7 @@ def plot(folders: Sequence[Path]) -> Path:
     panels[0].set_ylabel("nDCG@10")
     panels[-1].legend(frameon=False, fontsize=8)
     path = folders[0] / PLOT
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
     return path
 
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from experiments.loop.distributed import by_first
+
 Qrels = Mapping[str, Mapping[str, int]]
 """How relevant documents are to queries: {query: {document: grade}}. Above 0 is relevant."""
 Run = dict[str, dict[str, float]]
@@ -166,6 +168,7 @@ def in_order(found: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(found.items(), key=lambda item: (np.float32(item[1]), item[0].encode()), reverse=True)
 
 
+@by_first
 def save_run(run: Run, path: Path, tag: str = "retrieve") -> None:
     """Writes a run as TREC has it, `query Q0 document rank score tag`, in one step. White space in ids becomes "_"."""
     partial = path.with_name(path.name + ".partial")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.data.augment import PreprocessConfig
+from experiments.loop.distributed import by_first
 from zoo.published.json_files import read_json
 from zoo.published.tensors import Json
 from zoo.stack.option_values import from_dict
@@ -25,6 +26,7 @@ class Meaning(NamedTuple):
     classes: tuple[str, ...]
 
 
+@by_first
 def save_meaning(meaning: Meaning, folder: Path) -> None:
     """Writes images.json."""
     said = meaning._asdict() | {"preprocess": dataclasses.asdict(meaning.preprocess)}

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.data.images import Images
 from experiments.data.pictures import flatten
+from experiments.loop.figures import save_figure
 
 
 def plot_mistakes(
@@ -42,5 +43,5 @@ def plot_mistakes(
         panel.set_title(title, fontsize=7, color=color)
     figure.suptitle(f"{split}: {wrong} of {len(logits)} wrong; the least probable truths", fontsize=9)
     path = folder / "mistakes.png"
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
     return path

@@ -6,6 +6,7 @@ Over an image it is its formula, written out.
 import functools
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -224,3 +225,28 @@ def test_errors(unchecked):
         make("plain", causal=False, dtype="float32").init_state(1)
     with pytest.raises(ValueError, match="d_conv=0, expected at least 1"):
         m2.M2Config(d_conv=0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_exported_for_any_batch_and_length(causal, unchecked):
+    mixer = make("whole", causal, "float32", 64)
+    b, length = jax.export.symbolic_shape("b, l", constraints=["l <= 64"])
+    run = jax.jit(lambda x, mask: jnp.where(mask[..., None], mixer(x, mask=mask), 0))
+    shapes = jax.ShapeDtypeStruct((b, length, D_MODEL), jnp.float32), jax.ShapeDtypeStruct((b, length), bool)
+    exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(*shapes)
+    for rows, size in ((2, 3), (1, 64)):
+        x, mask = inputs(size, rows).astype(jnp.float32), jnp.broadcast_to(jnp.arange(size) < size - 1, (rows, size))
+        assert_close(exported.call(x, mask), run(x, mask))
+    b, length = jax.export.symbolic_shape("b, l")
+    with pytest.raises(ValueError, match=r"length=l, a symbol without a bound, expected at most l_max=64: .*'l <= 64'"):
+        jax.export.export(jax.jit(mixer))(jax.ShapeDtypeStruct((b, length, D_MODEL), jnp.float32))
+
+
+def test_a_state_goes_through_an_exported_program(unchecked):
+    mixer = make("whole", True, "float32", 64)
+    step = jax.jit(mixer.extend)
+    exported = jax.export.export(step)(inputs(1).astype(jnp.float32), mixer.init_state(2))
+    again = jax.export.deserialize(exported.serialize())
+    x, state = inputs(1).astype(jnp.float32), mixer.init_state(2)
+    (y, after), (expected, expected_after) = again.call(x, state), step(x, state)
+    assert_close((y, after.long.inputs), (expected, expected_after.long.inputs))

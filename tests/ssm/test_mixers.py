@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -349,3 +350,22 @@ def test_config_errors_name_the_option(config, options, message, unchecked):
 def test_widths_that_do_not_divide_are_named(mixer, config, message):
     with pytest.raises(ValueError, match=message):
         mixer(8, config, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba3 mimo"])
+def test_exported_for_any_batch_and_length(name, unchecked):
+    """One program for three platforms, called with and without padding, from a state and for one position."""
+    kind, config = MIXERS[name]
+    mixer = kind(D_MODEL, config, rngs=nnx.Rngs(0))
+    b, length = jax.export.symbolic_shape("b, l")
+    x, mask = jax.ShapeDtypeStruct((b, length, D_MODEL), jnp.float32), jax.ShapeDtypeStruct((b, length), bool)
+
+    def run(x, mask):
+        return mixer.extend(x, mixer.init_state(x.shape[0]), mask=mask)
+
+    exported = jax.export.export(jax.jit(run), platforms=["cpu", "cuda", "tpu"])(x, mask)
+    exported = jax.export.deserialize(exported.serialize())
+    x, mask = normal(jax.random.key(0), 2, 70, D_MODEL, dtype=jnp.float32), jnp.arange(70) < jnp.array([[70], [60]])
+    y, state = exported.call(x, mask)
+    assert_close((y, state), jax.jit(run)(x, mask))
+    assert type(state) is type(mixer.init_state(2))

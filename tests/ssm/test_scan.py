@@ -203,20 +203,23 @@ def test_training_memory_grows_with_b_l_e_and_one_state_a_chunk(implementation):
 
 
 def test_the_platform_of_the_program_chooses_and_not_that_of_the_process():
+    def program(platform, **options):
+        scan = jax.jit(jax.grad(lambda inputs: ssm.selective_scan(**inputs, **options)[0].sum()))
+        return scan.trace(make_inputs(100)).lower(lowering_platforms=(platform,)).as_text()
+
     def loops(platform, **options):
-        scan = jax.jit(jax.grad(lambda inputs: ssm.selective_scan(**inputs, **options)[0].sum())).trace(
-            make_inputs(100)
-        )
-        return scan.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+        return program(platform, **options).count("stablehlo.while")
 
     assert loops("cpu") == loops("tpu", implementation="sequential")
-    assert loops("tpu") == loops("cuda") == loops("cpu", implementation="associative") < loops("cpu")
+    assert loops("cuda") == loops("cpu", implementation="associative") < loops("cpu")
+    assert program("tpu").count("tpu_custom_call") == 2  # what the forward pass returns has no part in the gradient
+    assert "while" not in program("tpu")
 
 
 def test_the_form_for_other_platforms_agrees_with_the_reference(x64, monkeypatch):
     inputs, positions = make_inputs(100), make_positions(100)
     expected = value_and_gradients(reference.selective_scan, inputs, positions)
-    monkeypatch.setattr("ssm.scan.by_platform", lambda cpu, elsewhere, *operands: elsewhere(*operands))
+    monkeypatch.setattr("ssm.scan.by_platform", lambda cpu, elsewhere, *operands, tpu: elsewhere(*operands))
     out, gradients = value_and_gradients(ssm.selective_scan, inputs, positions)
     assert_close(out, expected[0])
     assert_close(gradients, expected[1], gradient=True)
@@ -238,6 +241,7 @@ def test_flops_double_with_the_length():
         ({"delta": jnp.zeros((2, 4, 3))}, r"delta has shape \(2, 4, 3\), expected \(b, l, e\) with b=2, l=5, e=3"),
         ({"initial_state": jnp.zeros((2, 4, 3))}, r"initial_state has shape"),
         ({"chunk_size": 0}, r"chunk_size=0, expected at least 1"),
+        ({"chunk_size": 8, "implementation": "pallas"}, r"chunk_size=8, expected None with implementation='pallas'"),
         ({"implementation": "cuda"}, r"implementation='cuda', expected None or one of"),
     ],
 )

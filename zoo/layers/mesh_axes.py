@@ -25,6 +25,7 @@ from zoo.layers.names import unknown_name
 # What a parameter's axis is along -> the mesh's axes that it may lie over.
 MESH_AXES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
+    "stored": ("fsdp",),  # of no meaning to devices that compute with it
     "inner": ("tensor", "fsdp"),
     "heads": ("tensor", "fsdp"),
     "kv heads": ("tensor", "fsdp"),

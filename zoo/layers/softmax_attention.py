@@ -13,10 +13,14 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.apart import apart
+from ssm.forward_mode import by_hand
+from ssm.precision import exact
 from ssm.sequence_cut import cut_of
+from ssm.tensor_cut import pieces
 from zoo.layers.block_attention import Rule, block_attention
 from zoo.layers.cut_attention import cut_attention
-from zoo.layers.seen import Positions, distances, pairs, seen
+from zoo.layers.seen import Pairs, Positions, distances, pairs, seen
 
 Implementation = Literal["blocks", "dense", "cudnn"]
 IMPLEMENTATIONS = ("blocks", "dense", "cudnn")
@@ -104,14 +108,31 @@ def softmax_attention(
     numbers = pairs(q.shape[1], q_at, k_at)
     if implementation == "cudnn":
         return _cudnn(q, k, v, numbers, slopes, rule, plain=not numbered)
-    return (_dense if implementation == "dense" else block_attention)(q, k, v, numbers, slopes, rule)
+    return (
+        _dense(q, k, v, numbers, slopes, rule) if implementation == "dense" else _blocks(q, k, v, numbers, slopes, rule)
+    )
+
+
+def _blocks(q, k, v, numbers, slopes, rule):
+    """A block of queries and keys at a time; each device of a mesh its own rows and heads."""
+    n = pieces()
+    if q.shape[2] % n == 0:  # heads of keys that several devices read are sent to each
+        k, v = (jnp.repeat(x, math.lcm(x.shape[2], n) // x.shape[2], axis=2) for x in (k, v))
+
+    def attend(q, k, v, slopes, *numbers):
+        run = by_hand(block_attention, "zoo.softmax_attention by blocks", "zoo.forward_mode()")
+        return run(q, k, v, Pairs(*numbers), slopes, rule)
+
+    axes = ("b l h p", "b s h p", "b s h p", "h", "b l", "b s", "b l", "b s")
+    return apart(attend, (q, k, v, slopes, *numbers), axes, "b l h p", channels="h")
 
 
 def _dense(q, k, v, numbers, slopes, rule):
     """All scores at once."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     grouped = rearrange(q, "b l (g r) p -> b l g r p", g=k.shape[2])
-    scores = jnp.einsum("blgrp,bsgp->bgrls", grouped, k, preferred_element_type=dtype) * rule.scale
+    product = functools.partial(jnp.einsum, precision=exact(q, k, v), preferred_element_type=dtype)
+    scores = product("blgrp,bsgp->bgrls", grouped, k) * rule.scale
     if slopes is not None:
         by_head = slopes.astype(dtype).reshape(k.shape[2], -1, 1, 1)
         scores -= by_head * jnp.abs(distances(numbers))[:, None, None]
@@ -122,7 +143,7 @@ def _dense(q, k, v, numbers, slopes, rule):
     weights = jnp.exp(scores - most)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = (weights / jnp.where(total > 0, total, 1)).astype(v.dtype)
-    y = jnp.einsum("bgrls,bsgp->blgrp", weights, v, preferred_element_type=dtype)
+    y = product("bgrls,bsgp->blgrp", weights, v)
     return y.reshape(q.shape).astype(q.dtype)
 
 

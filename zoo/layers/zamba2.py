@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 import ssm
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
+from ssm.serialization import serializable
 from zoo.layers.attention import Attention, AttentionConfig, AttentionState
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
@@ -62,6 +63,7 @@ class Zamba2Config:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
 
 
+@serializable("zoo.Zamba2State")
 class Zamba2State(NamedTuple):
     """What one mixer carries from one call to the next. Attention's keys are its own, not shared."""
 

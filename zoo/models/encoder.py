@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.filters import fits
 from ssm import segment_starts
 from ssm.absent import blank
 from zoo.layers.rngs import Seed, as_rngs
@@ -137,9 +138,9 @@ class Encoder(nnx.Module):
     @staticmethod
     def _positions(table, length, mask, segment_ids):
         """The learned vectors of every position, (l, d), or (b, l, d) with segments."""
-        rows = len(table)
+        rows = table.shape[0]
         if segment_ids is None:
-            if length > rows:
+            if not fits(length, rows, "max_len"):
                 raise ValueError(f"ids has {length} positions, expected at most max_len={rows}, or segment_ids")
             return table[:length]
         index = document_positions(segment_ids)

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from ssm.serialization import serializable
 from zoo.models.causal import CausalLM
 from zoo.stack.option_values import settle
 
@@ -136,6 +137,7 @@ def _stream(graphdef, params, decoding, options, max_new_tokens, sampling):
             return
 
 
+@serializable("zoo.Decoding")
 class _Decoding(NamedTuple):
     """What one step of the loop hands to the next."""
 
@@ -146,6 +148,7 @@ class _Decoding(NamedTuple):
     step: Int[Array, ""]
 
 
+@serializable("zoo.DecodingOptions")
 class _Options(NamedTuple):
     """Numbers that may change without compiling again."""
 

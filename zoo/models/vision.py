@@ -217,7 +217,7 @@ class ImageClassifier(nnx.Module):
         at = self._place_of_token(hidden.shape[1] - self.config.n_tokens)
         if self.config.pool == "token":
             read = 2 if self.config.distillation == "classifier" else 1
-            return hidden[:, at : at + read].reshape(len(hidden), read * hidden.shape[2])
+            return hidden[:, at : at + read].reshape(hidden.shape[0], read * hidden.shape[2])
         return jnp.mean(_without(hidden, at, self.config.n_tokens), axis=1)
 
     def hidden(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
@@ -257,12 +257,12 @@ class ImageClassifier(nnx.Module):
                 f"m2.l_max={most}; `extend_positions` makes filters longer, and m2[conv=2d] takes any size"
             )
         # Its rows cut over devices, XLA (jaxlib 0.10.1, CPU) makes the gradient of the convolution's kernel 0.
-        x = lay_whole(self.patch_embedding(images)).reshape(len(images), grid[0] * grid[1], config.d_model)
+        x = lay_whole(self.patch_embedding(images)).reshape(images.shape[0], grid[0] * grid[1], config.d_model)
         at = self._place_of_token(x.shape[1])
         x, positions = x.astype(jnp.dtype(config.param_dtype)), self._positions(grid, at)
         if config.n_tokens:
             learned = [token[...] for token in (self.class_token, self.distillation_token) if token is not None]
-            tokens = [jnp.broadcast_to(token, (len(x), 1, config.d_model)).astype(x.dtype) for token in learned]
+            tokens = [jnp.broadcast_to(token, (x.shape[0], 1, config.d_model)).astype(x.dtype) for token in learned]
             x = jnp.concatenate([x[:, :at], *tokens, x[:, at:]], axis=1)
         if positions is not None:
             x = x + positions.astype(x.dtype)

@@ -24,6 +24,7 @@ FREE = frozenset(
         "dtype",
         "param_dtype",
         "remat",
+        "remat_keeps",
         "remat_positions",
         "scan_layers",
         "pattern",

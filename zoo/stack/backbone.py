@@ -20,6 +20,9 @@ from zoo.stack.pattern import Folded, fold, parse_pattern
 from zoo.stack.pieces import run_in_pieces, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
+# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
+_POLICIES = {"nothing": None, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
 
 class Backbone(nnx.Module):
     """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
@@ -131,7 +134,7 @@ class Backbone(nnx.Module):
             x, loss = block.run(x, key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
-        whole = jax.checkpoint(run, static_argnums=0) if self.config.remat else gathering(run)
+        whole = self._recomputed(run)
         size = self.config.remat_positions
         if size is None or noise is not None:
             return whole, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
@@ -206,11 +209,17 @@ class Backbone(nnx.Module):
             x, state = block.extend(x, state, key=key, skip=skip, **given)
             return placed_rows(x), state
 
-        run = jax.checkpoint(run, static_argnums=0) if self.config.remat else gathering(run)
+        run = self._recomputed(run)
         for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
             after.append(block_state)
         return leave(self._normed(x)), tuple(after)
+
+    def _recomputed(self, run):
+        """What runs a block, and in the backward pass runs it again, if it is to."""
+        if not self.config.remat:
+            return gathering(run)
+        return jax.checkpoint(run, static_argnums=0, policy=_POLICIES[self.config.remat_keeps])
 
     def _normed(self, x):
         return x if self.norm_f is None else self.norm_f(x)

@@ -59,6 +59,9 @@ class BackboneConfig:
     """Whether the residual stream is kept in at least float32."""
     remat: bool = False
     """Whether the backward pass recomputes each block instead of keeping its insides."""
+    remat_keeps: Literal["nothing", "matmuls"] = "nothing"
+    """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype. They are most of
+    its operations and the least of its memory, so that "matmuls" takes some more memory and recomputes little."""
     remat_positions: int | None = None
     """With remat, of how many positions at a time, for rows of any length in little memory. None: of whole rows, as it
     is in any case in blocks with attention, m2 or moe, with dropout, and where rows are cut over devices."""
@@ -108,6 +111,8 @@ class BackboneConfig:
             raise ValueError(f"drop_path={self.drop_path}, expected 0 <= drop_path < 1")
         if self.drop_path and not self.mixer_residual:
             raise ValueError(f"drop_path={self.drop_path} with mixer_residual=False: nothing is left of what skips")
+        if self.remat_keeps not in ("nothing", "matmuls"):
+            raise ValueError(f"remat_keeps={self.remat_keeps!r}, expected 'nothing' or 'matmuls'")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"norm={self.norm!r}, expected 'rms' or 'layer'")
         if self.norm_place not in ("pre", "post"):

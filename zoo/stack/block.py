@@ -134,7 +134,7 @@ class Block(nnx.Module):
         x = self.dropout(x, deterministic=False, rngs=rngs)
         if not self.drop_path or skip is None:
             return x
-        stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (len(x), 1, 1))
+        stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (x.shape[0], 1, 1))
         return jnp.where(stays, x / (1 - skip).astype(x.dtype), 0)
 
 

@@ -3,7 +3,6 @@
 The gradient of what is gathered is cut again at once, so that a whole one is never there but in one layer.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -68,14 +67,17 @@ def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _moved(x, stored, used):
+def _move(x, stored, used):
     # The first says how what is read lies, a slice of a stack, say, so that no more than that is gathered.
     return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, stored), used)
 
 
+_moved = jax.custom_vjp(_move, nondiff_argnums=(1, 2))
+
+
 def _moved_backward(stored, used, _, dx):
-    return (jax.lax.with_sharding_constraint(dx, stored),)
+    # Summed over rows as it is used, then cut: else what it is summed from is turned round, from rows to channels.
+    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(dx, used), stored),)
 
 
-_moved.defvjp(lambda x, stored, used: (_moved(x, stored, used), None), _moved_backward)
+_moved.defvjp(lambda x, stored, used: (_move(x, stored, used), None), _moved_backward)

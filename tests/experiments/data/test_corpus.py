@@ -160,7 +160,7 @@ def test_hosts_share_the_rows_that_one_host_would_get():
     for _ in range(20):
         parts = [next(host)["tokens"] for host in hosts]
         assert {part.shape for part in parts} == {(2, 5)}
-        assert sorted(np.concatenate(parts).tolist()) == sorted(next(alone)["tokens"].tolist())
+        assert np.concatenate(parts).tolist() == next(alone)["tokens"].tolist()
 
 
 @pytest.mark.parametrize(("batch_size", "n_hosts"), [(1, 1), (3, 1), (4, 1), (64, 1), (4, 2)])
@@ -191,9 +191,9 @@ def test_short_evaluation_is_spread_over_the_stream():
 
 
 def test_batches_say_what_is_wrong_with_their_sizes():
-    with pytest.raises(ValueError, match="batch_size=5 must be a positive multiple of the number of hosts, 2"):
+    with pytest.raises(ValueError, match="batch_size=5, expected a multiple of the number of hosts, 2"):
         make_batches(stream_of(50), batch_size=5, seq_len=8, seed=0, shard=(0, 2))
-    with pytest.raises(ValueError, match="batch_size=0 must be a positive"):
+    with pytest.raises(ValueError, match="batch_size=0, expected at least 1"):
         evaluation_batches(stream_of(50), batch_size=0, seq_len=8)
     with pytest.raises(ValueError, match="max_batches=0 must be at least 1"):
         evaluation_batches(stream_of(50), batch_size=1, seq_len=8, max_batches=0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 
@@ -20,7 +21,10 @@ class Deleting:
 
     def __next__(self):
         if self.batches.number == self.number:
-            shutil.rmtree(self.folder)
+            while not list(self.folder.rglob(f"checkpoints/{self.number}/record.json")):  # it is on its way
+                time.sleep(0.01)
+            while self.folder.exists():  # or what was kept before is
+                shutil.rmtree(self.folder, ignore_errors=True)
         return next(self.batches)
 
 

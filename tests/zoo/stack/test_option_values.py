@@ -40,6 +40,7 @@ def test_a_dict_is_the_options_that_it_describes():
         ({"d_model": 64.0}, "d_model=64.0, expected an integer"),
         ({"dropout": True}, "dropout=True, expected a number"),
         ({"remat": 1}, "remat=1, expected True or False"),
+        ({"remat_keeps": "dots"}, "remat_keeps='dots', expected 'nothing' or 'matmuls'"),
         ({"pattern": 3}, "pattern=3, expected a text"),
         ({"norm_eps": "x"}, "norm_eps='x', expected a number"),
     ],
