@@ -40,6 +40,8 @@ class Config:
     """Tokens of the row."""
     pieces: tuple[int, ...] = (1,)
     """Over how many devices its positions are cut."""
+    at_once: int | None = None
+    """Positions that the backward pass recomputes at a time (`remat_positions`). None: whole rows."""
     run: bool = False
     """Whether to run each step, too."""
     plot: Path | None = None
@@ -51,29 +53,29 @@ class Config:
         for name in ("patterns", "lengths", "pieces"):
             if not getattr(self, name):
                 raise ValueError(f"{name}=(), expected at least one")
-        if (most := max(self.pieces)) > jax.device_count() or min(self.pieces) < 1:
-            raise ValueError(
-                f"pieces={self.pieces}, expected 1 to {jax.device_count()}, the devices there are ({most})"
-            )
+        if max(self.pieces) > (devices := jax.device_count()) or min(self.pieces) < 1:
+            raise ValueError(f"pieces={self.pieces}, expected 1 to {devices}, the devices there are")
         for length in self.lengths:
             if length < 1 or any(length % pieces for pieces in self.pieces):
                 raise ValueError(f"lengths={self.lengths}, expected multiples of pieces={self.pieces}")
 
 
-def model_config(pattern: str, length: int) -> zoo.CausalLMConfig:
+def model_config(pattern: str, length: int, at_once: int | None = None) -> zoo.CausalLMConfig:
     """The tiny model with a pattern, for rows of a length."""
     tiny = causal_lm.PRESETS["tiny"][1].model
     m2 = dataclasses.replace(tiny.m2, l_max=length)
-    return dataclasses.replace(tiny, pattern=pattern, m2=m2, vocab_size=256, remat=True, scan_layers=True)
+    return dataclasses.replace(
+        tiny, pattern=pattern, m2=m2, vocab_size=256, remat=True, remat_positions=at_once, scan_layers=True
+    )
 
 
-def measure(pattern: str, length: int, pieces: int, run: bool) -> dict[str, Any]:
+def measure(pattern: str, length: int, pieces: int, config: Config) -> dict[str, Any]:
     """Compiles a step, and runs it where asked to: its memory, seconds and loss."""
     axes = ("data", "fsdp", "sequence", "tensor", "expert")
     devices = jax.devices()[:pieces]
     mesh = jax.make_mesh((1, 1, pieces, 1, 1), axes, axis_types=(AxisType.Auto,) * 5, devices=devices)
     with jax.set_mesh(mesh):
-        model = zoo.CausalLM(model_config(pattern, length), rngs=nnx.Rngs(0))
+        model = zoo.CausalLM(model_config(pattern, length, config.at_once), rngs=nnx.Rngs(0))
         optimizer = make_optimizer(OptimConfig(), 1000, model)
         state = jax.device_put(init_state(model, optimizer, jax.random.key(0)), NamedSharding(mesh, PartitionSpec()))
         ids = np.random.default_rng(0).integers(0, 256, (1, length + 1)).astype(np.int32)
@@ -84,7 +86,7 @@ def measure(pattern: str, length: int, pieces: int, run: bool) -> dict[str, Any]
         compiled: Any = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
         figures = {"pattern": pattern, "length": length, "pieces": pieces}
         figures["memory_bytes"] = compiled.memory_analysis().temp_size_in_bytes
-        if run:
+        if config.run:
             before = time.perf_counter()
             _, values = jax.block_until_ready(compiled(state, batch))
             figures |= {"seconds": time.perf_counter() - before, "loss": float(values["loss"])}
@@ -132,7 +134,7 @@ def main() -> int:
         for pieces in config.pieces:
             last = None
             for length in config.lengths:
-                row = measure(pattern, length, pieces, config.run)
+                row = measure(pattern, length, pieces, config)
                 figures.append(row)
                 more = (
                     ""
