@@ -33,7 +33,7 @@ from experiments.causal.next_token import continued_loss, describe, next_token_l
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
-from experiments.loop.mesh import MeshConfig, meshed
+from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed, on_mesh
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
@@ -231,6 +231,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
       FloatingPointError: see `train`.
     """
     with flags.usage_errors():
+        check_length(current_mesh(), config.data.seq_len)
         kept = runs.resumed(config, folder, FREE)
         started, init = start_from(config, kept, given)
         corpus = load_corpus(started.data, kept)
@@ -255,7 +256,8 @@ def main() -> int:
     if last := last_evaluation(folder):
         print(f"held-out text: {last['bits_per_byte']:.3f} bits/byte after {last['step']} steps")
     if config.prompt:
-        print_sample(finished.model, corpus.tokenizer, config.prompt)
+        with on_mesh(config.mesh):
+            print_sample(finished.model, corpus.tokenizer, config.prompt)
     print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
     print(flags.as_called(f'more text:  python -m experiments.sample {folder} --prompt "class "'))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")

@@ -21,6 +21,7 @@ from flax import nnx
 
 import zoo
 from experiments.loop import flags
+from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.model_folders import Said, load_model, write_companions
 from zoo.published.layout_options import Layout
 from zoo.published.pretrained import what_lacks
@@ -39,6 +40,8 @@ class Config:
     transformers: what transformers loads; Mamba-3, Vision Mamba and M2-BERT are not among it."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype to store weights in. None: that of the source."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint of a run: latest, best, or a step."""
     max_shard_gb: float = 5.0
@@ -50,7 +53,7 @@ class Config:
 def main() -> int:
     """Loads, writes, reads back and compares."""
     config = flags.parse_one(Config, prog="python -m experiments.convert", description=__doc__)
-    with flags.usage_errors():
+    with flags.usage_errors(), on_mesh(config.mesh):
         if config.target.exists() and any(config.target.iterdir()):
             raise ValueError(f"{config.target} is not empty; choose another folder")
         said: Said = {"layout": config.layout, "checkpoint": config.checkpoint}

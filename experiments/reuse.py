@@ -1,5 +1,7 @@
-"""A trained model into another: merged, with an adapter folded in, in fewer bits.
+"""A trained model into another: larger or smaller, merged, with an adapter folded in, in fewer bits.
 
+python -m experiments.reuse grow MODEL out --d-model 256 --n-layers 8                   # at first of the same output
+python -m experiments.reuse coalesce MODEL out --d-model 64 --n-layers 2                # and the way back
 python -m experiments.reuse merge BASE out --tuned TUNE TUNE --method dare --rate 0.9   # several tunes in one
 python -m experiments.reuse adapt MODEL out --adapter ADAPTER                           # peft's, or our own
 python -m experiments.reuse quantize MODEL out --bits 4 --group-size 64                 # codes and scales
@@ -15,6 +17,8 @@ from experiments.loop import flags
 
 # Verb -> the module whose `main` it is.
 COMMANDS = {
+    "grow": "experiments.reusing.grow",
+    "coalesce": "experiments.reusing.coalesce",
     "merge": "experiments.reusing.merge",
     "adapt": "experiments.reusing.adapt",
     "quantize": "experiments.reusing.quantize",

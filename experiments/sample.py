@@ -38,6 +38,7 @@ from experiments.data.chat_template import (
 from experiments.data.text_stream import TextStream, stream_text
 from experiments.data.tokenizers import Tokenizer
 from experiments.loop import flags
+from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.loop.row_files import STANDARD, check_out, write_rows
 from zoo.published.json_files import parse_json
 from zoo.published.pretrained import find_folder
@@ -56,6 +57,8 @@ class Config:
     """With --model: "bytes", a tokenizer.json or its folder, or a name on the hub. None: that of the model."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """With --model: dtype of parameters and computation. None: as stored."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     prompt: Annotated[tuple[str, ...], flags.Repeated] = ()
     """Text to continue; several by the flag again. Empty starts a new document. -: all of standard input."""
     prompts_file: str | None = None
@@ -126,7 +129,7 @@ class Prompt(NamedTuple):
 def main() -> int:
     """Loads the model and prints or writes continuations."""
     config = flags.parse_one(Config, prog="python -m experiments.sample", description=__doc__)
-    with flags.usage_errors():
+    with flags.usage_errors(), on_mesh(config.mesh):
         if config.out is not None:
             check_out(config.out, overwrite=config.overwrite)
         if min(config.batch_size, config.samples) < 1 or "" in config.stop:

@@ -28,6 +28,7 @@ from experiments.data.tables import TABLES, Reading, read_rows
 from experiments.data.text_files import check_encoding, read_text, stem_and_suffix
 from experiments.data.tokenizers import Tokenizer, utf8
 from experiments.loop import flags
+from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.loop.row_files import STANDARD, check_out, write_rows
 from zoo.published.run_folder import is_run
 
@@ -61,6 +62,8 @@ class Config:
     """Of a published model: "bytes", a tokenizer.json or its folder, or a name on the hub. None: that of the model."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Of a published model: dtype of parameters and computation. None: as stored."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint of a run: latest, best, or a step."""
     overwrite: bool = False
@@ -138,6 +141,7 @@ def main() -> int:
     """Reads documents, says how likely they are."""
     with flags.usage_errors():
         config = flags.parse_one(Config, prog="python -m experiments.score", description=__doc__)
+    with flags.usage_errors(), on_mesh(config.mesh):
         if config.out is not None:
             check_out(config.out, overwrite=config.overwrite)
         rows, column = read_documents(config)

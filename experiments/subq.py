@@ -7,7 +7,8 @@ subq synthetic | needles | distill ...              # what a mixer remembers, fi
 subq sample RUN --prompt "def "                     # go on with a text
 subq score RUN text.txt                             # how likely a model finds a text
 subq convert RUN out                                # take a model out of its run
-subq reuse merge|adapt|quantize ...                 # make one model of others
+subq export RUN out                                 # as programs for JAX without this library, on any platform
+subq reuse grow|merge|adapt|quantize ...            # make one model of others
 subq runs                                           # the runs there are; subq runs compare RUN RUN
 subq data list                                      # real data that ordinary packages carry
 subq bench                                          # time the operations (from a checkout)
@@ -30,6 +31,7 @@ COMMANDS = {
     "sample": "experiments.sample",
     "score": "experiments.score",
     "convert": "experiments.convert",
+    "export": "experiments.export",
     "reuse": "experiments.reuse",
     "runs": "experiments.runs",
     "data": "experiments.data.fetch",

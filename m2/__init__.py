@@ -11,6 +11,7 @@ from m2.conv2d import fft_conv2d as fft_conv2d
 from m2.filters import HyenaFilter as HyenaFilter
 from m2.filters import HyenaFilter2D as HyenaFilter2D
 from m2.filters import HyenaFilterConfig as HyenaFilterConfig
+from m2.forward_mode import forward_mode as forward_mode
 from m2.linear import BlockdiagLinear as BlockdiagLinear
 from m2.linear import MonarchLinear as MonarchLinear
 from m2.mixer import M2Config as M2Config

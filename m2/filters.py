@@ -116,7 +116,7 @@ class ImplicitFilter(nnx.Module):
                 kernel_init=jax.nn.initializers.normal(0.02) if c.init == "normal" else uniform,
                 bias_init=jax.nn.initializers.zeros if c.init == "normal" else uniform,
                 param_dtype=dtype,
-                kernel_metadata={"lr_scale": c.lr_scale, "axes": (None, "inner" if last else None)},
+                kernel_metadata={"lr_scale": c.lr_scale, "axes": ("stored", "inner" if last else None)},
                 bias_metadata={"lr_scale": c.lr_scale, "decay": False, "axes": (None,)},
                 precision=jax.lax.Precision.HIGHEST,
                 rngs=rngs,
@@ -183,7 +183,7 @@ class HyenaFilter(ImplicitFilter):
             jnp.asarray(position_features(l_max, config.emb_dim), dtype),
             decay=False,
             lr_scale=config.features_lr_scale,
-            axes=(None, None),
+            axes=("stored", None),
         )
 
     def __call__(self, length: int) -> Float[Array, "d m"]:
@@ -196,7 +196,7 @@ class HyenaFilter(ImplicitFilter):
         Raises:
           ValueError: more positions than l_max.
         """
-        if not fits(length, self.l_max):
+        if not fits(length, self.l_max) or length == 0:
             raise ValueError(f"length={length}, expected 1 to l_max={self.l_max}, the longest filter that there is")
         if not isinstance(length, int):
             length = self.l_max
@@ -265,13 +265,13 @@ class HyenaFilter2D(ImplicitFilter):
 
 
 def fits(length: Any, most: int, named: str = "l_max") -> bool:
-    """Whether there are 1 to `most` positions, a bound that errors call `named`.
+    """Whether there are at most so many positions, a bound that errors call `named`.
 
     Raises:
       ValueError: a length that is not known yet (`jax.export`), and for which nothing says that it is in bounds.
     """
     try:
-        return bool(1 <= length <= most)
+        return bool(length <= most)
     except jax.errors.InconclusiveDimensionOperation as error:
         expected = f"at most {named}={most}: jax.export.symbolic_shape(..., constraints=['{length} <= {most}'])"
         raise ValueError(f"length={length}, a symbol without a bound, expected {expected}") from error

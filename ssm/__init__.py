@@ -3,6 +3,7 @@
 from ssm.bidirectional import Bidirectional as Bidirectional
 from ssm.conv import causal_conv1d as causal_conv1d
 from ssm.conv2d import depthwise_conv2d as depthwise_conv2d
+from ssm.forward_mode import forward_mode as forward_mode
 from ssm.linear_attention import LinearAttention as LinearAttention
 from ssm.linear_attention import LinearAttentionConfig as LinearAttentionConfig
 from ssm.linear_attention import LinearAttentionState as LinearAttentionState

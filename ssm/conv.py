@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm import init
 from ssm.absent import blank, check_no_gaps
 from ssm.checks import check_shapes, is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
 from ssm.segments import inputs_before, last_inputs, pass_on, segment_runs
 from ssm.sequence_cut import Along, cut_of
@@ -78,7 +79,9 @@ def causal_conv1d(
         runs = jnp.pad(segment_runs(segment_ids, along), ((0, 0), (history, 0)))
 
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    y = _convolve(padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs)
+    y = by_hand(_convolve, "ssm.causal_conv1d")(
+        padded, weight.astype(dtype), None if bias is None else bias.astype(dtype), runs
+    )
     last = last_inputs(x, before, mask, segment_ids, along)
     if along is not None:
         last = along.of_last(pass_on(last, along.at_first(initial_state.astype(x.dtype)), mask, segment_ids, along)[1])
@@ -178,10 +181,13 @@ class DepthwiseConv(nnx.Module):
         bias = bound(rngs.params(), (channels,), param_dtype) if use_bias else None
         self.bias = None if bias is None else nnx.Param(bias, decay=False, axes=(axis,))
 
-    def __call__(self, x, state=None, *, mask=None, segment_ids=None):
-        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask."""
+    def __call__(self, x, state=None, *, mask=None, segment_ids=None, weights=None):
+        """`causal_conv1d` from a state; the state goes out in the dtype that it came in. It refuses a gap in a mask.
+
+        `weights` are the kernel and the bias of those channels that x has, where it has not all; see `ssm.tensor_cut`.
+        """
         if self.kernel.shape[1] > 1:
             check_no_gaps(mask)
-        bias = None if self.bias is None else self.bias[...]
-        y, after = causal_conv1d(x, self.kernel[...], bias, initial_state=state, mask=mask, segment_ids=segment_ids)
+        kernel, bias = weights or (self.kernel[...], None if self.bias is None else self.bias[...])
+        y, after = causal_conv1d(x, kernel, bias, initial_state=state, mask=mask, segment_ids=segment_ids)
         return y, after if state is None else after.astype(state.dtype)

@@ -33,7 +33,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ssm.checks import is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import by_platform
+from ssm.precision import exact
 from ssm.segments import segment_runs
 from ssm.sequence_cut import Along, entering_states
 
@@ -98,7 +100,10 @@ def decayed_attention(
     own = None if own is None else own.astype(dtype)
     arrays = x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs
     forms = _forms(x.shape, B.shape[3], jnp.dtype(dtype).itemsize, chunk_size, rank)
-    return _attend(*arrays, forms, rank) if along is None else _attend_piece(*arrays, forms, rank, along)
+    named = "the recurrence of ssm.ssd, linear_attention and trapezoid"
+    if along is None:
+        return by_hand(_attend, named)(*arrays, forms, rank)
+    return by_hand(_attend_piece, named)(*arrays, forms, rank, along)
 
 
 class _Form(NamedTuple):
@@ -491,5 +496,6 @@ def _sum_last(x):
 
 
 def _product(equation, one, other):
-    """A matrix product that adds up in at least float32."""
-    return jnp.einsum(equation, one, other, preferred_element_type=jnp.promote_types(one.dtype, jnp.float32))
+    """A matrix product that adds up in at least float32, and is one of float32 where an operand is."""
+    dtype = jnp.promote_types(one.dtype, jnp.float32)
+    return jnp.einsum(equation, one, other, precision=exact(one, other), preferred_element_type=dtype)

@@ -35,6 +35,7 @@ from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
 from ssm.sequence_cut import Along, cut_of
 from ssm.serialization import serializable
+from ssm.tensor_cut import convolve, side_by_side
 
 # Where silu(z) = 1.
 OPEN_GATE = 1.2784645427610738
@@ -241,7 +242,7 @@ class LinearAttention(Mixer):
         self.head_dim = config.head_dim or d_model // self.n_heads
         wide = jnp.promote_types(param_dtype, jnp.float32)
         inner, shared = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        self.splits = (shared, 2 * shared)  # v, k, q
+        self.convolved = *((shared, self.n_kv_heads),) * 2, (inner, self.n_heads)  # v, k, q
 
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         linear, plain = (make_linear(use_bias=bias, **options) for bias in (config.bias, False))
@@ -299,11 +300,11 @@ class LinearAttention(Mixer):
         log_decay = -jnp.exp(self.A_log[...]) * dt
         z = None if self.gate_proj is None else self._heads(self.gate_proj(x))
 
-        vkq = jnp.concatenate([project(x) for project in (self.v_proj, self.k_proj, self.q_proj)], axis=-1)
-        vkq, conv_state = self.conv1d(vkq, conv_state, mask=mask, segment_ids=segment_ids)
-        if self.config.activation == "silu":
-            vkq = jax.nn.silu(vkq)
-        v, k, q = (self._heads(m) for m in jnp.split(vkq, self.splits, axis=-1))
+        vkq = side_by_side([project(x) for project in (self.v_proj, self.k_proj, self.q_proj)], self.convolved)
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        convolved, conv_state = convolve(self.conv1d, vkq, conv_state, self.convolved, **positions)
+        activation = jax.nn.silu if self.config.activation == "silu" else lambda x: x
+        v, k, q = (self._heads(activation(m)) for m in convolved)
 
         if ssm_state is not None and x.shape[1] == 1 and segment_ids is None:
             before = ssm_state

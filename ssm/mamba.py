@@ -23,6 +23,7 @@ from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm, rms_norm
 from ssm.scan import Implementation, selective_scan, selective_step
 from ssm.serialization import serializable
+from ssm.tensor_cut import project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Mamba(Selective, Mixer):
 
     def _mix(self, x, state, mask, segment_ids):
         conv_state, ssm_state = (None, None) if state is None else state
-        x, z = jnp.split(self.in_proj(x), 2, axis=-1)  # b l e
+        x, z = project(self.in_proj, x, [(self.d_inner, self.d_inner)] * 2)  # b l e
         x, conv_state = self.conv1d(x, conv_state, mask=mask, segment_ids=segment_ids)
         y, ssm_state = self.select(jax.nn.silu(x), z, ssm_state, mask=mask, segment_ids=segment_ids)
         return self.out_proj(y), MambaState(conv_state, ssm_state)

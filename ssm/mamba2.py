@@ -24,6 +24,7 @@ from ssm.mixer import Mixer
 from ssm.norm import GatedRMSNorm
 from ssm.serialization import serializable
 from ssm.ssd import ssd, ssd_step
+from ssm.tensor_cut import convolve, project
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +139,12 @@ class Mamba2(Mixer):
         bc = config.n_groups * config.d_state
         d_mlp = self.d_inner - self.d_ssm
         # z0 and x0 are the gated unit beside the state space; x, B and C go through the convolution together.
-        self.splits = tuple(np.cumsum([d_mlp, d_mlp, self.d_ssm, self.d_ssm + 2 * bc]).tolist())
+        inner = self.d_ssm, self.n_heads
+        self.convolved = inner, (bc, config.n_groups), (bc, config.n_groups)
+        self.parts = *((d_mlp, max(1, d_mlp)),) * 2, inner, self.convolved, (self.n_heads, self.n_heads)
 
         linear = make_linear(use_bias=config.bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.in_proj = linear(d_model, self.splits[-1] + self.n_heads, ("embed", "side by side"))
+        self.in_proj = linear(d_model, 2 * (d_mlp + self.d_ssm + bc) + self.n_heads, ("embed", "side by side"))
         self.conv1d = DepthwiseConv(
             self.d_ssm + 2 * bc,
             config.d_conv,
@@ -183,13 +186,12 @@ class Mamba2(Mixer):
     def _mix(self, x, state, mask, segment_ids):
         config = self.config
         conv_state, ssm_state = (None, None) if state is None else state
-        projected = self.in_proj(x if config.in_multiplier == 1 else x * config.in_multiplier)
-        if config.multipliers != (1.0,) * 5:
-            projected = projected * self._multipliers(projected.dtype)
-        z0, x0, z, xBC, dt = jnp.split(projected, self.splits, axis=-1)
-        xBC, conv_state = self.conv1d(xBC, conv_state, mask=mask, segment_ids=segment_ids)
-        bc = config.n_groups * config.d_state
-        x, B, C = jnp.split(jax.nn.silu(xBC), (self.d_ssm, self.d_ssm + bc), axis=-1)
+        x = x if config.in_multiplier == 1 else x * config.in_multiplier
+        scale = None if config.multipliers == (1.0,) * 5 else self._multipliers(jnp.promote_types(x.dtype, jnp.float32))
+        z0, x0, z, xBC, dt = project(self.in_proj, x, self.parts, scale)
+        positions = {"mask": mask, "segment_ids": segment_ids}
+        convolved, conv_state = convolve(self.conv1d, xBC, conv_state, self.convolved, **positions)
+        x, B, C = (jax.nn.silu(m) for m in convolved)
         x = rearrange(x, "b l (h p) -> b l h p", p=config.head_dim)
         B, C = (rearrange(m, "b l (g n) -> b l g n", g=config.n_groups) for m in (B, C))
         dt = jax.nn.softplus(dt.astype(self.dt_bias.dtype) + self.dt_bias[...])
@@ -204,7 +206,6 @@ class Mamba2(Mixer):
             y, ssm_state = ssd_step(ssm_state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D)
             y = y[:, None]
         else:
-            positions = {"mask": mask, "segment_ids": segment_ids}
             y, ssm_state = ssd(x, dt, A, B, C, D, initial_state=ssm_state, chunk_size=config.chunk_size, **positions)
         y = rearrange(y, "b l h p -> b l (h p)")
         y = y * jax.nn.silu(z) if self.norm is None else self.norm(y, z)
@@ -216,6 +217,6 @@ class Mamba2(Mixer):
     def _multipliers(self, dtype):
         """The multiplier of each channel of the input projection; the gated unit's are those of z and x."""
         z, x, B, C, dt = self.config.multipliers
-        d_mlp, bc = self.splits[0], self.config.n_groups * self.config.d_state
+        d_mlp, bc = self.parts[0][0], self.config.n_groups * self.config.d_state
         widths = (d_mlp, d_mlp, self.d_ssm, self.d_ssm, bc, bc, self.n_heads)
         return jnp.repeat(jnp.asarray((z, x, z, x, B, C, dt), dtype), np.array(widths), total_repeat_length=sum(widths))

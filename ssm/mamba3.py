@@ -9,7 +9,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from flax.typing import Dtype
@@ -25,6 +24,7 @@ from ssm.norm import GatedRMSNorm
 from ssm.segments import last_inputs, segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
 from ssm.serialization import serializable
+from ssm.tensor_cut import cut, project
 from ssm.trapezoid import TrapezoidState, trapezoid, trapezoid_step
 
 # Positions whose turns are summed at once; 16 to 2,048 take about the same time on a CPU.
@@ -141,7 +141,8 @@ class Mamba3(Mixer):
         wide = jnp.promote_types(param_dtype, jnp.float32)
         bc = config.rank * config.n_groups * config.d_state
         widths = [self.d_inner, self.d_inner, bc, bc, self.n_heads, self.n_heads, self.n_heads, config.n_angles]
-        self.splits = tuple(np.cumsum(widths)[:-1].tolist())  # z, x, B, C, dt, A, trap, angle
+        units = (*[self.n_heads] * 2, 1, 1, *[self.n_heads] * 3, 1)
+        self.parts = tuple(zip(widths, units, strict=True))  # z, x, B, C, dt, A, trap, angle
 
         def param(value, **metadata):
             return nnx.Param(value.astype(wide), axes=("heads", *[None] * (value.ndim - 1)), **metadata)
@@ -187,7 +188,7 @@ class Mamba3(Mixer):
         if x.shape[1] == 0:
             empty = jnp.zeros((x.shape[0], 0, self.d_inner), x.dtype)
             return self.out_proj(empty), self.init_state(x.shape[0]) if state is None else state
-        z, x, B, C, dt, A, lam, angle = jnp.split(self.in_proj(x), self.splits, axis=-1)
+        z, x, B, C, dt, A, lam, angle = project(self.in_proj, x, self.parts)
         low = x.dtype
         z, x = (rearrange(m, "b l (h p) -> b l h p", h=self.n_heads) for m in (z, x))
         dt = jax.nn.softplus(dt.astype(wide) + self.dt_bias[...])
@@ -227,7 +228,7 @@ class Mamba3(Mixer):
         config = self.config
         maps = rearrange(maps, "b l (r g n) -> b l r g n", r=config.rank, g=config.n_groups)
         maps = norm(maps.astype(theta.dtype))
-        maps = jnp.repeat(maps, self.n_heads // config.n_groups, axis=3)
+        maps = cut(jnp.repeat(maps, self.n_heads // config.n_groups, axis=3), 3)
         maps = maps + rearrange(bias[...], "h r n -> r h n")
         return rotate(maps, theta[:, :, None], neighbours=not config.is_mimo)
 
@@ -235,7 +236,7 @@ class Mamba3(Mixer):
         """b l h p -> b l r h p"""
         if not self.config.is_mimo:
             return x[:, :, None]
-        return jnp.einsum("blhp,hrp->blrhp", x, self.mimo_x[...])
+        return x[:, :, None] * jnp.swapaxes(self.mimo_x[...], 0, 1)
 
     def _trapezoid_state(self, state, dtype):
         v = self._to_ranks(state.v[:, None])[:, 0]
@@ -243,7 +244,7 @@ class Mamba3(Mixer):
 
     def _gated(self, y, z):
         """b l r h p -> b l e: normalised and gated, the ranks summed."""
-        z = jnp.einsum("blhp,hrp->blrhp", z, self.mimo_z[...]) if self.config.is_mimo else z[:, :, None]
+        z = z[:, :, None] * jnp.swapaxes(self.mimo_z[...], 0, 1) if self.config.is_mimo else z[:, :, None]
         if self.norm is None:
             y = y * jax.nn.silu(z)
         else:

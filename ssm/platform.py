@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import ad, batching, mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from ssm.sequence_cut import ROWS
@@ -49,8 +49,9 @@ class Kernel(NamedTuple):
         scan = Kernel("ssm.kernels.selective_scan_tpu", "forward", otherwise)
         y, state = scan(out_shape, u, delta)
 
-    A program for another platform is refused when it is lowered, so a kernel can stand in a form of `by_platform`. It
-    has no derivative: call it inside the rules of a `jax.custom_vjp`. Under `jax.vmap` one comes after the other.
+    A program for another platform is refused when it is lowered, so a kernel can stand in a form of `by_platform`.
+    Call it inside the rules of a `jax.custom_vjp`: its derivative, as a product of a Hessian with a vector needs it, is
+    that of `otherwise`. Under `jax.vmap` one comes after the other.
 
     XLA cannot divide a kernel over devices. So under an ambient mesh (`jax.set_mesh`) whose axes of several devices are
     all of rows, each device runs the kernel on its own rows; where a program is divided in any other way, `otherwise`
@@ -147,6 +148,16 @@ def _vmapped(arrays, axes, **params):
 
 
 batching.primitive_batchers[_kernel] = _vmapped
+
+
+def _pushed_forward(arrays, tangents, *, kernel, tree, outs):
+    def flat(*arrays):
+        return jax.tree.leaves(kernel.otherwise(*jax.tree.unflatten(tree, arrays)))
+
+    return jax.jvp(flat, tuple(arrays), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+ad.primitive_jvps[_kernel] = _pushed_forward
 
 
 def _lower_for_tpu(context, *values, kernel, tree, outs):

@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank
 from ssm.checks import check_shapes, is_known_size
+from ssm.forward_mode import by_hand
 from ssm.platform import Kernel, by_platform
 from ssm.segments import segment_runs, segment_starts
 from ssm.sequence_cut import Along, cut_of, entering_states
@@ -151,9 +152,10 @@ def selective_scan(
     forms = _forms(implementation, chunk_size, u.shape, dtype)
     operands = u, delta, A.astype(dtype), B, C, D, z
     if along is None:
-        return _scan(*operands, initial_state, keep, mask, forms)
+        return by_hand(_scan, "ssm.selective_scan")(*operands, initial_state, keep, mask, forms)
     runs = None if segment_ids is None else segment_runs(segment_ids, along)
-    y, state = _scan_piece(*operands, along.at_first(initial_state), keep, mask, runs, forms, along)
+    piece = by_hand(_scan_piece, "ssm.selective_scan")
+    y, state = piece(*operands, along.at_first(initial_state), keep, mask, runs, forms, along)
     return y, along.of_last(state)
 
 
@@ -331,7 +333,7 @@ _IN_PLACE_OF_KERNEL = _Form("sequential", _CHUNK_SIZE["sequential"], _CHUNK_SIZE
 @functools.partial(jax.custom_vjp, nondiff_argnums=(11, 12))
 def _scan_piece(u, delta, A, B, C, D, z, given, keep, mask, runs, forms, along):
     entering = _entering(u, delta, A, B, given, mask, runs, along)
-    return _scan(u, delta, A, B, C, D, z, entering, keep, mask, forms)
+    return _scan.__wrapped__(u, delta, A, B, C, D, z, entering, keep, mask, forms)
 
 
 def _scan_piece_forward(u, delta, A, B, C, D, z, given, keep, mask, runs, forms, along):

@@ -138,7 +138,8 @@ def trapezoid(
     following = jnp.take_along_axis(padded, after[..., None], axis=1)
     following = jnp.where((here & (next_run == runs))[..., None], following, 0)
     entering = jnp.take_along_axis(padded, first[..., None], axis=1)[:, 0]  # b h
-    h = h + jnp.einsum("bh,brhp,brhn->bhpn", entering, v_in.astype(dtype), k_in.astype(dtype))
+    outer = jnp.einsum("brhp,brhn->bhpn", v_in.astype(dtype), k_in.astype(dtype), precision=lax.Precision.HIGHEST)
+    h = h + entering[..., None, None] * outer
 
     # 2. The plain recurrence, the ranks of a position as rows of their own.
     rows = [rearrange(x, "b l r h w -> b (l r) h w") for x in (v, k, q)]

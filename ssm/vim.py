@@ -21,6 +21,7 @@ from ssm.conv import DepthwiseConv
 from ssm.linear import make_linear
 from ssm.mamba import MambaConfig, Selective
 from ssm.mixer import TwoSided
+from ssm.tensor_cut import project
 
 
 class Direction(Selective):
@@ -96,6 +97,7 @@ class Vim(TwoSided):
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
         """
-        x, z = jnp.split(self.in_proj(blank(mask, x)), 2, axis=-1)  # b l e
+        width = self.out_proj.in_features
+        x, z = project(self.in_proj, blank(mask, x), [(width, width)] * 2)  # b l e
         positions = {"mask": mask, "segment_ids": segment_ids}
         return self.out_proj(both_ways(self.forward, self.backward, x, z, mirrors=True, **positions))

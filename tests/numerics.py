@@ -1,5 +1,7 @@
 """Random inputs and one tolerance table, shared by every test that compares arrays."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,3 +84,17 @@ def value_and_gradients(op, inputs, positions):
 
     (_, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(inputs)
     return out, gradients
+
+
+_PRODUCT = re.compile(
+    r"stablehlo.dot_general .*?(?:precision = \[(\w+), \w+\])?\s*"
+    r": \(tensor<(\w+)>, tensor<(\w+)>\) -> tensor<(\w+)>"
+)
+
+
+def tpu_products(function, *arguments):
+    """{(precision, dtypes of the operands, dtype of the result)} of the products in the program for a TPU."""
+    text = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
+    found = _PRODUCT.findall(text)
+    assert len(found) == text.count("stablehlo.dot_general")
+    return {(one, *(kind.split("x")[-1] for kind in (a, b, c))) for one, a, b, c in found}

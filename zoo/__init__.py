@@ -2,6 +2,7 @@
 
 from zoo.layers.attention import Attention as Attention
 from zoo.layers.attention import AttentionConfig as AttentionConfig
+from zoo.layers.forward_mode import forward_mode as forward_mode
 from zoo.layers.mlp import MLP as MLP
 from zoo.layers.mlp import MLPConfig as MLPConfig
 from zoo.layers.moe import MoE as MoE
@@ -46,6 +47,7 @@ from zoo.published.sharding_rules import shard_experts as shard_experts
 from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.reuse.adapt import add_lora as add_lora
 from zoo.reuse.adapt import merge_lora as merge_lora
+from zoo.reuse.calibration import calibrate as calibrate
 from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate

@@ -12,12 +12,16 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 import zoo
+from experiments.aot.programs import placed
 from experiments.causal.next_token import next_token_loss
 from experiments.encoders.masked_loss import masked_loss
 from experiments.encoders.masking import MaskingConfig
+from experiments.loop.mesh import check_rows, everywhere, sharding_of_batch
 from experiments.loop.optim import OptimConfig, make_optimizer
+from experiments.loop.sharding import shardings_of_state
 from experiments.loop.train import LossFunction, init_state, make_train_step, split_model
 from experiments.vision.task import image_loss
 from zoo.models.build import Model, ModelConfig, abstract
@@ -27,65 +31,63 @@ Shape = jax.ShapeDtypeStruct
 
 
 class Step(NamedTuple):
-    """A program to compile: program(*arguments)."""
+    """A program to compile: program(*arguments), on the mesh."""
 
     program: Callable
     """A jitted function."""
     arguments: tuple[Any, ...]
-    """Shapes."""
-    rows: tuple[int, ...]
-    """Which of the arguments have the batch as the first axis of every array; the others are parameters and such."""
+    """Shapes, with their places on the mesh."""
     tokens: int
     """Tokens, or images, that it goes through."""
 
 
 def make_step(
-    config: ModelConfig, what: What = "train", *, batch_size: int, seq_len: int = 0, accumulate: int = 1
+    config: ModelConfig, mesh: Mesh, what: What = "train", *, batch_size: int, seq_len: int = 0, accumulate: int = 1
 ) -> Step:
     """A program of a model with this config.
 
     Args:
       config: of a causal or masked language model, or of an image classifier.
+      mesh: from `loop.mesh.make_mesh`: parameters, the optimiser's state and the batch lie over it as in training.
       what: "train", "decode" or "forward".
       batch_size: rows, over all devices and micro-batches.
       seq_len: tokens of a row, of language models; in decoding, those that the state has room for.
       accumulate: micro-batches of a training step.
 
     Raises:
-      ValueError: a model that has no such program, or none of these kinds.
+      ValueError: a model that has no such program, or none of these kinds; or rows that cannot be shared out.
     """
     if what not in get_args(What):
         raise ValueError(f"what={what!r}, expected one of {', '.join(get_args(What))}")
     if what == "decode" and not isinstance(config, zoo.CausalLMConfig):
         raise ValueError(f"what='decode' with a {type(config).__name__}, expected a CausalLMConfig")
+    check_rows(mesh, batch_size, accumulate)
     model = abstract(config)
     if what == "train":
-        return _train(model, batch_size, seq_len, accumulate)
+        return _train(model, mesh, batch_size, seq_len, accumulate)
     graphdef, variables = nnx.split(model)
-    if what == "decode":
+    variables = placed(variables, everywhere(mesh))
+    if what == "forward":
+        inputs = _rows(batch_of(config, batch_size, seq_len), mesh)
 
-        def begin(variables):
-            merged: Any = nnx.merge(graphdef, variables)
-            return merged.init_state(batch_size, seq_len)
+        def forward(variables, batch):
+            model = nnx.merge(graphdef, variables)
+            return model(batch["images"]) if "images" in batch else model(batch["tokens"], batch.get("mask"))
 
-        def decode(variables, ids, state):
-            return nnx.merge(graphdef, variables).extend(ids, state)
+        return Step(jax.jit(forward), (variables, inputs), _tokens(config, batch_size, seq_len))
 
-        state = jax.eval_shape(begin, variables)
+    def begin(variables):
+        merged: Any = nnx.merge(graphdef, variables)
+        return merged.init_state(batch_size, seq_len)
 
-        arguments = (variables, Shape((batch_size, 1), jnp.int32), state)
-        return Step(jax.jit(decode, donate_argnums=2), arguments, (1, 2), batch_size)
+    def decode(variables, ids, state):
+        return nnx.merge(graphdef, variables).extend(ids, state)
 
-    inputs = batch_of(config, batch_size, seq_len)
-
-    def forward(variables, batch):
-        model = nnx.merge(graphdef, variables)
-        return model(batch["images"]) if "images" in batch else model(batch["tokens"], batch.get("mask"))
-
-    return Step(jax.jit(forward), (variables, inputs), (1,), _tokens(config, batch_size, seq_len))
+    given = _rows((Shape((batch_size, 1), jnp.int32), jax.eval_shape(begin, variables)), mesh)
+    return Step(jax.jit(decode, donate_argnums=2), (variables, *given), batch_size)
 
 
-def _train(model: Model, batch_size: int, seq_len: int, accumulate: int) -> Step:
+def _train(model: Model, mesh: Mesh, batch_size: int, seq_len: int, accumulate: int) -> Step:
     config = model.config
     loss: LossFunction = next_token_loss if isinstance(config, zoo.CausalLMConfig) else masked_loss
     if isinstance(config, zoo.ImageClassifierConfig):
@@ -98,8 +100,14 @@ def _train(model: Model, batch_size: int, seq_len: int, accumulate: int) -> Step
         return init_state(nnx.merge(graphdef, params, rest), optimizer, jax.random.key(0))
 
     state = jax.eval_shape(start, params, rest)
-    arguments = (state, step.rest, batch_of(config, batch_size, seq_len))
-    return Step(step.program, arguments, (2,), _tokens(config, batch_size, seq_len))
+    state = jax.tree.map(placed, state, shardings_of_state(state, model, mesh))
+    batch = _rows(batch_of(config, batch_size, seq_len), mesh)
+    return Step(step.program, (state, placed(step.rest, everywhere(mesh)), batch), _tokens(config, batch_size, seq_len))
+
+
+def _rows(tree: Any, mesh: Mesh) -> Any:
+    """Shapes whose first axis is the batch's, cut over the mesh as batches are."""
+    return jax.tree.map(lambda x: placed(x, sharding_of_batch(mesh, x.shape)), tree)
 
 
 def batch_of(config: ModelConfig, batch_size: int, seq_len: int = 0) -> dict[str, Shape]:
@@ -123,7 +131,7 @@ def batch_of(config: ModelConfig, batch_size: int, seq_len: int = 0) -> dict[str
     tokens = {"tokens": array(jnp.int32, seq_len)}
     if isinstance(config, zoo.CausalLMConfig):
         more = {"targets": array(jnp.int32, seq_len), "weights": array(jnp.float32, seq_len)}
-        return tokens | more | {"segment_ids": array(jnp.int32, seq_len)}
+        return tokens | more | {name: array(jnp.int32, seq_len) for name in ("segment_ids", "positions")}
     hidden = max(1, round(MaskingConfig().rate * seq_len))
     more = {"targets": array(jnp.int32, hidden), "weights": array(jnp.float32, hidden)}
     return tokens | more | {"positions": array(jnp.int32, hidden), "mask": array(jnp.bool_, seq_len)}

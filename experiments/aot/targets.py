@@ -19,11 +19,17 @@ from experiments.aot.quiet import quiet
 from zoo.layers.names import unknown_name
 
 GIB = 2**30
-# The name of a topology without its shape -> bytes of a device that a program can have: what libtpu 0.0.41 says in the
-# error about a program that is too large. A JAX device of a tpu7x is one of a chip's two cores, and so is one of a v4
-# where it is compiled for ahead of time.
-_TPUS = {"v5e": 15.75, "v5p": 95.73, "v6e": 31.24, "tpu7x": 94.74, "v4": 15.25}
-_GPUS = {"h100": ("h100.txtpb", 84_942_979_072)}  # all of the card's: the driver and XLA's own keep some
+# The name of a topology without its shape -> GiB of a device that a program can have, what libtpu 0.0.52 says in the
+# error about a program that is too large; and bytes a second that it reads or writes there, from Google's Cloud TPU
+# pages. A JAX device of a tpu7x is one of a chip's two cores, and so is one of a v4 in a topology.
+_TPUS = {
+    "v5e": (15.75, 819e9),
+    "v5p": (95.73, 2765e9),
+    "v6e": (31.24, 1640e9),
+    "tpu7x": (94.74, 7380e9 / 2),
+    "v4": (15.25, 1228e9 / 2),
+}
+_GPUS = {"h100": ("h100.txtpb", 84_942_979_072, 3352e9)}  # all of the card's memory: driver and XLA's own keep some
 # Nothing is tuned without a card, and with tiles that are not tuned some of Triton's products do not compile (float32
 # in full precision, jaxlib 0.10.1): cuBLAS's always do.
 _GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
@@ -41,6 +47,8 @@ class Target(NamedTuple):
     """What stands for them in a sharding or a mesh."""
     memory: int
     """Bytes of each that a program can have."""
+    bandwidth: float
+    """Bytes a second between a device and that memory."""
     options: dict[str, Any]
     """Options of its compiler."""
 
@@ -77,18 +85,19 @@ def find_target(name: str) -> Target:
     from jax.experimental import topologies  # slow, and only here
 
     if _is_gpu(name):
-        file, memory = _GPUS[name]
+        file, memory, bandwidth = _GPUS[name]
         facts = (Path(__file__).parent / file).read_text(encoding="utf-8")
         try:
             found = topologies.get_topology_desc(name, "cuda", target_config=facts, topology="1x1x1")
         except NotImplementedError as error:  # JAX started another backend, and the plugin gave up without a card
             raise RuntimeError(f"{name}: JAX has looked for a card already; start with JAX_PLATFORMS=cpu") from error
-        return Target(name, "cuda", tuple(found.devices), memory, _GPU_OPTIONS)
+        return Target(name, "cuda", tuple(found.devices), memory, bandwidth, _GPU_OPTIONS)
     try:
         found = topologies.get_topology_desc(name, "tpu")
     except Exception as error:  # of libtpu, about the shape
         raise ValueError(f"device={name!r}: {' '.join(str(error).split())}") from error
-    return Target(name, "tpu", tuple(found.devices), int(_TPUS[name.partition(":")[0]] * GIB), {})
+    gib, bandwidth = _TPUS[name.partition(":")[0]]
+    return Target(name, "tpu", tuple(found.devices), int(gib * GIB), bandwidth, {})
 
 
 def _is_gpu(name: str) -> bool:

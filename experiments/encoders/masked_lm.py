@@ -34,7 +34,7 @@ from experiments.encoders.masked_loss import masked_loss, masked_sums
 from experiments.encoders.masking import Masking, MaskingConfig
 from experiments.encoders.shapes import small_encoder
 from experiments.loop import flags, runs
-from experiments.loop.mesh import MeshConfig, meshed
+from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
@@ -242,6 +242,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
       FloatingPointError: see `train`.
     """
     with flags.usage_errors():
+        check_length(current_mesh(), config.data.seq_len)
         kept = runs.resumed(config, folder, FREE)
         started, init = start_from(config, kept, given)
         corpus = load_corpus(started.data, kept)

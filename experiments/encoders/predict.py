@@ -25,6 +25,7 @@ from experiments.data.text_files import check_encoding, read_text, stem_and_suff
 from experiments.encoders.objectives import Target
 from experiments.encoders.predictor import Predictor
 from experiments.loop import flags
+from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.loop.row_files import STANDARD, check_out, one_out, write_rows
 
 
@@ -54,6 +55,8 @@ class Config:
     """Whether the probability of every class is written, or that of the predicted one alone."""
     batch_size: int = 32
     """Rows in a batch."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     max_len: int | None = None
     """Tokens of a row. None: what the model was tuned with; of a published one, what it reads, at most 512."""
     checkpoint: Literal["latest", "best"] | int = "latest"
@@ -144,6 +147,7 @@ def main() -> int:
     """Reads texts, writes predictions."""
     with flags.usage_errors():
         config = flags.parse_one(Config, prog="python -m experiments.bert predict", description=__doc__)
+    with flags.usage_errors(), on_mesh(config.mesh):
         check_out(config.out, overwrite=config.overwrite)
         rows, where = read_file(config)
         ask = Predictor.from_pretrained(config.model, step=config.checkpoint, max_len=config.max_len)

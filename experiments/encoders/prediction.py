@@ -10,6 +10,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.encoders.objectives import LabelledRows, Objective
+from experiments.loop.mesh import current_mesh, gathered, placed, spread_whole
 
 # Batches that the device is given ahead of those whose answers have come back.
 AHEAD = 8
@@ -24,15 +25,18 @@ def run_over(
       progress: whether to show a bar on stderr, where that is a terminal.
     """
     graphdef, variables = nnx.split(model)
+    mesh = current_mesh()
+    variables = placed(variables, mesh)
     order = list(rows.texts.in_order_of_length(batch_size))
     outputs: list[Any] = []
-    with tqdm(total=len(rows), unit="text", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty())) as bar:
+    bar = tqdm(total=len(rows), unit="text", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty()))
+    with bar, jax.set_mesh(mesh):
         for batch in order:
-            outputs.append(_outputs(graphdef, variables, rows(batch), objective.outputs))
+            outputs.append(_outputs(graphdef, variables, spread_whole(rows(batch), mesh), objective.outputs))
             if len(outputs) > AHEAD:
-                outputs[-1 - AHEAD] = jax.device_get(outputs[-1 - AHEAD])
+                outputs[-1 - AHEAD] = gathered(outputs[-1 - AHEAD])
             bar.update(int((batch >= 0).sum()))
-    outputs = jax.device_get(outputs)
+    outputs = gathered(outputs)
     total, weight = (sum(float(loss[i]) for loss, _ in outputs) for i in (0, 1))
     logits = {
         int(row): values

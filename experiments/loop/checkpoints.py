@@ -24,13 +24,11 @@ checkpoint is read and checked is in `zoo.published.checkpoint_files`, where `zo
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
 import shutil
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -41,6 +39,7 @@ import numpy as np
 from experiments.loop import distributed
 from experiments.loop.host_arrays import HostArray, is_key, to_devices, to_host, wanted_of
 from experiments.loop.piece_files import Finish, read_pieces, write_pieces
+from experiments.loop.saving import Save, Written, together
 from zoo.published.checkpoint_files import (
     Damaged,
     check_checkpoint,
@@ -54,9 +53,6 @@ from zoo.published.checkpoint_files import (
 )
 
 Tree = TypeVar("Tree")
-Value = TypeVar("Value")
-Written = dict[str, list]
-"""Size and digest of files, by their path."""
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +80,7 @@ class Checkpoints:
             raise ValueError(f"keep_last={keep_last} must be at least 1")
         self.keep_last, self.best_metric = keep_last, best_metric
         self.root = checkpoints_root(folder)
-        self._save: _Save | None = None
+        self._save: Save | None = None
 
         def open_folder() -> None:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -122,7 +118,7 @@ class Checkpoints:
         record = json.dumps({"arrays": described, "data_state": data_state, "metrics": metrics})
         if json.loads(record)["data_state"] != data_state:
             raise ValueError(f"data_state={data_state} must be plain JSON: string keys, lists, no tuples")
-        self._save = _Save(lambda key: self._write(key, step, arrays, record))
+        self._save = Save(lambda key: self._write(key, step, arrays, record))
 
     def finish(self) -> None:
         """Waits until the save that is on its way is on disk.
@@ -196,7 +192,7 @@ class Checkpoints:
                 self.close()
 
     def _write(self, key: str, step: int, arrays: dict[str, HostArray], record: str) -> None:
-        """Writes a checkpoint, together with the other processes; see `_together`."""
+        """Writes a checkpoint, together with the other processes; see `together`."""
         final, partial, replaced = (self.root / f"{step}{suffix}" for suffix in ("", ".partial", ".replaced"))
 
         def prepare() -> None:
@@ -223,7 +219,7 @@ class Checkpoints:
             return _digests(partial, partial / "state" / f"ocdbt.process_{distributed.index()}")
 
         try:
-            _together(key, prepare, write, commit)
+            together(key, prepare, write, commit)
         except OSError as error:
             reason = f"checkpoint not saved, older ones are untouched: {error.strerror or error}"
             raise OSError(error.errno, reason, str(final)) from None
@@ -281,87 +277,6 @@ class Checkpoints:
                 path.rename(self.root / step)  # killed between the two renames of `save`
             elif step.isdecimal() and suffix in ("partial", "replaced"):
                 _remove(path)
-
-
-class _Save:
-    """A save that is on its way, in a thread of its own."""
-
-    _numbers = itertools.count()
-
-    def __init__(self, write: Callable[[str], None]):
-        self._error: BaseException | None = None
-        key = f"save/{next(self._numbers)}"
-        # A second signal ends the process at once, and what is half written is cleared away at the next start.
-        self._thread = threading.Thread(target=self._run, args=(write, key), name="checkpoint", daemon=True)
-        self._thread.start()
-
-    @property
-    def failed(self) -> bool:
-        return not self._thread.is_alive() and self._error is not None
-
-    def wait(self) -> None:
-        while self._thread.is_alive():
-            self._thread.join(1)  # a signal is heeded in between
-        if self._error is not None:
-            raise self._error
-
-    def _run(self, write: Callable[[str], None], key: str) -> None:
-        try:
-            write(key)
-        except BaseException as error:
-            self._error = error
-
-
-def _together(
-    key: str, prepare: Callable[[], None], write: Callable[[], Written], commit: Callable[[Written], None]
-) -> None:
-    """`prepare` in process 0, then `write` in all, then `commit` in process 0, of what all have written.
-
-    Where one of it fails, nothing is committed, and it is an error in every process.
-    """
-    if not distributed.is_first():
-        _raise(distributed.wait_for(f"{key}/prepared"))
-        written, error = _attempt(write)
-        distributed.tell(f"{key}/written/{distributed.index()}", [written, _said(error)])
-        _raise(distributed.wait_for(f"{key}/committed"))
-        return
-    others = range(1, distributed.count())
-    _, error = _attempt(prepare)
-    if others:
-        distributed.tell(f"{key}/prepared", _said(error))
-    if error is not None:
-        raise error
-    written, error = _attempt(write)
-    for process in others:
-        more, failed = distributed.wait_for(f"{key}/written/{process}")
-        written = (written or {}) | (more or {})
-        error = error or _error(failed)
-    if error is None:
-        _, error = _attempt(lambda: commit(written or {}))
-    if others:
-        distributed.tell(f"{key}/committed", _said(error))
-    if error is not None:
-        raise error
-
-
-def _attempt(act: Callable[[], Value]) -> tuple[Value | None, Exception | None]:
-    try:
-        return act(), None
-    except Exception as error:
-        return None, error
-
-
-def _said(error: Exception | None) -> list | None:
-    return None if error is None else [getattr(error, "errno", None), getattr(error, "strerror", None) or str(error)]
-
-
-def _error(said: list | None) -> OSError | None:
-    return None if said is None else OSError(*said) if said[0] else OSError(said[1])
-
-
-def _raise(said: list | None) -> None:
-    if (error := _error(said)) is not None:
-        raise error
 
 
 def _remove(path: Path) -> None:

@@ -102,7 +102,8 @@ def start(spec: str | None, config: Mapping[str, Any]) -> None:
     try:
         jax.distributed.initialize(**where, initialization_timeout=START, heartbeat_timeout_seconds=2 * SILENCE)
         if not is_first():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 for as long as the process lasts
+            sys.stdout.flush()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # gloo prints past Python
         _watch = _Watch()
         jax.devices()  # all processes at the same time, or those that are late are waited for in vain
     except (ValueError, RuntimeError) as error:

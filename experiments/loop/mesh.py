@@ -137,9 +137,26 @@ def placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def sharding_of_batch(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence."""
+    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence.
+
+    What the devices do not divide is on all of them: rows of a prediction, say; training checks its own, `check_rows`.
+    """
+    rows = ROWS if shape[0] % row_groups(mesh) == 0 else None
     positions = "sequence" if len(shape) == 2 and shape[1] % mesh.shape["sequence"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(ROWS, positions) if positions else PartitionSpec(ROWS))
+    return NamedSharding(mesh, PartitionSpec(rows, positions) if positions else PartitionSpec(rows))
+
+
+def gathered(tree: Any) -> Any:
+    """Arrays as NumPy's, whole in every process, wherever they lie. All processes must ask."""
+    if jax.process_count() > 1:
+        cut = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)  # noqa: E731
+        tree = jax.tree.map(lambda x: _whole(everywhere(x.sharding.mesh))(x) if cut(x) else x, tree)
+    return jax.device_get(tree)
+
+
+@functools.cache
+def _whole(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=sharding)
 
 
 def own_rows(mesh: Mesh, shard: tuple[int, int] | None = None) -> Callable[[int], np.ndarray]:
@@ -186,5 +203,15 @@ def spread(batch: Any, mesh: Mesh) -> Any:
             return x[(slice(first, first + stop - start), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding_of_batch(mesh, shape), part)
+
+    return jax.tree.map(place, batch)
+
+
+def spread_whole(batch: Any, mesh: Mesh) -> Any:
+    """Puts a batch on the devices of which every process has all rows."""
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding_of_batch(mesh, x.shape), lambda index: x[index])
 
     return jax.tree.map(place, batch)

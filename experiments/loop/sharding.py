@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import zoo
-from experiments.loop.flags import UsageError
+from experiments.loop.flags import UsageError, usage_errors
 from experiments.loop.mesh import ROWS
 from zoo.layers.mesh_axes import is_over, specs_of
 
@@ -59,8 +59,9 @@ def make_model(init: Callable[[], nnx.Module], mesh: Mesh) -> Made:
         return tuple(parts)
 
     params, rest = jax.eval_shape(make)
-    check_cut(params, mesh)
-    shardings = (_on(mesh, specs_of(params, mesh), params), NamedSharding(mesh, PartitionSpec()))
+    with usage_errors():  # heads that --mesh.tensor does not divide
+        check_cut(params, mesh)
+    shardings = tuple(_on(mesh, specs_of(part, mesh), part) for part in (params, rest))  # of frozen parameters, too
     if fresh[0]:
         return Made(graphdefs[0], *jax.jit(make, out_shardings=shardings)())
     params, rest = make()
@@ -70,15 +71,18 @@ def make_model(init: Callable[[], nnx.Module], mesh: Mesh) -> Made:
 def check_cut(params: Any, mesh: Any) -> None:
     """Raises a UsageError where more than 2 % of the parameters would be whole on every device of --mesh.fsdp.
 
+    A ValueError is one of the table's, see `spec_of`: heads that --mesh.tensor does not divide.
+
     Args:
       params: parameters with their metadata, or shapes of them.
       mesh: the devices.
     """
+    specs = dict(nnx.to_flat_state(specs_of(params, mesh)))
     if (size := mesh.shape["fsdp"]) == 1:
         return
-    specs = dict(nnx.to_flat_state(specs_of(params, mesh)))
     sizes = {path: math.prod(p.shape) for path, p in nnx.to_flat_state(params)}
-    whole = {path: sizes[path] for path, spec in specs.items() if not is_over(spec, "fsdp")}
+    # Vectors are whole by design, and little in any model that is worth cutting.
+    whole = {path: sizes[path] for path, spec in specs.items() if len(spec) > 1 and not is_over(spec, "fsdp")}
     if sum(whole.values()) > MOST_REPLICATED * sum(sizes.values()):
         largest = max(whole, key=lambda path: whole[path])
         raise UsageError(

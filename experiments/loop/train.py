@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,9 @@ class TrainConfig:
     rises to this. 0: none."""
     carry_state: bool = False
     """Whether rows go on where the step before ended, from the state it left (truncated backpropagation in time)."""
+    matmul_precision: Literal["high", "highest"] | None = None
+    """How exactly the model's layers multiply float32, as `jax.default_matmul_precision` takes it. None: as the
+    platform does, in bfloat16 on a TPU, in TF32 on a GPU. Operations decide by themselves: `ssm.precision`."""
     seed: int = 0
     """Seed of the initial parameters, the order of the data and dropout."""
     log_every: int = 10
@@ -404,7 +407,7 @@ def train(task: Task, config: TrainConfig, optim: OptimConfig, folder: Path, *, 
     check_rows(mesh, config.batch_size, config.accumulate)
     if config.carry_state and (task.carried_loss is None or task.init_carry is None):
         raise UsageError("carry_state=True, but this experiment's batches do not go on from one another")
-    with run_lock(folder), jax.set_mesh(mesh):
+    with run_lock(folder), jax.set_mesh(mesh), jax.default_matmul_precision(config.matmul_precision):
         return _train(task, config, optim, folder, mesh, record or {})
 
 

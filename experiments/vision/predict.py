@@ -23,6 +23,7 @@ from experiments.data.left_out import LeftOut
 from experiments.data.pictures import open_picture
 from experiments.data.text_files import lines_of
 from experiments.loop import flags
+from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.loop.row_files import STANDARD, SUFFIXES, check_out, one_out, write_rows
 from experiments.vision.predictor import THREADS, Predictor
 
@@ -44,6 +45,8 @@ class Config:
     """Whether the probability of every class is written, or that of the predicted one alone."""
     batch_size: int = 32
     """Images in a batch."""
+    mesh: MeshConfig = MeshConfig()
+    """Devices along each axis."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint of a run: latest, best, or a step."""
     skip_bad: bool = False
@@ -127,6 +130,7 @@ def main() -> int:
     """Reads images, writes predictions."""
     with flags.usage_errors():
         config = flags.parse_one(Config, prog="python -m experiments.vit predict", description=__doc__)
+    with flags.usage_errors(), on_mesh(config.mesh):
         check_out(config.out, overwrite=config.overwrite)
         files = find_images(config.images)
         ask = Predictor.from_pretrained(config.model, step=config.checkpoint)

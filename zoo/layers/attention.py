@@ -22,6 +22,7 @@ from ssm.absent import blank, is_known
 from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
 from ssm.serialization import serializable
+from ssm.tensor_cut import convolve, cut, side_by_side
 from zoo.layers.linear import linear
 from zoo.layers.seen import Positions, number_positions, where_present
 from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softmax_attention
@@ -263,10 +264,12 @@ class Attention(nnx.Module):
         parts = [project(x) for project in (self.q_proj, self.k_proj, self.v_proj)]
         if added is not None:
             parts = [part + blank(mask, more) for part, more in zip(parts, added, strict=True)]
+        heads = self.n_heads, self.n_kv_heads, self.n_kv_heads
         if self.conv1d is not None:
-            widths = np.cumsum([part.shape[-1] for part in parts[:2]]).tolist()
-            mixed, conv = self.conv1d(jnp.concatenate(parts, axis=-1), conv, mask=mask, segment_ids=segment_ids)
-            parts = jnp.split(mixed, widths, axis=-1)
+            convolved = [(part.shape[-1], n) for part, n in zip(parts, heads, strict=True)]
+            inputs, positions = side_by_side(parts, convolved), {"mask": mask, "segment_ids": segment_ids}
+            parts, conv = convolve(self.conv1d, inputs, conv, convolved, **positions)
+        parts = [cut(part, -1, n) for part, n in zip(parts, heads, strict=True)]
         q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.head_dim) for part in parts)
         if self.config.position == "rope":
             q, k = (self._rotate(x, index) for x in (q, k))

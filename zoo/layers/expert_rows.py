@@ -61,8 +61,12 @@ def lay_out(experts: Int[Array, "b l s"], n_experts: int) -> Layout:
     return Layout(jnp.where(experts < n_experts, row, n_blocks * size), group, n_blocks, size)
 
 
-def lay_out_within_capacity(experts: Int[Array, "b l s"], n_experts: int, capacity_factor: float) -> Layout:
+def lay_out_within_capacity(
+    experts: Int[Array, "b l s"], n_experts: int, capacity_factor: float, *, of: int | None = None
+) -> Layout:
     """As much room for each expert: the first C = ceil(capacity_factor l s / n_experts) of each row of the batch.
+
+    Where the experts are some of more, `of` is how many there are.
 
     Neither other rows nor later positions decide whether there is room for a position, though l, the length of the
     rows with their padding, does.
@@ -71,7 +75,7 @@ def lay_out_within_capacity(experts: Int[Array, "b l s"], n_experts: int, capaci
     """
     b, l, s = experts.shape
     factor = Fraction(capacity_factor).limit_denominator(10_000)  # exact, and for an l that is not known yet as well
-    capacity = -(-factor.numerator * l * s // (factor.denominator * n_experts))
+    capacity = -(-factor.numerator * l * s // (factor.denominator * (of or n_experts)))
     if not is_known_size(l) or capacity > l:
         capacity = jax.core.min_dim(capacity, l)
     places, _ = jax.vmap(lambda row: _queue(row, n_experts))(experts.reshape(b, l * s))

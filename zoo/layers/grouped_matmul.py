@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ssm.forward_mode import by_hand
+
 Implementation = Literal["blocks", "ragged"]
 
 
@@ -52,7 +54,8 @@ def grouped_matmul(
         return jnp.einsum("gqi,gio->gqo", x, w)
     if implementation == "ragged":
         return _ragged_matmul(x, w, group)
-    return _platform_matmul(x, w, group) if implementation is None else _block_matmul(x, w, group)
+    function = _platform_matmul if implementation is None else _block_matmul
+    return by_hand(function, "grouped_matmul", "zoo.forward_mode()")(x, w, group)
 
 
 def _ragged_matmul(x, w, group):
@@ -60,13 +63,15 @@ def _ragged_matmul(x, w, group):
     return lax.ragged_dot(x.reshape(-1, x.shape[2]), w, sizes).reshape(*x.shape[:2], w.shape[2])
 
 
-@jax.custom_vjp
-def _block_matmul(x, w, group):
+def _each_block(x, w, group):
     return lax.map(lambda block: block[0] @ w[block[1]], (x, group))
 
 
+_block_matmul = jax.custom_vjp(_each_block)
+
+
 def _forward(x, w, group):
-    return _block_matmul(x, w, group), (x, w, group)
+    return _each_block(x, w, group), (x, w, group)
 
 
 def _backward(saved, dy):
@@ -88,11 +93,11 @@ _block_matmul.defvjp(_forward, _backward)
 # The choice lies inside the forward and the backward pass, which keep the same for either.
 @jax.custom_vjp
 def _platform_matmul(x, w, group):
-    return lax.platform_dependent(x, w, group, tpu=_ragged_matmul, default=_block_matmul)
+    return lax.platform_dependent(x, w, group, tpu=_ragged_matmul, default=_each_block)
 
 
 def _platform_forward(x, w, group):
-    return _platform_matmul(x, w, group), (x, w, group)
+    return _platform_matmul.__wrapped__(x, w, group), (x, w, group)
 
 
 def _platform_backward(saved, dy):

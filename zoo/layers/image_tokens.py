@@ -123,7 +123,8 @@ def resize_positions(
         return table
     rows, columns = (_cubic(old, new) for old, new in zip(grid, new_grid, strict=True))
     wide = table.astype(jnp.promote_types(table.dtype, jnp.float32)).reshape(*grid, -1)
-    y = jnp.einsum("ar,bs,rsd->abd", rows.astype(wide.dtype), columns.astype(wide.dtype), wide)
+    factors = rows.astype(wide.dtype), columns.astype(wide.dtype), wide
+    y = jnp.einsum("ar,bs,rsd->abd", *factors, precision="highest")
     return y.reshape(new_grid[0] * new_grid[1], -1).astype(table.dtype)
 
 

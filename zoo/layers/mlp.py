@@ -9,6 +9,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from m2.mlp import ACTIVATIONS
+from ssm.tensor_cut import cut
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
 
@@ -92,5 +93,5 @@ class MLP(nnx.Module):
             hidden = hidden * self.up_proj(x)
         if rngs is not None:
             hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
-        y = self.down_proj(hidden)
+        y = self.down_proj(cut(hidden, -1))
         return y if self.out_multiplier == 1 else y * self.out_multiplier

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of, each_piece
+from zoo.layers.cut_experts import shared_out
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
 from zoo.layers.grouped_matmul import grouped_matmul
 from zoo.layers.linear import linear
@@ -182,6 +183,11 @@ class Experts(nnx.Module):
         )
         self.dropout = nnx.Dropout(config.dropout)
 
+    @property
+    def n_experts(self) -> int:
+        """How many there are; on a device of several, how many it has."""
+        return self.up_proj.kernel.shape[0]
+
     def __call__(
         self, x: Float[Array, "c q d"], group: Int[Array, "c"] | None, *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "c q d"]:
@@ -269,8 +275,14 @@ class MoE(nnx.Module):
             loss = loss + config.correction_weight * correction_loss(correction, experts, mask)
         if mask is not None:
             experts = jnp.where(mask[..., None], experts, n_experts)
-        chosen = self._through_experts(x if self.reduce is None else self.reduce(x), experts, rngs)
-        y = jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype)).astype(chosen.dtype)
+        if config.capacity_factor is not None and cut_of(x) is not None:
+            raise NotImplementedError(
+                f"capacity_factor={config.capacity_factor} counts the positions of whole rows, expected None, or "
+                "rows that are not cut over devices (--mesh.sequence 1)"
+            )
+        key = None if rngs is None else rngs.dropout()
+        reduced = x if self.reduce is None else self.reduce(x)
+        y = shared_out(self._mix, self.experts, reduced, experts, weights, key, n_experts=n_experts)
         y = y if self.expand is None else self.expand(y)
         if self.shared is not None:
             shared = self.shared(x, rngs=rngs)
@@ -287,28 +299,13 @@ class MoE(nnx.Module):
         cut = cut_of(logits)
         return choose_here(logits, correction) if cut is None else each_piece(choose_here, cut, logits, correction)
 
-    def _through_experts(self, x, experts, rngs):
-        """What each of its experts makes of a position: b l s d."""
-        if (cut := cut_of(x)) is None:
-            return _run_experts(self.experts, self.config, x, experts, rngs)
-        if self.config.capacity_factor is not None:
-            raise NotImplementedError(
-                f"capacity_factor={self.config.capacity_factor} counts the positions of whole rows, expected None, or "
-                "rows that are not cut over devices (--mesh.sequence 1)"
-            )
-        # Each device goes through the experts with its own positions; left to the compiler, it would gather all.
-        graphdef, params = nnx.split(self.experts)
-        key = None if rngs is None else rngs.dropout()
-
-        def local(x, experts, params, key):
-            rngs = None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, cut.along.place()))
-            return _run_experts(nnx.merge(graphdef, params), self.config, x, experts, rngs)
-
-        missing = ((0, 0), (0, -x.shape[1] % cut.size), (0, 0))
-        experts_there = jnp.pad(experts, missing, constant_values=self.config.n_experts)
-        by_position = jax.P(cut.rows, cut.along.axis)
-        run = cut.shard_map(local, (by_position, by_position, jax.P(), jax.P()), by_position)
-        return run(jnp.pad(x, missing), experts_there, params, key)[:, : x.shape[1]]
+    def _mix(self, mixers, x, experts, weights, key):
+        """What some of the experts, those numbered from 0, make of the positions that chose them."""
+        n, factor, total = mixers.n_experts, self.config.capacity_factor, self.config.n_experts
+        layout = lay_out(experts, n) if factor is None else lay_out_within_capacity(experts, n, factor, of=total)
+        out = mixers(to_rows(x, layout), layout.group, rngs=None if key is None else nnx.Rngs(dropout=key))
+        chosen = from_rows(out, layout)
+        return jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype), precision="highest").astype(out.dtype)
 
     def _logits(self, x):
         kernel = self.router.kernel[...]
@@ -371,12 +368,3 @@ class MoE(nnx.Module):
         keys = cut((up if gate is None else gate).kernel[...]).mean(axis=-1)  # e d
         mixture.router.kernel[...] = keys.T.astype(mixture.router.kernel.dtype)
         return mixture
-
-
-def _run_experts(module, config, x, choices, rngs):
-    """What the chosen experts make of each position, (b l s d); none of them is `n_experts`."""
-    if config.capacity_factor is None:
-        layout = lay_out(choices, config.n_experts)
-    else:
-        layout = lay_out_within_capacity(choices, config.n_experts, config.capacity_factor)
-    return from_rows(module(to_rows(x, layout), layout.group, rngs=rngs), layout)

@@ -51,10 +51,10 @@ def attention_pool(
     """
     _check_positions(x)
     wide = blank(mask, x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-    scores = jnp.einsum("bld,d->bl", wide, query.astype(wide.dtype))
+    scores = jnp.einsum("bld,d->bl", wide, query.astype(wide.dtype), precision="highest")
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
-    return jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=1), wide).astype(x.dtype)
+    return jnp.einsum("bl,bld->bd", jax.nn.softmax(scores, axis=1), wide, precision="highest").astype(x.dtype)
 
 
 def _check_positions(x):

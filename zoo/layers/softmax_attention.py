@@ -13,10 +13,14 @@ from einops import rearrange
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.apart import apart
+from ssm.forward_mode import by_hand
+from ssm.precision import exact
 from ssm.sequence_cut import cut_of
+from ssm.tensor_cut import pieces
 from zoo.layers.block_attention import Rule, block_attention
 from zoo.layers.cut_attention import cut_attention
-from zoo.layers.seen import Positions, distances, pairs, seen
+from zoo.layers.seen import Pairs, Positions, distances, pairs, seen
 
 Implementation = Literal["blocks", "dense", "cudnn"]
 IMPLEMENTATIONS = ("blocks", "dense", "cudnn")
@@ -59,8 +63,8 @@ def softmax_attention(
       slopes: what a position of distance costs in each head (ALiBi), or None. Not differentiated.
       scale: multiplies the products. None: 1 / sqrt(p).
       implementation: "blocks" (linear memory), "dense" (all scores at once), or "cudnn" (its kernel, through
-        `jax.nn.dot_product_attention`: an NVIDIA GPU, bfloat16 or float16). None takes dense where l or l s is small
-        (or not known yet, see `jax.export.symbolic_shape`), else blocks.
+        `jax.nn.dot_product_attention`: an NVIDIA GPU, bfloat16 or float16). None takes dense where l or l s is small,
+        else blocks, also where they are not known yet (`jax.export.symbolic_shape`).
       block_size: keys a block, and queries a block times the heads of a group. None takes the platform's.
 
     Returns:
@@ -98,20 +102,37 @@ def softmax_attention(
     if implementation is None:
         known = all(isinstance(n, int) for n in lengths)  # not a symbol (`jax.export`)
         few = known and (lengths[0] <= DENSE_QUERIES or math.prod(lengths) <= DENSE_SCORES)
-        implementation = "blocks" if known and not few else "dense"
+        implementation = "dense" if few else "blocks"
     if 0 in (*q.shape, *k.shape):
         implementation = "dense"  # no blocks of nothing
     numbers = pairs(q.shape[1], q_at, k_at)
     if implementation == "cudnn":
         return _cudnn(q, k, v, numbers, slopes, rule, plain=not numbered)
-    return (_dense if implementation == "dense" else block_attention)(q, k, v, numbers, slopes, rule)
+    return (
+        _dense(q, k, v, numbers, slopes, rule) if implementation == "dense" else _blocks(q, k, v, numbers, slopes, rule)
+    )
+
+
+def _blocks(q, k, v, numbers, slopes, rule):
+    """A block of queries and keys at a time; each device of a mesh its own rows and heads."""
+    n = pieces()
+    if q.shape[2] % n == 0:  # heads of keys that several devices read are sent to each
+        k, v = (jnp.repeat(x, math.lcm(x.shape[2], n) // x.shape[2], axis=2) for x in (k, v))
+
+    def attend(q, k, v, slopes, *numbers):
+        run = by_hand(block_attention, "zoo.softmax_attention by blocks", "zoo.forward_mode()")
+        return run(q, k, v, Pairs(*numbers), slopes, rule)
+
+    axes = ("b l h p", "b s h p", "b s h p", "h", "b l", "b s", "b l", "b s")
+    return apart(attend, (q, k, v, slopes, *numbers), axes, "b l h p", channels="h")
 
 
 def _dense(q, k, v, numbers, slopes, rule):
     """All scores at once."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
     grouped = rearrange(q, "b l (g r) p -> b l g r p", g=k.shape[2])
-    scores = jnp.einsum("blgrp,bsgp->bgrls", grouped, k, preferred_element_type=dtype) * rule.scale
+    product = functools.partial(jnp.einsum, precision=exact(q, k, v), preferred_element_type=dtype)
+    scores = product("blgrp,bsgp->bgrls", grouped, k) * rule.scale
     if slopes is not None:
         by_head = slopes.astype(dtype).reshape(k.shape[2], -1, 1, 1)
         scores -= by_head * jnp.abs(distances(numbers))[:, None, None]
@@ -122,7 +143,7 @@ def _dense(q, k, v, numbers, slopes, rule):
     weights = jnp.exp(scores - most)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = (weights / jnp.where(total > 0, total, 1)).astype(v.dtype)
-    y = jnp.einsum("bgrls,bsgp->blgrp", weights, v, preferred_element_type=dtype)
+    y = product("bgrls,bsgp->blgrp", weights, v)
     return y.reshape(q.shape).astype(q.dtype)
 
 

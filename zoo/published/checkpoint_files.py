@@ -166,6 +166,7 @@ def read_arrays(path: Path, shapes: dict[str, list[int]]) -> dict[str, np.ndarra
     """Arrays of a checkpoint's folder `state`, given name and shape of each."""
     try:
         import orbax.checkpoint as ocp  # 0.2 s to 0.4 s, which `import zoo` should not wait for
+        from etils import epath  # what orbax's paths are
     except ImportError as error:
         raise ImportError(f"{path} is of a training run; to read it: pip install orbax-checkpoint") from error
 
@@ -175,6 +176,6 @@ def read_arrays(path: Path, shapes: dict[str, list[int]]) -> dict[str, np.ndarra
         restore_args=dict.fromkeys(stored, ocp.RestoreArgs(restore_type=np.ndarray)),
         partial_restore=True,
     )
-    with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
-        arrays = checkpointer.restore(path, args=arguments)
+    with quiet_orbax():  # a checkpointer would wait for all processes, of which one may read alone
+        arrays = ocp.PyTreeCheckpointHandler().restore(epath.Path(path), args=arguments)
     return {name: arrays[name] if name in arrays else np.empty(tuple(shape)) for name, shape in shapes.items()}

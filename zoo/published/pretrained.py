@@ -47,7 +47,7 @@ from zoo.published.layout_options import Layout, require_layout
 from zoo.published.model_types import require_model_type
 from zoo.published.plain_weights import copied, require_floating, require_plain_config
 from zoo.published.presets import presets
-from zoo.published.sharding_rules import ShardingRule
+from zoo.published.sharding_rules import Placing, sharding_of
 from zoo.published.ssm_layout import EMBEDDINGS
 from zoo.published.tensors import Json, Table
 from zoo.published.transformers_fields import with_both_ways
@@ -75,7 +75,7 @@ def from_pretrained(
     *,
     kind: type[Kind],
     dtype: Dtype | None = None,
-    sharding: Sharding | ShardingRule | None = None,
+    sharding: Placing | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
@@ -87,7 +87,7 @@ def from_pretrained(
     *,
     kind: None = None,
     dtype: Dtype | None = None,
-    sharding: Sharding | ShardingRule | None = None,
+    sharding: Placing | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
@@ -98,7 +98,7 @@ def from_pretrained(
     *,
     kind: type | None = None,
     dtype: Dtype | None = None,
-    sharding: Sharding | ShardingRule | None = None,
+    sharding: Placing | None = None,
     revision: str | int | None = None,
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
@@ -131,8 +131,9 @@ def from_pretrained(
         any.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored, or as a config of ours says. Decay
         rates, step-size biases, skips, norms and states are at least float32.
-      sharding: where parameters go: one `jax.sharding.Sharding` for all, or a rule such as `shard_largest(mesh)`. Each
-        device gets its part and no more. None: the default device.
+      sharding: where parameters go: one `jax.sharding.Sharding` for all, a rule such as `shard_largest(mesh)`, or a
+        mesh, over which they lie as the table of `zoo.layers.mesh_axes` says. Each device gets its part and no more.
+        None: the ambient mesh (`jax.set_mesh`), else the default device.
       revision: branch, tag or commit on the hub; of a run, its checkpoint: a step, "latest" or "best". None: latest.
       leave_dense: whether a folder of sentence-transformers may have Dense modules, which the model's `embed` lacks and
         the caller applies. Otherwise one that has them is an error.
@@ -175,7 +176,7 @@ def from_pretrained(
         tensor = np.stack(parts) if parts else tensors[name].mapped
         arrays = entry.split(tensor, [params[path].shape for path in entry.paths])
         for path, array in zip(entry.paths, arrays, strict=True):
-            rule = sharding(path, array.shape) if callable(sharding) else sharding
+            rule = sharding_of(sharding, path, params[path])
             copy = functools.partial(copied, named=f"{place}: {name}", allow_nonfinite=allow_nonfinite)
             params[path] = params[path].replace(_place(array, params[path].dtype, rule, copy))
     nnx.update(model, nnx.from_flat_state(list(params.items())))

@@ -2,10 +2,29 @@
 
 from collections.abc import Callable
 
+import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
+
+from zoo.layers.mesh_axes import spec_of
 
 ShardingRule = Callable[[tuple, tuple[int, ...]], Sharding]
 """Gives each parameter, by its path and shape, its place."""
+
+
+Placing = Mesh | Sharding | ShardingRule
+"""What `from_pretrained` takes as `sharding`."""
+
+
+def sharding_of(placing: Placing | None, path: tuple, param: nnx.Param) -> Sharding | None:
+    """The place of a parameter, None for the default device; see `from_pretrained`."""
+    if placing is None:
+        placing = jax.sharding.get_mesh()
+        if placing.empty:
+            return None
+    if isinstance(placing, Mesh):
+        return NamedSharding(placing, spec_of(param.get_metadata().get("axes"), param.shape, dict(placing.shape)))
+    return placing if isinstance(placing, Sharding) else placing(path, param.shape)
 
 
 def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:

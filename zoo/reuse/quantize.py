@@ -1,13 +1,14 @@
 """Weights in 2 to 8 bits: kept as whole numbers and scales, in memory and in files, and multiplied when they are read.
 
     model = zoo.quantize(model, bits=4, group_size=64)        generates, and can be adapted: zoo.add_lora(model, ...)
+    model = zoo.quantize(model, bits=4, method="hessian", moments=zoo.calibrate(model, batches))
 
 Some inputs of one output make a group and share a scale: w = scale * code, where code is a whole number, at most
 2^(bits - 1) - 1 from 0. Decays, steps, convolutions, norms and biases of state spaces stay as they are: a recurrence
 multiplies their errors.
 
 Source: Shen et al. 2019, arXiv:1909.05840, section 3 (groups, symmetric scales); Frantar et al. 2022, arXiv:2210.17323,
-section 4 (groups of inputs).
+section 4 and Algorithm 1 (groups of inputs; rounding in order, by the inputs' second moments).
 
 Axes: i inputs, o outputs, k groups, q inputs of a group, s bytes of a group.
 """
@@ -20,9 +21,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from zoo.reuse.calibration import Moments
+from zoo.reuse.compensation import round_in_order
 from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps
 
 Bits = Literal[2, 3, 4, 8]
+Method = Literal["round", "hessian"]
 
 
 class Quantized(nnx.Variable):
@@ -35,17 +39,30 @@ class QuantizedWeight(ComputedWeight):
     Codes of 2 bits lie four in a byte, those of 3 and 4 bits two.
     """
 
-    def __init__(self, weight: Float[Array, "..."], axes: Axes, *, bits: Bits, group_size: int | None):
+    def __init__(
+        self,
+        weight: Float[Array, "..."],
+        axes: Axes,
+        *,
+        bits: Bits,
+        group_size: int | None,
+        moment: Float[Array, "..."] | None = None,
+    ):
         """
         Args:
           weight: what is quantised.
           axes: where its inputs and outputs lie.
           bits: of a code.
           group_size: q; the last group may be shorter. None: all inputs.
+          moment: (..., i, i), of its inputs: what rounding loses is made up for. None: each weight is rounded alone.
         """
         self.axes, self.bits, self.float_dtype = tuple(axes), bits, jnp.dtype(weight.dtype)
         self.d_in = weight.shape[axes.d_in]
-        codes, scales = quantize_groups(_inputs_first(weight, self.axes), bits, group_size or self.d_in)
+        laid, group_size = _inputs_first(weight, self.axes), min(group_size or self.d_in, self.d_in)
+        if moment is None:
+            codes, scales = quantize_groups(laid, bits, group_size)
+        else:
+            codes, scales = _in_order(laid, moment, 2 ** (bits - 1) - 1, group_size)
         self.group_size = codes.shape[-2]
         self.codes, self.scales = Quantized(pack(codes, bits)), Quantized(scales)
 
@@ -76,6 +93,15 @@ def quantize_groups(
     largest = jnp.max(jnp.abs(groups), axis=-2, keepdims=True)
     scales = jnp.where(largest == 0, 1, largest / (2 ** (bits - 1) - 1))
     return jnp.round(groups / scales).astype(jnp.int8), scales
+
+
+def _in_order(weight, moment, levels, group_size):
+    """`round_in_order` of each block."""
+    blocks = weight.shape[:-2]
+    run = functools.partial(round_in_order, levels=levels, group_size=group_size)
+    pairs = zip(weight.reshape(-1, *weight.shape[-2:]), moment.reshape(-1, *moment.shape[-2:]), strict=True)
+    codes, scales = zip(*(run(*pair) for pair in pairs), strict=True)
+    return tuple(jnp.stack(x).reshape(*blocks, *x[0].shape) for x in (codes, scales))
 
 
 def pack(codes: Int[Array, "*b k q o"], bits: Bits) -> Int[Array, "*b k q o"] | UInt8[Array, "*b k s o"]:
@@ -111,7 +137,14 @@ def _inputs_first(weight, axes):
 
 
 def quantize(
-    model: Model, *, bits: Bits = 8, group_size: int | None = 64, targets: str | None = None, embeddings: bool = False
+    model: Model,
+    *,
+    bits: Bits = 8,
+    group_size: int | None = 64,
+    targets: str | None = None,
+    embeddings: bool = False,
+    method: Method = "round",
+    moments: Moments | None = None,
 ) -> Model:
     """A model whose linear maps are kept in a few bits; all else is the given model's, which stays as it is.
 
@@ -122,21 +155,33 @@ def quantize(
       targets: which maps, a regular expression, see `linear_maps`. None: all of the blocks.
       embeddings: whether tables of embeddings are quantised too, in 8 bits: a scale for `group_size` channels of a row.
         One that is the head of a language model as well is read whole at each step.
+      method: round: each weight to the nearest code. hessian: one input after the other, and the later ones make up for
+        what the earlier lost, as what the maps read has it; maps without moments are rounded.
+      moments: what the maps read, from `calibrate`; "hessian" needs it.
 
     Raises:
-      ValueError: other bits; group_size below 1; nothing that `targets` names; a map that is quantised already.
+      ValueError: other bits or another method; group_size below 1; nothing that `targets` names; a map that is
+        quantised already; "hessian" without moments of any of the maps.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}")
     if bits not in get_args(Bits):
         raise ValueError(f"bits={bits}, expected one of {', '.join(map(str, get_args(Bits)))}")
     if group_size is not None and group_size < 1:
         raise ValueError(f"group_size={group_size}, expected at least 1")
     model = copied(model)
     maps = linear_maps(model, targets) | (_embeddings(model) if embeddings else {})
+    known = (moments or {}) if method == "hessian" else {}
+    if method == "hessian" and not known.keys() & maps.keys():
+        raise ValueError("method='hessian', expected moments of these maps: zoo.calibrate(model, batches)")
     for name, linear in maps.items():
         if not isinstance(linear.weight, nnx.Variable):
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
         of_this: Bits = 8 if linear.attribute == "embedding" else bits
-        linear.replace(QuantizedWeight(linear.weight[...], linear.axes, bits=of_this, group_size=group_size))
+        made = QuantizedWeight(
+            linear.weight[...], linear.axes, bits=of_this, group_size=group_size, moment=known.get(name)
+        )
+        linear.replace(made)
     return model
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_runs
+from ssm.forward_mode import by_hand
 from ssm.sequence_cut import by_channels, cut_of
 
 
@@ -66,7 +67,7 @@ def close_gaps(mask: Bool[Array, "b l"], segment_ids: Int[Array, "b l"] | None, 
 def _moved(x, source, back):
     """`_move`; where positions are cut over devices, whole rows of a part of the channels each, if there is a gap."""
     if (cut := cut_of(x)) is None:
-        return _move(x, source, back)
+        return by_hand(_move, "zoo.Backbone with a mask", "zoo.forward_mode()")(x, source, back)
     gaps = jnp.any(source != jnp.arange(source.shape[1]))
     return jax.lax.cond(gaps, lambda x: by_channels(_move, cut, x, source, back), lambda x: x, x)
 
@@ -78,12 +79,12 @@ def _move(x, source, back):
 
 
 def _forward(x, source, back):
-    return _move(x, source, back), (source, back)
+    return _move.__wrapped__(x, source, back), (source, back)
 
 
 def _backward(places, dy):
     source, back = places
-    return _move(dy, back, source), None, None
+    return _move.__wrapped__(dy, back, source), None, None
 
 
 _move.defvjp(_forward, _backward)

@@ -3,32 +3,21 @@
 The gradient of what is gathered is cut again at once, so that a whole one is never there but in one layer.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
-from zoo.layers.mesh_axes import FSDP, ambient_sizes, is_over, spec_of, without
+from zoo.layers.mesh_axes import FSDP, ambient_sizes, is_over, spec_of_variable, without
 
 # Backbones keep their blocks under this name.
 LAYERS = "layers"
 # What a layer computes anew on the way back where its weights are gathered: what is made of weights alone, cheaply.
-ANEW = {
-    *(
-        "sharding_constraint",
-        "convert_element_type",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "slice",
-        "split",
-        "mul",
-        "copy",
-    ),
-    *("broadcast_in_dim", "concatenate", "rev", "neg", "exp"),
-}
+ANEW = frozenset(
+    ("sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze", "slice", "split", "concatenate")
+    + ("broadcast_in_dim", "rev", "copy", "mul", "neg", "exp")
+)
 
 
 def gather_outside_layers(model: Any) -> Any:
@@ -56,9 +45,7 @@ def _unless_of_a_layer(path: tuple, variable: Any) -> Any:
 
 
 def _gather(variable: Any) -> Any:
-    if not isinstance(variable, nnx.Param):
-        return variable
-    stored = spec_of(variable.get_metadata().get("axes"), variable.shape, ambient_sizes())
+    stored = spec_of_variable(variable, ambient_sizes())
     if not is_over(stored, FSDP):
         return variable
     return variable.replace(_moved(variable[...], stored, without(stored, FSDP)))
@@ -68,14 +55,17 @@ def _is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _moved(x, stored, used):
+def _move(x, stored, used):
     # The first says how what is read lies, a slice of a stack, say, so that no more than that is gathered.
     return jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(x, stored), used)
 
 
+_moved = jax.custom_vjp(_move, nondiff_argnums=(1, 2))
+
+
 def _moved_backward(stored, used, _, dx):
-    return (jax.lax.with_sharding_constraint(dx, stored),)
+    # Summed over rows as it is used, then cut: else what it is summed from is turned round, from rows to channels.
+    return (jax.lax.with_sharding_constraint(jax.lax.with_sharding_constraint(dx, used), stored),)
 
 
-_moved.defvjp(lambda x, stored, used: (_moved(x, stored, used), None), _moved_backward)
+_moved.defvjp(lambda x, stored, used: (_move(x, stored, used), None), _moved_backward)

@@ -26,10 +26,14 @@ LAYERS, STACKED = "layers", "stacked_layers"
 @jax.custom_vjp
 def rows(stack: jax.Array) -> tuple[jax.Array, ...]:
     """The arrays of a stack. Its gradient is the stack of theirs; that of indexing would be a sum of padded ones."""
+    return _rows(stack)
+
+
+def _rows(stack: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(stack[i] for i in range(len(stack)))
 
 
-rows.defvjp(lambda stack: (rows(stack), None), lambda _, gradients: (jnp.stack(gradients),))
+rows.defvjp(lambda stack: (_rows(stack), None), lambda _, gradients: (jnp.stack(gradients),))
 
 
 def stack_layers(params: dict[str, Any], model: nnx.Module) -> dict[str, Any]:

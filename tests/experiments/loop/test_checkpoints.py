@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from flax import nnx
 
 from experiments.loop import checkpoints
 from experiments.loop.checkpoints import Checkpoints, look, restore_params
+from experiments.loop.host_arrays import HostArray, Stack
 from tests.places import ROOT
+from zoo.published.checkpoint_files import read_arrays
 
 
 @jax.tree_util.register_dataclass
@@ -509,3 +512,66 @@ def test_a_checkpoint_moves_from_one_device_to_eight_and_back(tmp_path):
     restored = Checkpoints(tmp_path).restore_latest(state)
     assert restored.step == 2
     assert_same_bits(restored.state, state)
+
+
+def test_a_save_is_written_while_the_run_goes_on_one_at_a_time(tmp_path, monkeypatch):
+    go_on, write = threading.Event(), checkpoints.write_pieces
+
+    def wait_and_write(path, arrays):
+        go_on.wait(60)
+        return write(path, arrays)
+
+    monkeypatch.setattr(checkpoints, "write_pieces", wait_and_write)
+    state = {"params": {"w": jnp.arange(3.0)}, "step": 1}
+    with Checkpoints(tmp_path) as run:
+        run.begin(1, state, data_state={"batch": 1})
+        assert (run.on_its_way, run.failed, run.steps()) == (True, False, [])
+        state["params"]["w"].delete()  # its memory is the next step's
+        second = threading.Thread(target=lambda: run.begin(2, small_state(2), data_state={"batch": 2}))
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()  # it waits for the first
+        go_on.set()
+        second.join(60)
+        assert run.steps()[0] == 1
+    assert_restores_small(tmp_path, 2)
+    first = read_arrays(tmp_path / "checkpoints" / "1" / "state", {"params.w": [3]})
+    np.testing.assert_array_equal(first["params.w"], range(3))
+
+
+def test_what_a_save_behind_the_run_failed_at_is_said_by_the_next(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as run:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "write_pieces", lambda *_: os.open(tmp_path / "missing" / "file", os.O_RDONLY))
+            run.begin(1, small_state(1), data_state={})
+            with pytest.raises(OSError, match="checkpoint not saved, older ones are untouched: No such file"):
+                run.finish()
+        run.save(2, small_state(2), data_state={"batch": 2})
+    assert_restores_small(tmp_path, 2)
+    assert os.listdir(tmp_path / "checkpoints") == ["2"]
+
+
+@pytest.mark.parametrize("missing", ["a piece", "an array"])
+def test_what_no_process_has_written_is_noticed_before_the_commit(tmp_path, missing):
+    """As of two processes, of which the second has written nothing."""
+    pieces = {} if missing == "an array" else {((0, 2), (0, 3)): np.ones((2, 3), np.float32)}
+    cut = HostArray((4, 3), np.dtype(np.float32), pieces, (2, 3))
+    with Checkpoints(tmp_path) as run, pytest.raises(OSError, match=r"not written: params\.w"):
+        run.save(1, {"params": {"w": cut}, "step": 1}, data_state={})
+    assert os.listdir(tmp_path / "checkpoints") == []
+
+
+def test_pieces_are_read_as_they_are_asked_for(tmp_path):
+    """Of a stack of layers, whatever pieces it was written in: a slice is not the whole."""
+    whole = np.arange(48.0, dtype=np.float32).reshape(2, 4, 6)
+    halves = {((0, 2), (0, 4), (c, c + 3)): whole[:, :, c : c + 3] for c in (0, 3)}
+    written = HostArray(whole.shape, whole.dtype, halves, (2, 4, 3)).layers()
+    with Checkpoints(tmp_path) as run:
+        run.save(1, {"params": dict(enumerate(written))}, data_state={})
+        asked = HostArray(
+            whole.shape, jnp.dtype("bfloat16"), {((0, 2), (r, r + 2), (0, 6)): None for r in (0, 2)}, (2, 2, 6)
+        )
+        found = run.restore(1, {"params": dict(enumerate(asked.layers()))}).state["params"]
+    stack = Stack([found[0], found[1]])
+    for bounds in asked.pieces:
+        np.testing.assert_array_equal(stack[bounds], whole[tuple(slice(*ends) for ends in bounds)].astype(jnp.bfloat16))

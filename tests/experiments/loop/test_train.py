@@ -382,6 +382,20 @@ def test_a_step_is_a_program_of_the_same_size_whatever_the_depth():
     assert instructions(28) - instructions(4) < 2 * (28 - 4)
 
 
+def test_the_models_products_are_as_exact_as_the_flag_says(tmp_path):
+    asked = []
+
+    def noting(model, batch, rngs):
+        asked.append(jax.config.jax_default_matmul_precision)
+        return loss(model, batch, rngs)
+
+    for precision in ("highest", None):
+        config = make_config(1, matmul_precision=precision)
+        train(make_task()._replace(loss=noting), config, OPTIM, tmp_path / str(precision))
+        assert set(asked) == {precision}
+        asked.clear()
+
+
 class _pull_plug_after:
     def __init__(self, batches, count):
         self.batches, self.left = batches, count

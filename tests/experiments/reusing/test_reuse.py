@@ -40,6 +40,22 @@ def test_tunes_become_one(folders, run_command):
     assert "expected one for each of the 2 models" in err
 
 
+def test_a_model_grows_and_comes_back(folders, run_command):
+    status, out, err = run_command(reuse, "grow", "base", "large", "--d-model", "16", "--n-layers", "2")
+    assert status == 0, err
+    assert "d_model=16, n_layers=2, 'mamba/mlp'" in out
+    assert jnp.allclose(zoo.from_pretrained("large")(IDS), folders(IDS), atol=1e-5)
+    status, out, err = run_command(reuse, "coalesce", "large", "small", "--d-model", "8")
+    assert status == 0, err
+    status, _, err = run_command(
+        reuse, "grow", "small", "again", "--d-model", "16", "--into", "large", "--alpha", "0.25"
+    )
+    assert status == 0, err
+    np.testing.assert_allclose(numbers("again"), numbers("large"), atol=1e-6)
+    status, _, err = run_command(reuse, "grow", "base", "other", "--d-model", "4")
+    assert (status, err.strip()) == (1, "error: d_model=4, expected at least the model's 8")
+
+
 def test_weights_become_few_bits(folders, run_command):
     status, out, err = run_command(reuse, "quantize", "base", "out", "--bits", "4", "--group-size", "8", "--embeddings")
     assert status == 0, err

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.numerics import assert_close, normal
+from tests.numerics import assert_close, normal, tpu_products
 from zoo.layers import block_attention, reference
 from zoo.layers.seen import Positions
 from zoo.layers.softmax_attention import softmax_attention
@@ -179,6 +179,7 @@ def test_exported_for_any_batch_and_length(shape):
     exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(x, x, x)
     inputs = make_inputs(3, 80, 80, h=2, g=2, p=4, dtype=jnp.float32)
     assert_close(exported.call(*inputs), run(*inputs))
+    assert "stablehlo.while" in exported.mlir_module()  # by blocks: never all scores at once
 
 
 def test_wrong_options_are_named(unchecked):
@@ -192,3 +193,14 @@ def test_wrong_options_are_named(unchecked):
             softmax_attention(q, k, v, causal=True, **options)
     with pytest.raises(ValueError, match="k has 3 heads, expected a number that divides the 4 of q"):
         softmax_attention(q, normal(jax.random.key(0), 2, 13, 3, 6), v, causal=True)
+
+
+@pytest.mark.parametrize("implementation", ["blocks", "dense"])
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", ("HIGHEST", "f32", "f32")), ("bfloat16", None)])
+def test_products_of_float32_are_exact_on_every_platform(implementation, dtype, expected):
+    x = jax.ShapeDtypeStruct((1, 20, 2, 8), dtype)
+    run = functools.partial(softmax_attention, causal=True, implementation=implementation)
+    total = jax.grad(lambda q, k, v: jnp.sum(run(q, k, v).astype(jnp.float32)), (0, 1, 2))
+    for *product, result in tpu_products(total, x, x, x):
+        assert result == "f32" or implementation == "dense"  # whose gradient in q is rounded as q is
+        assert tuple(product) == expected or (expected is None and "bf16" in product) or product[0] == "HIGHEST"

@@ -585,6 +585,17 @@ for name in ("mamba1", "mamba3_mimo"):
 everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 model = zoo.from_pretrained(folder / "mamba2", sharding=everywhere)
 assert all(leaf.sharding == everywhere for leaf in jax.tree.leaves(nnx.state(model)))
+
+axes = ("data", "fsdp", "sequence", "tensor", "expert")
+mesh = jax.make_mesh((1, 4, 1, 2, 1), axes, axis_types=(jax.sharding.AxisType.Auto,) * 5)
+named = nnx.state(zoo.from_pretrained(folder / "mamba1", sharding=mesh))
+with jax.set_mesh(mesh):
+    ambient = nnx.state(zoo.from_pretrained(folder / "mamba1"))
+for one, other in zip(jax.tree.leaves(named), jax.tree.leaves(ambient), strict=True):
+    assert one.sharding == other.sharding and np.array_equal(one, other)
+total, held = (sum(size(x) for x in jax.tree.leaves(named)) for size in (
+    lambda x: x.size * (x.ndim > 1), lambda x: x.addressable_shards[0].data.size * (x.ndim > 1)))
+assert held <= 1.01 * total / 8, (held, total)
 """
 
 
