@@ -184,6 +184,15 @@ def test_groups_of_chunks_change_nothing(x64, monkeypatch, group_bytes):
     assert_close(out[1], expected[1], gradient=True)
 
 
+def test_the_form_for_other_platforms_agrees_with_the_reference(x64, monkeypatch):
+    inputs, positions = make_inputs(150), make_positions(150)  # two chunks there, three on a CPU
+    expected = value_and_gradients(reference.ssd, inputs, positions)
+    monkeypatch.setattr("ssm.decayed_attention.by_platform", lambda cpu, elsewhere, *operands: elsewhere(*operands))
+    out, gradients = value_and_gradients(ssm.ssd, inputs, positions)
+    assert_close(out, expected[0])
+    assert_close(gradients, expected[1], gradient=True)
+
+
 def test_a_step_costs_what_the_recurrence_needs():
     b, h, p, n = 2, 8, 16, 32
     inputs = make_inputs(1, b=b, h=h, p=p, g=1, n=n)
