@@ -1,15 +1,16 @@
 """The long convolution: filters as long as the sequence, in O(l log l), causal or looking both ways.
 
-Two ways to the same numbers. "xla" multiplies FFTs: real ones of size n, or on a CPU complex ones of size n / 2, which
-XLA has faster there. Those give a convolution in which what wraps round changes its sign, and no one looks at that:
-with w = exp(i pi / n), w^(n / 2) = i, the cyclic convolution of two sequences
+Three ways to the same numbers. "xla" multiplies FFTs: real ones of size n, or on a CPU complex ones of size n / 2,
+which XLA has faster there. Those give a convolution in which what wraps round changes its sign, and no one looks at
+that: with w = exp(i pi / n), w^(n / 2) = i, the cyclic convolution of two sequences
 
     z_t = w^t (x_t + i x_(t + n/2))        t < n / 2
 
 is the sequence of the same form that belongs to their product as polynomials modulo X^n + 1.
 
 "monarch" writes the FFT as a product of small matrices (`m2.monarch_dft`), for units that multiply matrices. A TPU's
-default: XLA's FFT takes a minute to compile for one, and longer to run.
+default: XLA's FFT takes a minute to compile for one, and longer to run. "pallas" is the same with gates and filter in
+one kernel for TPUs (`m2/kernels/gated_conv_tpu.py`).
 
 Letters besides those of the style guide: m taps of a filter · n size of the FFT.
 
@@ -19,7 +20,7 @@ Discrete weighted transforms and large-integer arithmetic.
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,11 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.absent import blank
 from m2.apart import apart
 from m2.cut_conv import cut_conv
-from m2.forward_mode import by_hand
-from m2.monarch_dft import MonarchDFT, monarch_size, spectral_product
+from m2.forward_mode import by_hand, in_forward_mode
+from m2.monarch_dft import ORDER_2_LIMIT, MonarchDFT, monarch_size, spectral_product
 from m2.sequence_cut import cut_of
 
-Implementation = Literal["xla", "monarch"]
+Implementation = Literal["xla", "monarch", "pallas"]
 
 # Positions that a packed row is cut into before its halves are joined by FFTs: inside, taps are added one by one.
 DIRECT_POSITIONS = 16
@@ -47,6 +48,8 @@ DEVICE_BLOCK_BYTES, DEVICE_LEAST_BLOCK = 1 << 27, 128
 # On a CPU, real FFTs instead of half as long complex ones above this size. XLA runs several complex ones side by side,
 # which leave the cache from there on.
 HALF_SIZE_LIMIT = 1 << 16
+# What the kernel takes as `interpret` on any platform, or None: it runs on TPUs alone. For tests.
+INTERPRET: Any = None
 
 
 def fft_conv(
@@ -90,7 +93,7 @@ def fft_conv(
         `bandwidth` times the Nyquist frequency is zero, in the FFT of the size that is used, and "monarch" skips the
         rows that this empties. A filter cut so is no longer exactly causal, nor exactly as long as it was.
       implementation: "xla", "monarch", or None for what suits the platform that the program is compiled for: "monarch"
-        on a TPU, "xla" elsewhere.
+        on a TPU, "xla" elsewhere. "pallas": a kernel in a program for a TPU, and what suits other platforms on those.
 
     Returns:
       y, in u's dtype.
@@ -98,6 +101,8 @@ def fft_conv(
     Raises:
       ValueError: shapes that disagree, a bidirectional filter with an odd number of taps, a bandwidth outside (0, 1],
         or one below 1 with segment_ids or with a filter shorter than the sequence.
+      NotImplementedError: "pallas" with segment_ids, a bandwidth below 1, float64, or more positions than a row's
+        transform has in VMEM: 16,384 with those that the filter looks ahead.
 
     Source: m2's `fftconv_ref` (two-sided kernels, D) and FlashFFTConv (gates, partial, frequency-sparse).
     """
@@ -116,8 +121,8 @@ def fft_conv(
         raise ValueError(f"k has {k.shape[1]} taps, expected an even number: half of them on each side")
     if not 0 < bandwidth <= 1:
         raise ValueError(f"bandwidth={bandwidth}, expected 0 < bandwidth <= 1")
-    if implementation not in (None, "xla", "monarch"):
-        raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch' or None")
+    if implementation not in (None, *get_args(Implementation)):
+        raise ValueError(f"implementation={implementation!r}, expected 'xla', 'monarch', 'pallas' or None")
 
     # Taps that reach beyond an end are left out, lag 0 is always there.
     taps = k.shape[1] if causal else k.shape[1] // 2
@@ -130,8 +135,10 @@ def fft_conv(
     if bandwidth < 1 and (segment_ids is not None or not known or taps < l):
         what = "segment_ids" if segment_ids is not None else f"a filter of {taps} taps a side for {l} positions"
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
-    if l == 0 or k.shape[1] == 0:
-        raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
+    if k.shape[1] == 0:
+        raise ValueError(f"k has shape {k.shape}, expected at least one tap")
+    if 0 in u.shape:
+        return u
     if (cut := cut_of(u)) is not None:
         run = functools.partial(fft_conv, causal=causal, bandwidth=bandwidth, implementation=implementation)
         wide, reach = jnp.promote_types(u.dtype, jnp.float32), (earlier - 1, later) if bandwidth == 1 else None
@@ -139,9 +146,20 @@ def fft_conv(
         s = s if input_gate is None else s * blank(mask, input_gate).astype(wide)
         y = cut_conv(run, cut, s, k, bias, segment_ids, reach)
         return (y if output_gate is None else y * blank(mask, output_gate).astype(wide)).astype(u.dtype)
+    if implementation == "pallas":
+        for reason, limit in (
+            ("segment_ids", segment_ids is not None),
+            (f"bandwidth={bandwidth}", bandwidth < 1),
+            (f"{jnp.dtype(u.dtype)}", jnp.dtype(u.dtype).itemsize > 4),
+            (f"l={l} positions that are not known", not known),
+            (
+                f"{l} positions and a filter of {taps} taps a side",
+                known and l + max(later, earlier - 1) > ORDER_2_LIMIT,
+            ),
+        ):
+            if limit:
+                raise NotImplementedError(f"implementation='pallas' with {reason}, which the kernel does not have")
     size = fft_size(l + max(later, earlier - 1)) if known else 2 * _block_positions(earlier + later - 1)
-    blocks = Blocks.of(d, b, size, u.dtype, BLOCK_BYTES)
-    plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
@@ -149,7 +167,13 @@ def fft_conv(
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k, bias, input_gate, output_gate, runs
-    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
+
+    def convolve(u, *more):  # of a device's own rows and channels
+        blocks = Blocks.of(u.shape[2], u.shape[0], size, u.dtype, BLOCK_BYTES)
+        plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
+        return by_hand(gated_conv, "m2.fft_conv")(plan, u, *more)
+
+    return apart(convolve, inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):
@@ -209,7 +233,7 @@ def _gated_conv(plan, u, k, bias, input_gate, output_gate, runs):
     def run(plan, *inputs):
         return _gated_block(plan, *inputs, runs)
 
-    return _by_channels(plan, run, (u, k, bias, input_gate, output_gate), u)
+    return _by_channels(plan, run, (u, k, bias, input_gate, output_gate), u, _run_kernel)
 
 
 gated_conv = jax.custom_vjp(_gated_conv, nondiff_argnums=(0,))
@@ -228,19 +252,26 @@ def _gated_backward(plan, inputs, dy):
     def pull(plan, dy, *inputs):
         return jax.vjp(lambda *inputs: _gated_block(plan, *inputs, runs), *inputs)[1](dy)
 
-    gradients = _by_channels(plan, pull, (dy, *inputs), tuple(inputs))
+    gradients = _by_channels(plan, pull, (dy, *inputs), tuple(inputs), _pull_kernel)
     return *gradients, None if runs is None else np.zeros(runs.shape, jax.dtypes.float0)
 
 
 gated_conv.defvjp(_gated_forward, _gated_backward)
 
 
-def _by_channels(plan, run, inputs, like):
-    """run(plan, *inputs), in the way of the platform that the program is compiled for; results are shaped as `like`."""
+def _by_channels(plan, run, inputs, like, kernel):
+    """run(plan, *inputs), in the way of the platform that the program is compiled for; results are shaped as `like`.
+
+    `kernel(plan, *inputs)` does the same for "pallas".
+    """
     d = inputs[0].shape[2]
 
-    def on(platform, implementation, block):
-        here = plan._replace(platform=platform, implementation=plan.implementation or implementation)
+    def on(platform, default, block):
+        chosen = default if plan.implementation in (None, "pallas") else plan.implementation
+        here = plan._replace(platform=platform, implementation=chosen)
+        in_kernel = plan.implementation == "pallas" and (platform == "tpu" or INTERPRET is not None)
+        if in_kernel and not in_forward_mode():
+            return kernel(here, *inputs)
         if block == d:
             return run(here, *inputs)
 
@@ -260,6 +291,28 @@ def _by_channels(plan, run, inputs, like):
     )
 
 
+def _run_kernel(plan, u, k, bias, *gates):
+    from m2.kernels import gated_conv_tpu  # here: importing m2 does not import Pallas
+
+    n = monarch_size(_least_size(plan, u.shape[1]))
+    filters = _filters_around(plan, k, n)
+    return gated_conv_tpu.forward(n, u, filters, bias, *gates, interpret=INTERPRET or False)
+
+
+def _pull_kernel(plan, dy, u, k, bias, *gates):
+    from m2.kernels import gated_conv_tpu
+
+    n = monarch_size(_least_size(plan, u.shape[1]))
+    filters, pull = jax.vjp(lambda k: _filters_around(plan, k, n), k)
+    du, dfilters, *others = gated_conv_tpu.backward(n, dy, u, filters, bias, *gates, interpret=INTERPRET or False)
+    return du, *pull(dfilters), *others
+
+
+def _filters_around(plan, k, n):
+    """Filters as they stand in a circular convolution in which what wraps round has the other sign, float32."""
+    return _around(plan, _taps(plan, k.astype(jnp.float32)), n, -1)
+
+
 def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
     wide = jnp.promote_types(u.dtype, jnp.float32)
     s = u.astype(wide) if input_gate is None else u.astype(wide) * input_gate.astype(wide)
@@ -273,13 +326,12 @@ def _gated_block(plan, u, k, bias, input_gate, output_gate, runs):
 
 def _convolve(plan: _Plan, s: jax.Array, k: jax.Array, runs: jax.Array | None) -> jax.Array:
     l, reach = s.shape[1], plan.earlier + plan.later - 1
-    backwards = k[:, k.shape[1] - plan.later :]  # lag -later first, lag -1 last
-    taps = jnp.concatenate([backwards, k[:, : plan.earlier]], axis=1)  # d, lags from -later to earlier - 1
+    taps = _taps(plan, k)
     if runs is not None:
         return _convolve_runs(plan, s, taps, runs)
     q = _block_positions(reach)
     if isinstance(l, int) and 4 * q > l:
-        return _circular(plan, s, taps, l + max(plan.later, plan.earlier - 1), l)
+        return _circular(plan, s, taps, _least_size(plan, l), l)
     # A short filter, or a length that is not known: blocks of q outputs, each with the `reach` inputs before its own.
     b, d, c = s.shape[0], s.shape[2], -(-(l + plan.later) // q)
     blocks = jnp.pad(s, ((0, 0), (0, c * q - l), (0, 0))).reshape(b, c, q, d)
@@ -295,6 +347,22 @@ def _block_positions(reach: int) -> int:
     return 1 << (max(reach, 1) - 1).bit_length()
 
 
+def _taps(plan: _Plan, k: jax.Array) -> jax.Array:
+    """Those of filters (d, m) that reach a position: lags from -later to earlier - 1."""
+    return jnp.concatenate([k[:, k.shape[1] - plan.later :], k[:, : plan.earlier]], axis=1)
+
+
+def _least_size(plan: _Plan, l: int) -> int:
+    """The smallest circular convolution in which nothing of l positions wraps round onto them."""
+    return l + max(plan.later, plan.earlier - 1)
+
+
+def _around(plan: _Plan, taps: jax.Array, n: int, sign: int) -> jax.Array:
+    """Taps of lags from -later on in a circle of size n: lag -j at n - j, with a sign."""
+    gap = jnp.zeros((len(taps), n - taps.shape[1]), taps.dtype)
+    return jnp.concatenate([taps[:, plan.later :], gap, sign * taps[:, : plan.later]], axis=1)
+
+
 def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, least: int, out: int) -> jax.Array:
     """The first `out` positions of the circular convolution of s (b, l, d) with taps (d, m), of size `least` or more.
 
@@ -304,8 +372,7 @@ def _circular(plan: _Plan, s: jax.Array, taps: jax.Array, least: int, out: int) 
     n = monarch_size(least) if monarch and whole else fft_size(least)
     halves = plan.platform == "cpu" and n <= HALF_SIZE_LIMIT
     sign = -1 if whole and (monarch or halves) else 1
-    gap = jnp.zeros((len(taps), n - taps.shape[1]), taps.dtype)
-    k = jnp.concatenate([taps[:, plan.later :], gap, sign * taps[:, : plan.later]], axis=1)  # lag -j at n - j
+    k = _around(plan, taps, n, sign)
     kept = int(plan.bandwidth * (n // 2))
     if monarch:
         transform = MonarchDFT(n, None if whole else kept, dft_precision(plan.dtype, plan.platform))

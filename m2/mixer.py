@@ -46,7 +46,8 @@ class M2Config:
     filter: HyenaFilterConfig = HyenaFilterConfig()
     """The long convolutions' filters."""
     implementation: Implementation | None = None
-    """How long convolutions are computed: "xla", "monarch", or None for what suits the platform."""
+    """How long convolutions are computed: "xla", "monarch", "pallas" (not over images), or None for what suits the
+    platform; as in `m2.fft_conv`."""
 
     def __post_init__(self):
         for name in ("l_max", "d_conv"):
@@ -335,13 +336,20 @@ class ShortConv(nnx.Module):
         runs = None
         if segment_ids is not None:
             runs = jnp.pad(segment_runs(segment_ids), ((0, 0), (history, 0)))
+
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        taps = jnp.flip(kernel, axis=1).astype(wide)
+
+        @jax.checkpoint  # for the gradient it keeps the inputs, and no wide one for each tap
+        def convolve(inputs, kernel, bias):
+            y = direct_conv(inputs.astype(wide), jnp.flip(kernel, axis=1).astype(wide), runs)[:, history:]
+            return (y + bias.astype(wide)).astype(inputs.dtype)
+
         if cut is None:
-            y = direct_conv(inputs.astype(wide), taps, runs)[:, history:]
+            y = convolve(inputs, kernel, bias)
         else:
+            taps = jnp.flip(kernel, axis=1).astype(wide)
             y = _convolve_pieces(cut, x.astype(wide), before.astype(wide), taps, segment_ids)
-        y = y + bias.astype(wide)
+            y = (y + bias.astype(wide)).astype(x.dtype)
 
         if runs is not None:
             inputs = jnp.where((runs == runs[:, -1:])[..., None], inputs, 0)
@@ -351,7 +359,7 @@ class ShortConv(nnx.Module):
             # Padding behind the end of a row leaves no gap before what follows.
             slot = length - trailing_absent(mask)[:, None] + jnp.arange(history)
             after = jnp.take_along_axis(inputs, slot[..., None], axis=1)
-        return y.astype(x.dtype), after if state is None else after.astype(state.dtype)
+        return y, after if state is None else after.astype(state.dtype)
 
 
 def _convolve_pieces(cut, x, before, taps, segment_ids):
@@ -390,9 +398,10 @@ class ShortConv2D(nnx.Module):
     def __call__(self, x: Float[Array, "b l c"], grid: tuple[int, int]) -> Float[Array, "b l c"]:
         """Convolves images, row by row, in at least float32."""
 
+        @jax.checkpoint  # as in a row
         def convolve(x, parameters, *_):
             kernel, bias = (value.astype(wide) for value in parameters)
-            image = x.reshape(len(x), *grid, x.shape[2])
+            image = x.reshape(x.shape[0], *grid, x.shape[2])
             return (direct_conv2d(image.astype(wide), kernel) + bias).astype(x.dtype).reshape(x.shape)
 
         wide, parameters = jnp.promote_types(x.dtype, jnp.float32), (self.kernel[...], self.bias[...])

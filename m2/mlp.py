@@ -121,12 +121,18 @@ class MonarchMLP(nnx.Module):
         Raises:
           ValueError: x has another width.
         """
-        act, hidden = ACTIVATIONS[self.config.activation], self.gated_layers(x)
-        if self.config.gated:
-            activated, gate = jnp.split(hidden, 2, axis=-1)
-            hidden = act(activated) * gate
-        else:
-            hidden = act(hidden)
+        hidden = self.gated_layers(x)
+        # Half precision is for devices whose memory is short and whose arithmetic is not: there the gradient keeps the
+        # product alone. Exact GELU, its error function and its exponential would be five times as much.
+        activate = self._activate if jnp.finfo(hidden.dtype).bits >= 32 else jax.checkpoint(self._activate)
+        hidden = activate(hidden)
         if rngs is not None:
             hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
         return self.wo(hidden)
+
+    def _activate(self, hidden):
+        act = ACTIVATIONS[self.config.activation]
+        if not self.config.gated:
+            return act(hidden)
+        activated, gate = jnp.split(hidden, 2, axis=-1)
+        return act(activated) * gate

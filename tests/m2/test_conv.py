@@ -230,7 +230,15 @@ def test_errors_name_the_argument(unchecked):
         ({"bandwidth": 0.0}, "bandwidth=0.0, expected 0 < bandwidth <= 1"),
         ({"bandwidth": 0.5, "segment_ids": jnp.zeros((2, 5), int)}, "bandwidth=0.5 and segment_ids"),
         ({"bandwidth": 0.5, "k": jnp.zeros((3, 2))}, "a filter of 2 taps a side for 5 positions"),
-        ({"implementation": "cuda"}, "implementation='cuda', expected 'xla', 'monarch' or None"),
+        ({"implementation": "cuda"}, "implementation='cuda', expected 'xla', 'monarch', 'pallas' or None"),
     ):
         with pytest.raises(ValueError, match=words):
             m2.fft_conv(**({"u": u, "k": k} | arguments))
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3), (0, 5, 3)])
+def test_nothing_convolved_is_nothing(shape):
+    k = jnp.ones((3, 4))
+    gradient = jax.grad(lambda u, k: jnp.sum(m2.fft_conv(u, k)), (0, 1))(jnp.zeros(shape), k)
+    assert [x.shape for x in gradient] == [shape, k.shape]
+    assert not jnp.any(gradient[1])

@@ -138,3 +138,5 @@ def test_errors_name_the_argument(unchecked):
     ):
         with pytest.raises(ValueError, match=words):
             m2.fft_conv2d(**({"u": u, "k": k} | arguments))
+    with pytest.raises(NotImplementedError, match="implementation='pallas' has one axis"):
+        m2.fft_conv2d(u, k, implementation="pallas")
