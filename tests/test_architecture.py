@@ -23,7 +23,7 @@ NOT_FROM_NNX = {"jit", "grad", "value_and_grad", "Optimizer", "scan", "remat", "
 # The rooms of a package, each of which may import from those before it. "" is what stands beside them: the names of
 # `zoo`, and the commands of the experiments.
 ROOMS = {
-    "m2": ("",),
+    "m2": ("kernels", ""),
     "ssm": ("kernels", ""),
     "zoo": ("layers", "stack", "models", "reuse", "published", ""),
     "experiments": (
