@@ -60,8 +60,8 @@ class Config:
     """Devices along each axis."""
     init: str | None = None
     """A run, a published folder or a hub name to start from: its shape and tokenizer replace --model and
-    --data.tokenizer, and flags that say otherwise are refused. --model.dropout, dtype, param-dtype, remat and
-    scan-layers may be said; a published model is trained in float32 unless they are."""
+    --data.tokenizer, and flags that say otherwise are refused. --model.dropout, dtype, param-dtype, remat,
+    remat-keeps and scan-layers may be said; a published model is trained in float32 unless they are."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     prompt: str = "def "

@@ -2,7 +2,7 @@
 
     python -m experiments.export runs/causal_lm/tiny out
     python -m experiments.export state-spaces/mamba-130m out --dtype bfloat16 --max-len 4096
-    python -m experiments.export FOLDER out --platforms tpu
+    python -m experiments.export FOLDER out --platforms cpu,tpu
 
 Writes a folder: one file a program (forward, and of a language model prompt and decode; of an encoder forward and
 hidden or embed; of images forward and features), the weights beside them, once for all, in weights.safetensors, the
@@ -32,6 +32,7 @@ from zoo.models.build import Model
 from zoo.models.programs import Program, programs, weights
 
 WEIGHTS = "weights.safetensors"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 # RMS of the difference of a program from the model, over that of what the model gives, at most: rounding alone.
 CLOSE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}
 
@@ -44,8 +45,8 @@ class Config:
     """The folder of a run, a folder in our own or a published layout, or a name on the Hugging Face hub."""
     target: Annotated[Path, flags.Positional]
     """Folder to write."""
-    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
-    """What the programs run on; one program holds all of them."""
+    platforms: str = "cpu,cuda,tpu"
+    """What the programs run on, of cpu, cuda, rocm and tpu; one program holds all of them."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Dtype of weights and computation. None: that of the source."""
     max_len: int | None = None
@@ -66,12 +67,13 @@ def main() -> int:
             raise ValueError(f"{config.target} is not empty; choose another folder")
         if config.max_len is not None and config.max_len < 1:
             raise ValueError(f"--max-len {config.max_len}, expected at least 1")
+        platforms = _platforms(config.platforms)
         model, folder, _ = load_model(config.source, dtype=config.dtype, checkpoint=config.checkpoint)
         found = programs(model, max_len=config.max_len)
         config.target.mkdir(parents=True, exist_ok=True)
         for name, program in found.items():
             with jax.default_matmul_precision(config.matmul_precision):
-                exported = jax.export.export(jax.jit(program.function), platforms=config.platforms)(*program.arguments)
+                exported = jax.export.export(jax.jit(program.function), platforms=platforms)(*program.arguments)
             (config.target / f"{name}.bin").write_bytes(exported.serialize())
         arrays = weights(model)
         save_file({name: np.asarray(x) for name, x in arrays.items()}, config.target / WEIGHTS)
@@ -80,10 +82,23 @@ def main() -> int:
         (config.target / "program.json").write_text(json.dumps(described, indent=2) + "\n")
         (config.target / "README.md").write_text(_readme(model, described, config))
         compared = _compared(model, found, arrays, config)
-    files, platforms = ", ".join(f"{name}.bin" for name in found), ", ".join(config.platforms)
-    print(f"{config.source} -> {config.target}: {files} for {platforms}; README.md says how to load them")
+    files = ", ".join(f"{name}.bin" for name in found)
+    print(f"{config.source} -> {config.target}: {files} for {', '.join(platforms)}; README.md says how to load them")
     print(compared)
     return 0
+
+
+def _platforms(given: str) -> list[str]:
+    """The platforms of "cpu,tpu".
+
+    Raises:
+      ValueError: another one, or none.
+    """
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in PLATFORMS:
+            raise ValueError(f"--platforms {given}, expected some of {', '.join(PLATFORMS)}, with commas between them")
+    return list(dict.fromkeys(names))
 
 
 def _described(model: Model, found: dict[str, Program], config: Config) -> dict[str, Any]:
@@ -104,7 +119,7 @@ def _described(model: Model, found: dict[str, Program], config: Config) -> dict[
         "model": type(model).__name__,
         "pattern": model.config.pattern,
         "dtype": str(jnp.dtype(model.config.dtype)),
-        "platforms": list(config.platforms),
+        "platforms": _platforms(config.platforms),
         "jax": jax.__version__,
         "programs": {name: one(program) for name, program in found.items()},
     }
@@ -161,7 +176,7 @@ def _readme(model: Model, described: dict[str, Any], config: Config) -> str:
     else:
         more = ", jnp.zeros_like(ids)" if "token_type_ids" in described["programs"][name]["arguments"] else ""
         call = _TEXT.format(name=name, more=more)
-    platforms = ", ".join(config.platforms)
+    platforms = ", ".join(_platforms(config.platforms))
     lines = [f"- `{one}.bin`: {program['gives']}" for one, program in described["programs"].items()]
     return (
         f"# {described['model']}, `{described['pattern']}`\n\nPrograms of JAX {jax.__version__} for {platforms}, and "
@@ -178,7 +193,7 @@ def _compared(model: Model, found: dict[str, Program], arrays: dict[str, Any], c
       ValueError: further than rounding.
     """
     platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    if platform not in config.platforms:
+    if platform not in _platforms(config.platforms):
         return f"not run here, on a {platform}"
     worst, state, dtype = 0.0, None, str(jnp.dtype(model.config.dtype))
     for name, program in found.items():

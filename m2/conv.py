@@ -135,8 +135,10 @@ def fft_conv(
     if bandwidth < 1 and (segment_ids is not None or not known or taps < l):
         what = "segment_ids" if segment_ids is not None else f"a filter of {taps} taps a side for {l} positions"
         raise ValueError(f"bandwidth={bandwidth} and {what}: a band is cut from one FFT over the whole sequence alone")
-    if l == 0 or k.shape[1] == 0:
-        raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one position and one tap")
+    if k.shape[1] == 0:
+        raise ValueError(f"k has shape {k.shape}, expected at least one tap")
+    if 0 in u.shape:
+        return u
     if (cut := cut_of(u)) is not None:
         run = functools.partial(fft_conv, causal=causal, bandwidth=bandwidth, implementation=implementation)
         wide, reach = jnp.promote_types(u.dtype, jnp.float32), (earlier - 1, later) if bandwidth == 1 else None
@@ -158,8 +160,6 @@ def fft_conv(
             if limit:
                 raise NotImplementedError(f"implementation='pallas' with {reason}, which the kernel does not have")
     size = fft_size(l + max(later, earlier - 1)) if known else 2 * _block_positions(earlier + later - 1)
-    blocks = Blocks.of(d, b, size, u.dtype, BLOCK_BYTES)
-    plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
     runs = None
     if segment_ids is not None:
         runs = segment_runs(segment_ids)
@@ -167,7 +167,13 @@ def fft_conv(
     input_gate, output_gate = (None if gate is None else blank(mask, gate) for gate in (input_gate, output_gate))
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k, bias, input_gate, output_gate, runs
-    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv"), plan), inputs, axes, "b l d", channels="d")
+
+    def convolve(u, *more):  # of a device's own rows and channels
+        blocks = Blocks.of(u.shape[2], u.shape[0], size, u.dtype, BLOCK_BYTES)
+        plan = _Plan(earlier, later, bandwidth, implementation, jnp.dtype(u.dtype), blocks)
+        return by_hand(gated_conv, "m2.fft_conv")(plan, u, *more)
+
+    return apart(convolve, inputs, axes, "b l d", channels="d")
 
 
 class _Plan(NamedTuple):

@@ -72,6 +72,8 @@ def fft_conv2d(
     for name, gate in (("input_gate", input_gate), ("output_gate", output_gate)):
         if gate is not None and gate.shape != u.shape:
             raise ValueError(f"{name} has shape {gate.shape}, expected that of u, {u.shape}")
+    if b == 0:
+        return u
     if 0 in (x, y, *k.shape):
         raise ValueError(f"u has shape {u.shape} and k {k.shape}, expected at least one place and one tap")
     gates = (None if a is None else a.reshape(b, x * y, d) for a in (input_gate, output_gate))
@@ -103,11 +105,15 @@ def conv_places(
         y = by_channels(lambda s, filters, *_: run(s, filters[0], grid, bias=filters[1]), cut, s, (k, bias))
         return (y if output_gate is None else y * output_gate.astype(wide)).astype(u.dtype)
     rows, columns = _Axis.over(grid[0], k.shape[1]), _Axis.over(grid[1], k.shape[2])
-    blocks = Blocks.of(u.shape[2], len(u), rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
-    plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
     axes = ("b l d", "d m", "d", "b l d", "b l d", "b l")
     inputs = u, k.reshape(len(k), -1), bias, input_gate, output_gate, None
-    return apart(functools.partial(by_hand(gated_conv, "m2.fft_conv2d"), plan), inputs, axes, "b l d", channels="d")
+
+    def convolve(u, *more):  # of a device's own rows and channels
+        blocks = Blocks.of(u.shape[2], u.shape[0], rows.padded * columns.padded, u.dtype, BLOCK_BYTES)
+        plan = _Plan(rows, columns, implementation, jnp.dtype(u.dtype), blocks)
+        return by_hand(gated_conv, "m2.fft_conv2d")(plan, u, *more)
+
+    return apart(convolve, inputs, axes, "b l d", channels="d")
 
 
 class _Axis(NamedTuple):

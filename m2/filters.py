@@ -196,7 +196,7 @@ class HyenaFilter(ImplicitFilter):
         Raises:
           ValueError: more positions than l_max.
         """
-        if not fits(length, self.l_max):
+        if not fits(length, self.l_max) or length == 0:
             raise ValueError(f"length={length}, expected 1 to l_max={self.l_max}, the longest filter that there is")
         if not isinstance(length, int):
             length = self.l_max
@@ -265,13 +265,13 @@ class HyenaFilter2D(ImplicitFilter):
 
 
 def fits(length: Any, most: int, named: str = "l_max") -> bool:
-    """Whether there are 1 to `most` positions, a bound that errors call `named`.
+    """Whether there are at most so many positions, a bound that errors call `named`.
 
     Raises:
       ValueError: a length that is not known yet (`jax.export`), and for which nothing says that it is in bounds.
     """
     try:
-        return bool(1 <= length <= most)
+        return bool(length <= most)
     except jax.errors.InconclusiveDimensionOperation as error:
         expected = f"at most {named}={most}: jax.export.symbolic_shape(..., constraints=['{length} <= {most}'])"
         raise ValueError(f"length={length}, a symbol without a bound, expected {expected}") from error

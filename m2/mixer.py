@@ -401,7 +401,7 @@ class ShortConv2D(nnx.Module):
         @jax.checkpoint  # as in a row
         def convolve(x, parameters, *_):
             kernel, bias = (value.astype(wide) for value in parameters)
-            image = x.reshape(len(x), *grid, x.shape[2])
+            image = x.reshape(x.shape[0], *grid, x.shape[2])
             return (direct_conv2d(image.astype(wide), kernel) + bias).astype(x.dtype).reshape(x.shape)
 
         wide, parameters = jnp.promote_types(x.dtype, jnp.float32), (self.kernel[...], self.bias[...])

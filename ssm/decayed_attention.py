@@ -10,19 +10,15 @@ A row is cut into chunks of `chunk_size` (axis q). With s_t the sum of a from th
     from the state      y_i += exp(s_i) h_in^T C_i
 
 Chunks are taken in groups, one group after the other, those of a group at once but for the step between chunks. On a
-CPU a group is what fits the cache; elsewhere it is all of them, so that products are large. The program's platform
-decides, not the process's.
+CPU a group is what fits the cache; elsewhere it is larger, so that products are, and bounded, so that memory is. The
+program's platform decides, not the process's.
 
 B and C keep their groups of heads through every product; a head reads its group's. Products take the inputs' dtype and
 add up in at least float32; decays and states are at least float32.
 
-The gradient is written by hand: only the inputs and the states entering the chunks are kept, the q x q matrices are
-rebuilt. Exponents are differences of sums inside one chunk, masked before the exponential, and never positive; the sums
-carry their rounding error along, so that weak decay behind strong decay is as exact as alone.
-
-Where the row is cut over devices (`ssm.sequence_cut`), the state that enters a device's piece is known before the piece
-is run: what each piece adds to a state takes one product, and what the pieces pass on a few exchanges of a state. So it
-is with the adjoint of the state, in the other direction.
+The gradient is written by hand: only the inputs are kept, and on a CPU the states entering the chunks; the q x q
+matrices are rebuilt. Exponents are differences of sums inside one chunk, masked before the exponential, and never
+positive; the sums carry their rounding error along, so that weak decay behind strong decay is as exact as alone.
 
 Axes: b batch, l position, c chunks, q s positions in a chunk (reading, written), h heads, g groups of heads, r heads of
 a group, p head width, n state size, m = r p widths of all heads of a group.
@@ -43,12 +39,18 @@ from ssm.precision import exact
 from ssm.segments import segment_runs
 from ssm.sequence_cut import Along, entering_states
 
-# Not yet measured on GPU and TPU.
+# On a CPU, and elsewhere, where a register of a TPU has 128 lanes. By the compiler for a v5e alone, a gradient at 8
+# rows of 2,048 positions, 24 heads of 64, n 128, bfloat16, has 2.0 ms of static schedule and 203 MiB of temporaries in
+# chunks of 128, and 3.9 ms and 484 MiB in chunks of 64; for an H100 409 and 539 MiB. Nothing ran on either.
 CHUNK_SIZE = 64
+CHUNK_SIZE_ELSEWHERE = 128
 # Of a group of chunks on a CPU, its q x q matrices, inputs and states, at most, unless it is a single chunk. Measured
 # on a core with 1 MiB of its own, forward and backward: flat from 2^18 to 2^21, up to 1.3 times slower above and at
 # single chunks.
 GROUP_BYTES = 2**20
+# Elsewhere, by the same compilers: with all chunks of 64 at once 1,191 and 995 MiB, in groups of this size 484 and 539,
+# and the same schedule.
+GROUP_BYTES_ELSEWHERE = 2**26
 
 
 def decayed_attention(
@@ -85,10 +87,9 @@ def decayed_attention(
     Raises:
       ValueError: a chunk_size below 1.
     """
-    chunk_size = max(1, CHUNK_SIZE // rank) if chunk_size is None else chunk_size
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}, expected at least 1")
-    b, length, h, p = x.shape
+    b, _, h, p = x.shape
     dtype = jnp.result_type(x, weight, a, B, C, jnp.float32)
     if initial_state is None:
         initial_state = jnp.zeros((b, h, p, B.shape[3]), dtype)
@@ -96,13 +97,40 @@ def decayed_attention(
     if 0 in x.shape:
         return jnp.zeros(x.shape, dtype), state
     runs = None if segment_ids is None else segment_runs(segment_ids, along)
-    rows = min(chunk_size * rank, length) if is_known_size(length) else chunk_size * rank
     own = None if own is None else own.astype(dtype)
     arrays = x, weight.astype(dtype), own, a.astype(dtype), B, C, state, runs
+    forms = _forms(x.shape, B.shape[3], jnp.dtype(dtype).itemsize, chunk_size, rank)
     named = "the recurrence of ssm.ssd, linear_attention and trapezoid"
     if along is None:
-        return by_hand(_attend, named)(*arrays, rows, rank)
-    return by_hand(_attend_piece, named)(*arrays, rows, rank, along)
+        return by_hand(_attend, named)(*arrays, forms, rank)
+    return by_hand(_attend_piece, named)(*arrays, forms, rank, along)
+
+
+class _Form(NamedTuple):
+    """How it runs on a platform."""
+
+    rows: int  # of a chunk
+    size: int | None  # chunks of a group, None for all
+    keeps: bool  # the states entering the chunks, for the gradient, which otherwise finds them again
+
+
+def _forms(shape, n, itemsize, chunk_size, rank):
+    """On a CPU and elsewhere."""
+    b, length, h, p = shape
+
+    def form(default, limit, uncounted):
+        rows = rank * (max(1, default // rank) if chunk_size is None else chunk_size)
+        if not is_known_size(length):
+            return _Form(rows, uncounted, True)
+        rows = min(rows, length)
+        count = -(-length // rows)
+        numbers = h * rows * (rows + p) + h * p * n  # in a chunk
+        most = max(1, limit // ((b if is_known_size(b) else 1) * numbers * itemsize))
+        size = max(m for m in range(1, min(most, count) + 1) if count % m == 0)
+        return _Form(rows, None if size == count else size, True)
+
+    cpu, elsewhere = form(CHUNK_SIZE, GROUP_BYTES, 1), form(CHUNK_SIZE_ELSEWHERE, GROUP_BYTES_ELSEWHERE, None)
+    return cpu, elsewhere._replace(keeps=cpu.rows == elsewhere.rows)
 
 
 class _Chunks(NamedTuple):
@@ -120,58 +148,92 @@ class _Chunks(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9))
-def _attend(x, weight, own, a, B, C, initial_state, runs, chunk_size, rank):
-    return _attend_forward(x, weight, own, a, B, C, initial_state, runs, chunk_size, rank)[0]
+def _attend(x, weight, own, a, B, C, initial_state, runs, forms, rank):
+    return _attend_forward(x, weight, own, a, B, C, initial_state, runs, forms, rank)[0]
 
 
-def _attend_forward(x, weight, own, a, B, C, initial_state, runs, chunk_size, rank):
-    chunks, size = _make_chunks(x, weight, own, a, B, C, runs, chunk_size)
-    step = functools.partial(_read_group, g=B.shape[2], rank=rank)
-    state, (y, entering) = _over_groups(step, size, _grouped_state(initial_state, B.shape[2]), chunks)
-    out = _unchunked(y, x), _ungrouped_state(state, initial_state)
-    return out, (x, weight, own, a, B, C, runs, entering)
+def _attend_forward(*arguments):
+    *arrays, forms, rank = arguments
+
+    def run(*arrays, form):
+        out, entering = _read(arrays, form, rank)
+        if not form.keeps:  # what is kept has one shape on all platforms: these zeros are never read
+            entering = jnp.zeros((entering.shape[0], -(-arrays[0].shape[1] // forms[0].rows), *entering.shape[2:]))
+        return out, entering.astype(arrays[6].dtype)
+
+    out, entering = _choose(run, forms, *arrays)
+    return out, (arrays, entering)
 
 
-def _attend_backward(chunk_size, rank, residuals, cotangents):
-    x, weight, own, a, B, C, runs, entering = residuals
+def _attend_backward(forms, rank, residuals, cotangents):
+    def run(arrays, entering, cotangents, form):
+        if not form.keeps:
+            entering = _read(arrays, form, rank, states_only=True)[1]
+        return _read_backward(arrays, entering, cotangents, form, rank)
+
+    return *_choose(run, forms, *residuals, cotangents), None
+
+
+def _choose(run, forms, *operands):
+    """`run(*operands, form=...)` with the form of the program's platform."""
+    if forms[0] == forms[1]:
+        return run(*operands, form=forms[0])
+    return by_platform(*(functools.partial(run, form=form) for form in forms), *operands)
+
+
+def _read(arrays, form, rank, *, states_only=False):
+    """((y, final state), states entering the chunks); with `states_only` y is None."""
+    x, weight, own, a, B, C, initial_state, runs = arrays
+    chunks = _make_chunks(x, weight, own, a, B, C, runs, form.rows)
+
+    def step(state, chunks):
+        state, (y, entering) = _read_group(state, chunks, g=B.shape[2], rank=rank)
+        return state, (None if states_only else y, entering)
+
+    state, (y, entering) = _over_groups(step, form.size, _grouped_state(initial_state, B.shape[2]), chunks)
+    return (None if states_only else _unchunked(y, x), _ungrouped_state(state, initial_state)), entering
+
+
+def _read_backward(arrays, entering, cotangents, form, rank):
+    x, weight, own, a, B, C, _, runs = arrays
     dy, dfinal = cotangents
-    chunks, size = _make_chunks(x, weight, own, a, B, C, runs, chunk_size)
+    chunks = _make_chunks(x, weight, own, a, B, C, runs, form.rows)
     arrays = chunks, entering, _chunked(dy, *chunks.x.shape[1:3])
     step = functools.partial(_read_group_backward, g=B.shape[2], rank=rank)
-    dstate, gradients = _over_groups(step, size, _grouped_state(dfinal, B.shape[2]), arrays, reverse=True)
+    dstate, gradients = _over_groups(step, form.size, _grouped_state(dfinal, B.shape[2]), arrays, reverse=True)
     dx, dweight, down, ds, dB, dC = gradients
     lower = jnp.tri(ds.shape[-1], dtype=ds.dtype)
     da = jnp.einsum("bchq,qs->bcsh", ds, lower, precision=lax.Precision.HIGHEST)  # a_s is in every sum from s on
     dx, dB, dC = (_unchunked(d, m).astype(m.dtype) for d, m in ((dx, x), (dB, B), (dC, C)))
     dweight, down = (None if d is None else _unchunked(jnp.moveaxis(d, 3, 2), weight) for d in (dweight, down))
-    return dx, dweight, down, _unchunked(da, a), dB, dC, _ungrouped_state(dstate, dfinal), None
+    return dx, dweight, down, _unchunked(da, a), dB, dC, _ungrouped_state(dstate, dfinal)
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(8, 9, 10))
-def _attend_piece(x, weight, own, a, B, C, given, runs, chunk_size, rank, along):
-    return _attend_piece_forward(x, weight, own, a, B, C, given, runs, chunk_size, rank, along)[0]
+def _attend_piece(x, weight, own, a, B, C, given, runs, forms, rank, along):
+    return _attend_piece_forward(x, weight, own, a, B, C, given, runs, forms, rank, along)[0]
 
 
-def _attend_piece_forward(x, weight, own, a, B, C, given, runs, chunk_size, rank, along):
+def _attend_piece_forward(x, weight, own, a, B, C, given, runs, forms, rank, along):
     later = lax.cumsum(a, axis=1, reverse=True)
     to_end, seen = jnp.exp(jnp.pad(later[:, 1:], ((0, 0), (0, 1), (0, 0)))), None
     if runs is not None:
         seen = runs == runs[:, -1:]
     added = _sum_outer(weight * to_end, x, B, seen)
     entering = entering_states(along, _passes(later[:, 0], runs), added, given)
-    return _attend_forward(x, weight, own, a, B, C, entering, runs, chunk_size, rank)
+    return _attend_forward(x, weight, own, a, B, C, entering, runs, forms, rank)
 
 
-def _attend_piece_backward(chunk_size, rank, along, residuals, cotangents):
-    _, _, _, a, _, C, runs, _ = residuals
+def _attend_piece_backward(forms, rank, along, residuals, cotangents):
+    (_, _, _, a, _, C, _, runs), _ = residuals
     dy, dleaving = cotangents
     sums = lax.cumsum(a, axis=1)
     read = _sum_outer(jnp.exp(sums), dy, C, None if runs is None else runs == 0)
     dleaving = entering_states(along.mirror(), _passes(sums[:, -1], runs), read, dleaving)
-    return _attend_backward(chunk_size, rank, residuals, (dy, dleaving))
+    return _attend_backward(forms, rank, residuals, (dy, dleaving))
 
 
 _attend_piece.defvjp(_attend_piece_forward, _attend_piece_backward)
@@ -193,11 +255,8 @@ def _sum_outer(weight, x, B, seen):
 
 
 def _over_groups(step, size, carry, arrays, *, reverse=False):
-    """Steps (carry, arrays) -> (carry, out) through the chunks, axis 1, `size` of them at a time on a CPU."""
-    count = jax.tree.leaves(arrays)[0].shape[1]
-    if size == count:
-        return step(carry, arrays)
-    return by_platform(functools.partial(_loop_over_groups, jax.jit(step), size, reverse), step, carry, arrays)
+    """Steps (carry, arrays) -> (carry, out) through the chunks, axis 1, `size` of them at a time."""
+    return step(carry, arrays) if size is None else _loop_over_groups(jax.jit(step), size, reverse, carry, arrays)
 
 
 def _loop_over_groups(step, size, reverse, carry, arrays):
@@ -365,12 +424,8 @@ def _exact_sums(a):
 
 
 def _make_chunks(x, weight, own, a, B, C, runs, chunk_size):
-    """(chunks, how many of them a CPU takes at a time). The end is filled up: steps of size 0 change nothing."""
-    (b, length, h, p), n = x.shape, B.shape[3]
-    count = -(-length // chunk_size)
-    numbers = h * chunk_size * (chunk_size + p) + h * p * n  # in a chunk
-    most = max(1, GROUP_BYTES // ((b if is_known_size(b) else 1) * numbers * weight.dtype.itemsize))
-    size = max(n for n in range(1, min(most, count) + 1) if count % n == 0) if is_known_size(count) else 1
+    """The end is filled up: steps of size 0 change nothing."""
+    count = -(-x.shape[1] // chunk_size)
     chunked = functools.partial(_chunked, count=count, chunk_size=chunk_size)
     sums, error = _exact_sums(chunked(a))
     weight, own = (None if w is None else jnp.moveaxis(chunked(w), 2, 3) for w in (weight, own))
@@ -379,7 +434,7 @@ def _make_chunks(x, weight, own, a, B, C, runs, chunk_size):
     if runs is not None:
         runs = chunked(runs, mode="edge")
         before = jnp.pad(runs[:, :-1, -1], ((0, 0), (1, 0)))  # run 0 goes on from the initial state
-    return _Chunks(chunked(x), B, C, weight, own, sums, error, runs, before), size
+    return _Chunks(chunked(x), B, C, weight, own, sums, error, runs, before)
 
 
 def _chunked(x, count, chunk_size, *, mode="constant"):

@@ -219,7 +219,7 @@ class LinearAttention(Mixer):
       ValueError: head counts that do not divide.
     """
 
-    runs_cut = mirrors = True
+    runs_cut = mirrors = carries = True
 
     def __init__(
         self,

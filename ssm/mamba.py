@@ -205,7 +205,7 @@ class Mamba(Selective, Mixer):
     Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
     """
 
-    runs_cut = mirrors = True
+    runs_cut = mirrors = carries = True
 
     def __init__(
         self,

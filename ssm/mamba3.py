@@ -120,7 +120,7 @@ class Mamba3(Mixer):
       ValueError: widths that head_dim or n_groups do not divide.
     """
 
-    runs_cut = mirrors = True
+    runs_cut = mirrors = carries = True
 
     def __init__(
         self,

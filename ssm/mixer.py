@@ -10,7 +10,8 @@ get what they would get in a row without it, to the bit whatever lies there, NaN
                             it does where a later piece of a row, in `extend`, begins with a position that is absent.
 
 A mixer says with `runs_cut = True` that it may be called with rows cut over devices (`ssm.sequence_cut`), and with
-`mirrors = True` that it may where they begin on the last device, too.
+`mirrors = True` that it may where they begin on the last device, too; with `carries = True` that its state is of one
+size, whatever came before, so that a long row may as well be run some positions at a time.
 """
 
 from typing import Any

@@ -154,7 +154,7 @@ def _pushed_forward(arrays, tangents, *, kernel, tree, outs):
     def flat(*arrays):
         return jax.tree.leaves(kernel.otherwise(*jax.tree.unflatten(tree, arrays)))
 
-    return jax.jvp(flat, arrays, [ad.instantiate_zeros(tangent) for tangent in tangents])
+    return jax.jvp(flat, tuple(arrays), tuple(map(ad.instantiate_zeros, tangents)))
 
 
 ad.primitive_jvps[_kernel] = _pushed_forward

@@ -224,6 +224,13 @@ def lay(x: Shaped[Array, "*e"], axis: int) -> Shaped[Array, "*e"]:
     return lax.with_sharding_constraint(x, PartitionSpec(*laid))
 
 
+def lay_whole(x: Shaped[Array, "b *e"]) -> Shaped[Array, "b *e"]:
+    """x, whole rows of it on every device along the axis where the ambient mesh cuts rows."""
+    if not is_cut():
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(PartitionSpec.UNCONSTRAINED, *[None] * (x.ndim - 1)))
+
+
 def flip_pieces(x: Shaped[Array, "b l *e"], cut: Cut) -> Shaped[Array, "b l *e"]:
     """Each piece from its last position to its first, where it is: in `mirrored`, that is the row flipped."""
     spec = PartitionSpec(cut.rows, cut.along.axis)

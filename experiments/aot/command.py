@@ -158,10 +158,10 @@ def describe(name: str, config: Any, found: Found) -> str:
     verdict = "fits" if found.fits else "does not fit"
     line("a device", f"{program.memory / MIB:10,.0f} MiB, {share:.0%} of {target.memory / MIB:,.0f}: {verdict}")
     peak = peak_flops(target.devices[0])
-    least = f", {found.flops / n / peak * 1e3:.2f} ms at {peak / 1e12:,.0f} TFLOP/s" if peak else ""
-    line("operations", f"{found.flops / n / 1e12:10,.3f} TFLOP a device{least}")
+    least = f", {found.flops / n / peak * 1e3:.3g} ms at {peak / 1e12:,.0f} TFLOP/s" if peak else ""
+    line("operations", f"{found.flops / n / 1e12:10.3g} TFLOP a device{least}")
     moved = program.arguments + program.outputs
-    line("bytes", f"{moved / MIB:10,.0f} MiB in and out once, {moved / target.bandwidth * 1e3:.2f} ms")
+    line("bytes", f"{moved / MIB:10,.0f} MiB in and out once, {moved / target.bandwidth * 1e3:.3g} ms")
     line("compiled in", f"{program.seconds:10,.1f} s of CPU time")
     return "\n".join(lines)
 
@@ -174,7 +174,7 @@ def describe_schedule(schedule: Schedule, program: Program, device: str) -> str:
     for part, bundles in list(schedule.parts.items())[:12]:
         lines.append(f"    {bundles / max(1, schedule.bundles):5.1%}  {part}  {_computes(text, part)}".rstrip())
     if schedule.unknown:
-        lines.append(f"    ({len(schedule.unknown)} parts have loops of an unknown length, counted once)")
+        lines.append(f"    (parts with a loop of unknown length, which is counted once: {len(schedule.unknown)})")
     return "\n".join(lines)
 
 

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 import zoo
-from experiments.loop.cross_entropy import cross_entropy
 from experiments.loop.train import Loss, with_auxiliary
 from experiments.loop.vocabulary_loss import vocabulary_loss
 
@@ -28,9 +27,10 @@ def continued_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs
         return jnp.where(batch["continues"].reshape(-1, *(1,) * (fresh.ndim - 1)), carried, fresh)
 
     state = jax.tree.map(keep, state, model.init_state(len(batch["continues"])))
-    logits, state = model.extend(batch["tokens"], state, segment_ids=batch["segment_ids"], rngs=rngs)
-    nats = cross_entropy(logits, batch["targets"], batch["weights"], model.config.vocab_size)
-    return Loss(jnp.sum(nats), jnp.sum(batch["weights"])), state
+    vectors = model.embed(batch["tokens"])
+    hidden, state = model.backbone.extend(vectors, state, segment_ids=batch["segment_ids"], rngs=rngs)
+    sums = vocabulary_loss(model.head, hidden, batch["targets"], batch["weights"], model.config.vocab_size)
+    return Loss(sums.total, jnp.sum(batch["weights"])), state
 
 
 def describe(loss: float, bits_per_nat: float) -> dict[str, float]:

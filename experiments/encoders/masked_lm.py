@@ -65,7 +65,7 @@ class Config:
     init: str | None = None
     """A run, a published folder or a hub name to go on from: its shape and tokenizer replace --model and
     --data.tokenizer, flags that say otherwise are refused, and its table of positions grows to --data.seq-len by
-    repetition. --model.dropout, dtype, param-dtype, remat and scan-layers may be said."""
+    repetition. --model.dropout, dtype, param-dtype, remat, remat-keeps and scan-layers may be said."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     examples: int = 3

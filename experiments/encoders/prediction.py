@@ -10,7 +10,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from experiments.encoders.objectives import LabelledRows, Objective
-from experiments.loop.mesh import current_mesh, placed, spread
+from experiments.loop.mesh import current_mesh, gathered, placed, spread_whole
 
 # Batches that the device is given ahead of those whose answers have come back.
 AHEAD = 8
@@ -32,11 +32,11 @@ def run_over(
     bar = tqdm(total=len(rows), unit="text", dynamic_ncols=True, disable=not (progress and sys.stderr.isatty()))
     with bar, jax.set_mesh(mesh):
         for batch in order:
-            outputs.append(_outputs(graphdef, variables, spread(rows(batch), mesh), objective.outputs))
+            outputs.append(_outputs(graphdef, variables, spread_whole(rows(batch), mesh), objective.outputs))
             if len(outputs) > AHEAD:
-                outputs[-1 - AHEAD] = jax.device_get(outputs[-1 - AHEAD])
+                outputs[-1 - AHEAD] = gathered(outputs[-1 - AHEAD])
             bar.update(int((batch >= 0).sum()))
-    outputs = jax.device_get(outputs)
+    outputs = gathered(outputs)
     total, weight = (sum(float(loss[i]) for loss, _ in outputs) for i in (0, 1))
     logits = {
         int(row): values

@@ -36,6 +36,8 @@ SILENCE, BEAT = 60, 2
 SHORT_SILENCE = 8
 # Seconds that processes wait for one another at the start.
 START = 300
+# Seconds that those that have done their work wait for one that still writes.
+END = 86_400
 # Variables of launchers that say how many processes there are; TPU's is a list of machines.
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "TPU_WORKER_HOSTNAMES")
 
@@ -100,7 +102,8 @@ def start(spec: str | None, config: Mapping[str, Any]) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     where: dict[str, Any] = {} if spec == "auto" else _parsed(spec)
     try:
-        jax.distributed.initialize(**where, initialization_timeout=START, heartbeat_timeout_seconds=2 * SILENCE)
+        times: dict[str, Any] = {"initialization_timeout": START, "heartbeat_timeout_seconds": 2 * SILENCE}
+        jax.distributed.initialize(**where, **times, shutdown_timeout_seconds=END)
         if not is_first():
             sys.stdout.flush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # gloo prints past Python
@@ -248,12 +251,14 @@ class _Watch:
             try:
                 self._look(number)
                 line = self._lost(SILENCE)
-            except jax.errors.JaxRuntimeError:
+            except Exception:  # the service is gone, or JAX's connection to it has been closed at the end
+                if self._said == "done":
+                    return
                 line = "process 0 cannot be reached any more"
-            if line and self._said == "alive":
-                self._quit(line)
-            if self._said != "alive":
+            if self._said.startswith("ended"):
                 return
+            if line:  # also where this one has done its work, and waits for the others to have done theirs
+                self._quit(line)
             time.sleep(BEAT)
 
     def _look(self, number: int) -> None:

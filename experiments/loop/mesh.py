@@ -146,6 +146,19 @@ def sharding_of_batch(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(rows, positions) if positions else PartitionSpec(rows))
 
 
+def gathered(tree: Any) -> Any:
+    """Arrays as NumPy's, whole in every process, wherever they lie. All processes must ask."""
+    if jax.process_count() > 1:
+        cut = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)  # noqa: E731
+        tree = jax.tree.map(lambda x: _whole(everywhere(x.sharding.mesh))(x) if cut(x) else x, tree)
+    return jax.device_get(tree)
+
+
+@functools.cache
+def _whole(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: x, out_shardings=sharding)
+
+
 def own_rows(mesh: Mesh, shard: tuple[int, int] | None = None) -> Callable[[int], np.ndarray]:
     """Which rows of a batch this process makes: those that its devices hold; others may hold the same.
 
@@ -190,5 +203,15 @@ def spread(batch: Any, mesh: Mesh) -> Any:
             return x[(slice(first, first + stop - start), *index[1:])]
 
         return jax.make_array_from_callback(shape, sharding_of_batch(mesh, shape), part)
+
+    return jax.tree.map(place, batch)
+
+
+def spread_whole(batch: Any, mesh: Mesh) -> Any:
+    """Puts a batch on the devices of which every process has all rows."""
+
+    def place(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding_of_batch(mesh, x.shape), lambda index: x[index])
 
     return jax.tree.map(place, batch)

@@ -26,7 +26,14 @@ Config = TypeVar("Config")  # an experiment's dataclass, with fields `run_dir`, 
 
 # Fields that may change between two starts of one run.
 FREE = (
-    ("run_dir", "model.remat", "model.remat_keeps", "model.scan_layers", "optim.decay_fraction")
+    (
+        "run_dir",
+        "model.remat",
+        "model.remat_keeps",
+        "model.remat_positions",
+        "model.scan_layers",
+        "optim.decay_fraction",
+    )
     + tuple(
         f"train.{name}"
         for name in (

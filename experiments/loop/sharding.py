@@ -61,7 +61,7 @@ def make_model(init: Callable[[], nnx.Module], mesh: Mesh) -> Made:
     params, rest = jax.eval_shape(make)
     with usage_errors():  # heads that --mesh.tensor does not divide
         check_cut(params, mesh)
-    shardings = (_on(mesh, specs_of(params, mesh), params), NamedSharding(mesh, PartitionSpec()))
+    shardings = tuple(_on(mesh, specs_of(part, mesh), part) for part in (params, rest))  # of frozen parameters, too
     if fresh[0]:
         return Made(graphdefs[0], *jax.jit(make, out_shardings=shardings)())
     params, rest = make()

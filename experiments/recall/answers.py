@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 import zoo
 from experiments.loop.cross_entropy import counted, cross_entropy
+from experiments.loop.mesh import gathered
 from experiments.loop.train import Batch, Loss, with_auxiliary
 
 
@@ -44,7 +45,7 @@ def answer_logits(model: zoo.CausalLM, batch: Batch, *, chunk_size: int) -> Floa
     for c in range(chunks):
         chunk = tokens[:, c * chunk_size : (c + 1) * chunk_size]
         hidden, state = _read_chunk(graphdef, variables, chunk, state, positions - c * chunk_size, hidden)
-    return np.asarray(_head(graphdef, variables, hidden))
+    return gathered(_head(graphdef, variables, hidden))
 
 
 def _hidden_dtype(model: zoo.CausalLM) -> jnp.dtype:

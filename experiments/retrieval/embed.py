@@ -32,7 +32,7 @@ from experiments.data.tokenizers import Tokenizer
 from experiments.encoders.encoder_inputs import Encoded, Texts, encode
 from experiments.encoders.lengths import longest
 from experiments.loop import flags
-from experiments.loop.mesh import MeshConfig, current_mesh, on_mesh, placed, row_groups, spread
+from experiments.loop.mesh import MeshConfig, current_mesh, gathered, on_mesh, placed, row_groups, spread_whole
 from experiments.retrieval.beir import records
 from experiments.retrieval.embedder import as_embedder, load_embedder
 from experiments.retrieval.sentence_modules import SentenceModules, normalized
@@ -175,7 +175,7 @@ def embed_encoded(
         waiting: list[tuple[np.ndarray, Any]] = []
         for rows in _batches(texts, batch_tokens, row_groups(mesh)):
             batch = texts(rows)
-            arrays = spread((batch["tokens"], batch["mask"]), mesh)
+            arrays = spread_whole((batch["tokens"], batch["mask"]), mesh)
             waiting.append((rows, _embed(graphdef, skip, variables, *arrays)))
             if len(waiting) > 2:  # the device works while the next batches are made
                 _keep(vectors, *waiting.pop(0), bar)
@@ -202,7 +202,7 @@ def _embed(graphdef, skip, variables, tokens, mask):
 
 def _keep(vectors: np.ndarray, rows: np.ndarray, values: jax.Array, bar: tqdm) -> None:
     there = rows >= 0
-    vectors[rows[there]] = np.asarray(values, np.float32)[there]
+    vectors[rows[there]] = gathered(values).astype(np.float32)[there]
     bar.update(int(there.sum()))
 
 

@@ -10,7 +10,7 @@ from flax import nnx
 from experiments.data.augment import Preprocess
 from experiments.data.images import Images
 from experiments.data.packing import Batch, make_batches
-from experiments.loop.mesh import current_mesh, placed, spread
+from experiments.loop.mesh import current_mesh, gathered, placed, spread
 from experiments.vision.presets import Config
 
 
@@ -34,7 +34,7 @@ def apply_over(model: Any, batches: Iterable[Batch]) -> np.ndarray:
     variables = placed(variables, mesh)
     with jax.set_mesh(mesh):
         logits = [_logits(graphdef, variables, spread(batch, mesh)["images"]) for batch in batches]
-    return np.concatenate(jax.device_get(logits)).astype(np.float32)
+    return np.concatenate(gathered(logits)).astype(np.float32)
 
 
 _logits = jax.jit(

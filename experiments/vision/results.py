@@ -70,6 +70,6 @@ def speed_and_memory(folders: Sequence[Path]) -> dict[str, float]:
 
 def peak_memory() -> int:
     """The most bytes in use so far: of the first device where it says so, else of this process."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return stats.get("peak_bytes_in_use", used)

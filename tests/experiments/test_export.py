@@ -48,7 +48,7 @@ def test_plain_jax_goes_on_with_a_text_as_generate_does(run_command, empty_folde
     )
     model = zoo.CausalLM(config, rngs=nnx.Rngs(0))
     zoo.save_pretrained(model, "model")
-    status, out, err = run_command(export, "model", "out", "--platforms", "cpu", "cuda", "tpu", "--max-len", "64")
+    status, out, err = run_command(export, "model", "out", "--platforms", "cpu,cuda,tpu", "--max-len", "64")
     assert status == 0, err
     assert "forward.bin, prompt.bin, decode.bin for cpu, cuda, tpu" in out
     assert "read back, run here, and equal to the model within" in out
@@ -79,7 +79,7 @@ def test_encoders_and_image_classifiers_go_out_as_well(kind, options, name, run_
     )(d_model=16, n_layers=1, attn=zoo.AttentionConfig(head_dim=8), m2=m2.M2Config(l_max=32), **options)
     model = kind(config, rngs=nnx.Rngs(0))
     zoo.save_pretrained(model, "model")
-    status, _, err = run_command(export, "model", "out", "--dtype", "float32", "--platforms", "cpu", "tpu")
+    status, _, err = run_command(export, "model", "out", "--dtype", "float32", "--platforms", "cpu,tpu")
     assert status == 0, err
     program = snippet(empty_folder / "out").replace("print(", "import numpy; numpy.save('result.npy', ")
     run_alone(program, empty_folder)
@@ -98,7 +98,7 @@ def test_what_cannot_be_written_is_said_in_one_line(run_command, empty_folder, u
     for arguments, words in (
         (("--max-len", "17"), "max_len=17, expected at most 16, the longest row that the model reads"),
         (("--max-len", "0"), "--max-len 0, expected at least 1"),
-        (("--platforms", "gpu"), "gpu"),
+        (("--platforms", "cpu,gpu"), "--platforms cpu,gpu, expected some of cpu, cuda, rocm, tpu"),
     ):
         status, _, err = run_command(export, "model", "out", *arguments)
         assert (status != 0, err.count("\n")) == (True, 1)

@@ -234,3 +234,11 @@ def test_errors_name_the_argument(unchecked):
     ):
         with pytest.raises(ValueError, match=words):
             m2.fft_conv(**({"u": u, "k": k} | arguments))
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 3), (0, 5, 3)])
+def test_nothing_convolved_is_nothing(shape):
+    k = jnp.ones((3, 4))
+    gradient = jax.grad(lambda u, k: jnp.sum(m2.fft_conv(u, k)), (0, 1))(jnp.zeros(shape), k)
+    assert [x.shape for x in gradient] == [shape, k.shape]
+    assert not jnp.any(gradient[1])

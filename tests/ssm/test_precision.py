@@ -35,7 +35,7 @@ def test_products_of_float32_are_exact_and_others_add_up_in_it(name, dtype):
         return sum(jnp.sum(x.astype(jnp.float32)) for x in jax.tree.leaves(getattr(ssm, name)(*arguments)))
 
     found = tpu_products(jax.grad(total, range(len(arguments))), *arguments)
-    assert found
+    assert found or name == "selective_scan"  # sums and a kernel, no products
     for precision, one, other, result in found:
         assert result == "f32", found
         assert precision == "HIGHEST" or {one, other} == {"bf16"}, found

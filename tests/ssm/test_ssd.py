@@ -153,7 +153,7 @@ def test_flops_double_with_the_length():
     assert flops(1024) == pytest.approx(2 * flops(512), rel=0.02)
 
 
-def test_chunks_go_in_groups_on_a_cpu_and_at_once_elsewhere_whatever_the_process_runs_on(monkeypatch):
+def test_chunks_go_in_small_groups_on_a_cpu_and_in_large_ones_elsewhere_whatever_the_process_runs_on(monkeypatch):
     monkeypatch.setattr("ssm.decayed_attention.GROUP_BYTES", 1)
     inputs = make_inputs(256)
 
@@ -161,8 +161,11 @@ def test_chunks_go_in_groups_on_a_cpu_and_at_once_elsewhere_whatever_the_process
         program = jax.jit(jax.grad(lambda inputs: ssm.ssd(**inputs, chunk_size=32)[0].sum())).trace(inputs)
         return program.lower(lowering_platforms=(platform,)).as_text().count("dynamic_update_slice")
 
-    # Elsewhere, only the scan between chunks writes in turns.
+    # Elsewhere they are one group here: only the scan between chunks writes in turns.
     assert loops("cpu") > 2 >= loops("tpu") == loops("cuda")
+    monkeypatch.setattr("ssm.decayed_attention.GROUP_BYTES_ELSEWHERE", 1)
+    jax.clear_caches()
+    assert loops("tpu") == loops("cuda") == loops("cpu")
 
 
 @pytest.mark.parametrize("group_bytes", [1, 2**13])
@@ -179,6 +182,15 @@ def test_groups_of_chunks_change_nothing(x64, monkeypatch, group_bytes):
     out = value_and_gradients(op, inputs, {"segment_ids": segment_ids})
     assert_close(out[0], expected[0])
     assert_close(out[1], expected[1], gradient=True)
+
+
+def test_the_form_for_other_platforms_agrees_with_the_reference(x64, monkeypatch):
+    inputs, positions = make_inputs(150), make_positions(150)  # two chunks there, three on a CPU
+    expected = value_and_gradients(reference.ssd, inputs, positions)
+    monkeypatch.setattr("ssm.decayed_attention.by_platform", lambda cpu, elsewhere, *operands: elsewhere(*operands))
+    out, gradients = value_and_gradients(ssm.ssd, inputs, positions)
+    assert_close(out, expected[0])
+    assert_close(gradients, expected[1], gradient=True)
 
 
 def test_a_step_costs_what_the_recurrence_needs():

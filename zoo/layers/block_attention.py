@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ssm.checks import is_known_size
 from ssm.platform import by_platform
 from ssm.precision import exact
 from zoo.layers.seen import ABSENT, Pairs, distances, seen
@@ -104,8 +105,8 @@ def _each_head(function, by_query, by_key, numbers, slopes, rule, axis):
 
 
 def _even(length, most):
-    """The size of blocks that a length is cut into: at most `most`, with little to fill up at the end."""
-    return -(-length // -(-length // most))
+    """The size of blocks that a length is cut into: at most `most`, and if it is known with little to fill up."""
+    return -(-length // -(-length // most)) if is_known_size(length) else most
 
 
 def _loop_over_heads(function, by_query, by_key, by_row, slopes):
@@ -183,8 +184,10 @@ def _bounds(x, size, axis, there=True):
     """The smallest and the largest of each block, of those that are there, with a new axis."""
     bounds = []
     for reduce, value in ((jnp.min, ABSENT), (jnp.max, -ABSENT)):
-        padded = jnp.pad(jnp.where(there, x, value), ((0, 0), (0, -x.shape[1] % size)), constant_values=value)
-        bounds.append(jnp.expand_dims(reduce(padded.reshape(x.shape[0], -1, size), axis=2), axis))
+        count = -(-x.shape[1] // size)
+        ends = ((0, 0), (0, count * size - x.shape[1]))
+        padded = jnp.pad(jnp.where(there, x, value), ends, constant_values=value)
+        bounds.append(jnp.expand_dims(reduce(padded.reshape(x.shape[0], count, size), axis=2), axis))
     return bounds
 
 
@@ -195,7 +198,7 @@ def _head_forward(q, k, v, numbers, visited, slopes, *, rule, sizes):
     """(y, logarithm of the sum of exponentials): (l r p) and (l r), at least float32."""
     length, group, _ = q.shape
     q, k, v = _rows(q, sizes[0]), _rows(k, sizes[1]), _rows(v, sizes[1])
-    scores_of = _block_scores(q, k, numbers, slopes, rule, sizes)
+    scores_of = _block_scores(q, k, numbers, slopes, rule, sizes, group)
     m, dtype = sizes[0] * group, jnp.promote_types(q.dtype, jnp.float32)
 
     def queries(i):
@@ -214,18 +217,19 @@ def _head_forward(q, k, v, numbers, visited, slopes, *, rule, sizes):
         log_sum = jnp.where(total > 0, most + jnp.log(jnp.where(total > 0, total, 1)), 0)
         return y / jnp.where(total > 0, total, 1)[:, None], log_sum
 
-    y, log_sum = lax.map(queries, jnp.arange(len(q) // m))
-    return tuple(x.reshape(-1, group, *x.shape[2:])[:length] for x in (y, log_sum))
+    count = -(-length // sizes[0])
+    y, log_sum = lax.map(queries, jnp.arange(count))
+    return tuple(x.reshape(count * sizes[0], group, *x.shape[2:])[:length] for x in (y, log_sum))
 
 
 def _head_backward(q, y, log_sum, dy, k, v, numbers, visited, slopes, *, rule, sizes):
     """The gradients in q (l r p), k and v (s 1 p), at least float32."""
-    (l, r, p), s, dtype = q.shape, len(k), log_sum.dtype
+    (l, r, p), s, dtype = q.shape, k.shape[0], log_sum.dtype
     m = sizes[0] * r
     inner = _rows(jnp.sum(dy.astype(dtype) * y, axis=2), sizes[0])
     q, k, v = _rows(q, sizes[0]), _rows(k, sizes[1]), _rows(v, sizes[1])
     dy, log_sum = _rows(dy, sizes[0]), _rows(log_sum, sizes[0])
-    scores_of = _block_scores(q, k, numbers, slopes, rule, sizes)
+    scores_of = _block_scores(q, k, numbers, slopes, rule, sizes, r)
 
     def keys(dq, j):
         k_here, v_here = _block(k, j, sizes[1]), _block(v, j, sizes[1])
@@ -245,12 +249,13 @@ def _head_backward(q, y, log_sum, dy, k, v, numbers, visited, slopes, *, rule, s
         dq, dk, dv = lax.fori_loop(visited[0][j], visited[1][j], queries, (dq, zeros, zeros))
         return dq, (dk, dv)
 
-    dq, (dk, dv) = lax.scan(keys, jnp.zeros(q.shape, dtype), jnp.arange(len(k) // sizes[1]))
-    dk, dv = (x.reshape(-1, 1, p)[:s] for x in (dk, dv))
-    return (dq * rule.scale).reshape(-1, r, p)[:l], dk * rule.scale, dv
+    counts = -(-l // sizes[0]), -(-s // sizes[1])
+    dq, (dk, dv) = lax.scan(keys, jnp.zeros(q.shape, dtype), jnp.arange(counts[1]))
+    dk, dv = (x.reshape(counts[1] * sizes[1], 1, p)[:s] for x in (dk, dv))
+    return (dq * rule.scale).reshape(counts[0] * sizes[0], r, p)[:l], dk * rule.scale, dv
 
 
-def _block_scores(q, k, numbers, slopes, rule, sizes):
+def _block_scores(q, k, numbers, slopes, rule, sizes, group):
     """(i, j) -> the scores of a block of queries and a block of keys, -inf where they are hidden."""
     # Keys that fill up the last block are absent; of queries that do nobody reads the output.
     filled = Pairs(
@@ -259,8 +264,8 @@ def _block_scores(q, k, numbers, slopes, rule, sizes):
             for x, size, value in zip(numbers, (*sizes, *sizes), (0, ABSENT, 0, 0), strict=True)
         )
     )
-    hides = rule.hides or len(numbers.k_index) % sizes[1] > 0
-    group = len(q) // len(filled.q_index)
+    n_keys = numbers.k_index.shape[0]
+    hides = rule.hides or not is_known_size(n_keys) or n_keys % sizes[1] > 0
     slopes = None if slopes is None else jnp.tile(_wide(slopes), sizes[0])[:, None]
 
     def here(i, j):
@@ -297,11 +302,13 @@ def _wide(x):
 
 def _rows(x, size):
     """(l r ...) as whole blocks of rows (m ...)."""
-    return _fill(x, size).reshape(-1, *x.shape[2:])
+    filled = _fill(x, size)
+    return filled.reshape(filled.shape[0] * x.shape[1], *x.shape[2:])
 
 
 def _fill(x, size, value=0):
-    return jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
+    missing = -(-x.shape[0] // size) * size - x.shape[0]
+    return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1), constant_values=value)
 
 
 def _block(x, i, size):

@@ -94,14 +94,18 @@ def without(spec: PartitionSpec, mesh_axis: str) -> PartitionSpec:
     return PartitionSpec(*map(rest, spec))
 
 
-def specs_of(params: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """`spec_of` every parameter of a state (`nnx.state(model, nnx.Param)`), or of a shape of one: a tree of specs."""
+def spec_of_variable(variable: Any, sizes: dict[str, int]) -> PartitionSpec:
+    """`spec_of` a parameter, trained or frozen; other variables, constants, are on every device."""
+    axes = variable.get_metadata().get("axes") if isinstance(variable, nnx.Variable) else None
+    if axes is None and not isinstance(variable, nnx.Param):
+        return PartitionSpec()
+    return spec_of(axes, variable.shape, sizes)
+
+
+def specs_of(variables: Any, mesh: Mesh | AbstractMesh) -> Any:
+    """`spec_of_variable` of a state (`nnx.state(model)`), or of a shape of one: a tree of specs."""
     sizes = dict(mesh.shape)
-    return jax.tree.map(
-        lambda p: spec_of(p.get_metadata().get("axes"), p.shape, sizes),
-        params,
-        is_leaf=lambda x: isinstance(x, nnx.Variable),
-    )
+    return jax.tree.map(lambda x: spec_of_variable(x, sizes), variables, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def ambient_sizes() -> dict[str, int]:

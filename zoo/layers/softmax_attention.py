@@ -63,8 +63,8 @@ def softmax_attention(
       slopes: what a position of distance costs in each head (ALiBi), or None. Not differentiated.
       scale: multiplies the products. None: 1 / sqrt(p).
       implementation: "blocks" (linear memory), "dense" (all scores at once), or "cudnn" (its kernel, through
-        `jax.nn.dot_product_attention`: an NVIDIA GPU, bfloat16 or float16). None takes dense where l or l s is small
-        (or not known yet, see `jax.export.symbolic_shape`), else blocks.
+        `jax.nn.dot_product_attention`: an NVIDIA GPU, bfloat16 or float16). None takes dense where l or l s is small,
+        else blocks, also where they are not known yet (`jax.export.symbolic_shape`).
       block_size: keys a block, and queries a block times the heads of a group. None takes the platform's.
 
     Returns:
@@ -102,7 +102,7 @@ def softmax_attention(
     if implementation is None:
         known = all(isinstance(n, int) for n in lengths)  # not a symbol (`jax.export`)
         few = known and (lengths[0] <= DENSE_QUERIES or math.prod(lengths) <= DENSE_SCORES)
-        implementation = "blocks" if known and not few else "dense"
+        implementation = "dense" if few else "blocks"
     if 0 in (*q.shape, *k.shape):
         implementation = "dense"  # no blocks of nothing
     numbers = pairs(q.shape[1], q_at, k_at)

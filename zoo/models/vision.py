@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ssm.sequence_cut import lay_whole
 from zoo.layers.attention import AttentionConfig
 from zoo.layers.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.layers.linear import linear
@@ -255,7 +256,8 @@ class ImageClassifier(nnx.Module):
                 f"images of {images.shape[1]} x {images.shape[2]} pixels: {n_tokens} tokens, expected at most "
                 f"m2.l_max={most}; `extend_positions` makes filters longer, and m2[conv=2d] takes any size"
             )
-        x = self.patch_embedding(images).reshape(images.shape[0], grid[0] * grid[1], config.d_model)
+        # Its rows cut over devices, XLA (jaxlib 0.10.1, CPU) makes the gradient of the convolution's kernel 0.
+        x = lay_whole(self.patch_embedding(images)).reshape(images.shape[0], grid[0] * grid[1], config.d_model)
         at = self._place_of_token(x.shape[1])
         x, positions = x.astype(jnp.dtype(config.param_dtype)), self._positions(grid, at)
         if config.n_tokens:

@@ -17,6 +17,7 @@ from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.pattern import Folded, fold, parse_pattern
+from zoo.stack.pieces import run_in_pieces, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
 # Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
@@ -133,7 +134,18 @@ class Backbone(nnx.Module):
             x, loss = block.run(x, key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
-        return self._recomputed(run), (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+        whole = self._recomputed(run)
+        size = self.config.remat_positions
+        if size is None or noise is not None:
+            return whole, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+
+        def run_piecewise(graphdef, params, carry, noise):
+            block, (x, total) = nnx.merge(graphdef, gathered(params)), carry
+            if not takes_pieces(block, x, size):
+                return whole(graphdef, params, carry, noise)
+            return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+
+        return run_piecewise, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
 
     def _check_cut(self, x):
         """Raises a NotImplementedError that names a mixer which may not be called with rows cut over devices."""

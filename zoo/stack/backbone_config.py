@@ -62,6 +62,9 @@ class BackboneConfig:
     remat_keeps: Literal["nothing", "matmuls"] = "nothing"
     """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype. They are most of
     its operations and the least of its memory, so that "matmuls" takes some more memory and recomputes little."""
+    remat_positions: int | None = None
+    """With remat, of how many positions at a time, for rows of any length in little memory. None: of whole rows, as it
+    is in any case in blocks with attention, m2 or moe, with dropout, and where rows are cut over devices."""
     scan_layers: bool = False
     """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
     compiled as the canonical pattern has words. Each call stacks a copy of the parameters, where they are not kept
@@ -97,6 +100,8 @@ class BackboneConfig:
             if getattr(self, name) not in (known := ("bfloat16", "float16", "float32", "float64")):
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(known)}")
         settle(self)
+        if self.remat_positions is not None and (self.remat_positions < 1 or not self.remat):
+            raise ValueError(f"remat_positions={self.remat_positions}, expected None, or at least 1 with remat=True")
         for name in ("d_model", "n_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")

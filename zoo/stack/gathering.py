@@ -9,25 +9,15 @@ from typing import Any
 import jax
 from flax import nnx
 
-from zoo.layers.mesh_axes import FSDP, ambient_sizes, is_over, spec_of, without
+from zoo.layers.mesh_axes import FSDP, ambient_sizes, is_over, spec_of_variable, without
 
 # Backbones keep their blocks under this name.
 LAYERS = "layers"
 # What a layer computes anew on the way back where its weights are gathered: what is made of weights alone, cheaply.
-ANEW = {
-    *(
-        "sharding_constraint",
-        "convert_element_type",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "slice",
-        "split",
-        "mul",
-        "copy",
-    ),
-    *("broadcast_in_dim", "concatenate", "rev", "neg", "exp"),
-}
+ANEW = frozenset(
+    ("sharding_constraint", "convert_element_type", "reshape", "transpose", "squeeze", "slice", "split", "concatenate")
+    + ("broadcast_in_dim", "rev", "copy", "mul", "neg", "exp")
+)
 
 
 def gather_outside_layers(model: Any) -> Any:
@@ -55,9 +45,7 @@ def _unless_of_a_layer(path: tuple, variable: Any) -> Any:
 
 
 def _gather(variable: Any) -> Any:
-    if not isinstance(variable, nnx.Param):
-        return variable
-    stored = spec_of(variable.get_metadata().get("axes"), variable.shape, ambient_sizes())
+    stored = spec_of_variable(variable, ambient_sizes())
     if not is_over(stored, FSDP):
         return variable
     return variable.replace(_moved(variable[...], stored, without(stored, FSDP)))

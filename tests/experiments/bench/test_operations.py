@@ -179,7 +179,7 @@ def test_the_help_shows_the_commands(run):
     assert "--passes" in out
 
 
-@pytest.mark.parametrize("name", ["vision", "decode", "depth", "recall"])
+@pytest.mark.parametrize("name", ["vision", "decode", "depth", "length", "recall"])
 def test_every_bench_is_reached_by_its_name(name, run):
     status, out, _ = run(name, "--help")
     assert status == 0

@@ -59,15 +59,14 @@ def test_axes_that_cannot_be_are_named(sizes, message):
         MeshConfig(**sizes)
 
 
-def test_a_mesh_of_another_number_of_devices_is_refused(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
+def test_a_mesh_of_another_number_of_devices_is_refused():
     for sizes, message in (
         ({"data": 2, "fsdp": 3}, r"--mesh.data 2 --mesh.fsdp 3: 6 devices, expected 8, the devices there are"),
         ({"fsdp": 3}, r"--mesh.fsdp 3: 3 devices, expected a divisor of 8, the devices there are"),
         ({"data": 1}, r"every axis 1: 1 devices, expected 8, the devices there are"),
     ):
         with pytest.raises(UsageError, match=message.replace(".", r"\.")):
-            make_mesh(MeshConfig(**sizes))
+            make_mesh(MeshConfig(**sizes), tuple(range(8)))
 
 
 def test_rows_and_positions_that_do_not_divide_are_refused():

@@ -93,7 +93,7 @@ def test_eight_devices_train_as_with_the_whole_state(pattern, tmp_path):
     ways = [{"data": 1, "fsdp": 8}, {"data": 1, "tensor": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
     for way, share in zip(ways, check(tmp_path, ways, pattern=pattern), strict=True):
         expected = 1 / (way.get("fsdp", 1) * way.get("tensor", 1))
-        assert expected <= share <= 1.1 * expected + 0.01, way
+        assert expected <= share <= expected + 0.05, way  # vectors are whole, and much of so small a model
 
 
 @pytest.mark.slow

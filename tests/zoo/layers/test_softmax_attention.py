@@ -179,6 +179,7 @@ def test_exported_for_any_batch_and_length(shape):
     exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(x, x, x)
     inputs = make_inputs(3, 80, 80, h=2, g=2, p=4, dtype=jnp.float32)
     assert_close(exported.call(*inputs), run(*inputs))
+    assert "stablehlo.while" in exported.mlir_module()  # by blocks: never all scores at once
 
 
 def test_wrong_options_are_named(unchecked):

@@ -125,3 +125,9 @@ def test_padding_behind_packed_documents_changes_nothing(mixer):
 def test_a_table_of_positions_has_rows(unchecked):
     with pytest.raises(ValueError, match="max_len=0, expected None or at least 1"):
         zoo.EncoderConfig(max_len=0)
+
+
+def test_rows_without_positions_are_empty():
+    config = zoo.MaskedLMConfig(d_model=8, n_layers=1, vocab_size=16, pattern="m2/monarch", max_len=4)
+    model = zoo.MaskedLM(config, rngs=nnx.Rngs(0))
+    assert model(jnp.zeros((2, 0), jnp.int32)).shape == (2, 0, 16)
