@@ -294,18 +294,22 @@ def _by_channels(plan, run, inputs, like, kernel):
 def _run_kernel(plan, u, k, bias, *gates):
     from m2.kernels import gated_conv_tpu  # here: importing m2 does not import Pallas
 
-    n = monarch_size(_least_size(plan, u.shape[1]))
-    filters = _filters_around(plan, k, n)
-    return gated_conv_tpu.forward(n, u, filters, bias, *gates, interpret=INTERPRET or False)
+    dft = _kernel_dft(plan, u.shape[1])
+    filters = _filters_around(plan, k, dft.n)
+    return gated_conv_tpu.forward(dft, u, filters, bias, *gates, interpret=INTERPRET or False)
 
 
 def _pull_kernel(plan, dy, u, k, bias, *gates):
     from m2.kernels import gated_conv_tpu
 
-    n = monarch_size(_least_size(plan, u.shape[1]))
-    filters, pull = jax.vjp(lambda k: _filters_around(plan, k, n), k)
-    du, dfilters, *others = gated_conv_tpu.backward(n, dy, u, filters, bias, *gates, interpret=INTERPRET or False)
+    dft = _kernel_dft(plan, u.shape[1])
+    filters, pull = jax.vjp(lambda k: _filters_around(plan, k, dft.n), k)
+    du, dfilters, *others = gated_conv_tpu.backward(dft, dy, u, filters, bias, *gates, interpret=INTERPRET or False)
     return du, *pull(dfilters), *others
+
+
+def _kernel_dft(plan, l):
+    return MonarchDFT(monarch_size(_least_size(plan, l)), None, dft_precision(plan.dtype, plan.platform))
 
 
 def _filters_around(plan, k, n):

@@ -131,9 +131,13 @@ class MonarchDFT:
         x = matrix_times(self._first(rows, self.n).T, x.reshape(b, -1, rest * d), self.precision)
         return x.reshape(b, rows * rest, d)[:, :out]
 
+    def first_matrix(self, rows: int, back_over: int | None = None) -> np.ndarray:
+        """The first product's matrix, (P, f, t), or the transpose of the last one's; see `analysis`."""
+        return analysis(self.first, self.sizes[0], rows, back_over)
+
     def _first(self, rows: int, back_over: int | None = None) -> np.ndarray:
         """The first product's matrix; its rows are (f P) where others follow, else (P f)."""
-        matrix = analysis(self.first, self.sizes[0], rows, back_over)
+        matrix = self.first_matrix(rows, back_over)
         return np.swapaxes(matrix, 0, 1 if self.steps else 0).reshape(-1, rows)
 
 

@@ -28,8 +28,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from m2.monarch_dft import MonarchDFT, analysis
-
 LANES = 128
 # Rows of a tile in 16 bits: what a product sums over is a multiple of it.
 ROWS = 16
@@ -64,11 +62,11 @@ class _Sizes(NamedTuple):
         return max(c for c in range(ROWS, 513, ROWS) if self.length % c == 0)
 
 
-def forward(n, u, k, bias, input_gate, output_gate, *, interpret: Any = False) -> jax.Array:
+def forward(dft, u, k, bias, input_gate, output_gate, *, interpret: Any = False) -> jax.Array:
     """The gated convolution, as `m2.fft_conv` has it.
 
     Args:
-      n: size of the DFT, from `m2.monarch_dft.monarch_size`, at most that of two factors.
+      dft: an `m2.monarch_dft.MonarchDFT` of one or two factors, without a band.
       u: input (b, l, d), in 16 or 32 bits.
       k: filters (d, n), float32, as they stand in a circle in which what wraps round has the other sign.
       bias: (d,) or None.
@@ -79,21 +77,21 @@ def forward(n, u, k, bias, input_gate, output_gate, *, interpret: Any = False) -
       y, in u's dtype.
     """
     planes = {"u": u, "input_gate": input_gate, "output_gate": output_gate}
-    sizes, inputs = _prepare(n, planes, bias, _spectrum(n, u.dtype, k))
+    sizes, inputs = _prepare(dft, planes, bias, _spectrum(dft, k))
     (y,) = _call(_forward_kernel, sizes, inputs, {"y": inputs["u"]}, interpret)
     return y[: u.shape[0], : u.shape[1], : u.shape[2]]
 
 
-def backward(n, dy, u, k, bias, input_gate, output_gate, *, interpret: Any = False) -> tuple:
+def backward(dft, dy, u, k, bias, input_gate, output_gate, *, interpret: Any = False) -> tuple:
     """The gradients in u, k, bias, input_gate and output_gate, None where there is none; dy as y."""
     d = u.shape[2]
-    spectrum, pull = jax.vjp(functools.partial(_spectrum, n, u.dtype), k)
+    spectrum, pull = jax.vjp(functools.partial(_spectrum, dft), k)
     planes = {"u": u, "input_gate": input_gate, "output_gate": output_gate, "dy": dy}
-    sizes, inputs = _prepare(n, planes, bias, spectrum)
+    sizes, inputs = _prepare(dft, planes, bias, spectrum)
     outputs = {f"d{name}": inputs[name] for name in ("u", "input_gate", "output_gate", "bias", "spectrum")}
     outputs = {name: x for name, x in outputs.items() if x is not None}
     grads = dict(zip(outputs, _call(_backward_kernel, sizes, inputs, outputs, interpret), strict=True))
-    (dk,) = pull(grads["dspectrum"][..., :d] * (2 / n))
+    (dk,) = pull(grads["dspectrum"][..., :d] * (2 / dft.n))
     gates = [None if x is None else x[: u.shape[0], : u.shape[1], :d] for x in map(grads.get, _PLANE_GRADIENTS)]
     dbias = None if bias is None else grads["dbias"][0, :d].astype(bias.dtype)
     return gates[0], dk, dbias, *gates[1:]
@@ -102,23 +100,21 @@ def backward(n, dy, u, k, bias, input_gate, output_gate, *, interpret: Any = Fal
 _PLANE_GRADIENTS = "du", "dinput_gate", "doutput_gate"
 
 
-def _spectrum(n, dtype, k):
+def _spectrum(dft, k):
     """(f, P, g, d) of filters (d, n)."""
-    half = jnp.dtype(dtype).itemsize == 2
-    return MonarchDFT(n, precision=lax.Precision.HIGH if half else lax.Precision.HIGHEST)(k.T[None])[0]
+    return dft(k.T[None])[0]
 
 
-def _prepare(n, planes, bias, spectrum):
+def _prepare(dft, planes, bias, spectrum):
     """Sizes, and all inputs of a kernel by name, padded."""
     u = planes["u"]
-    (b, l, d), dft = u.shape, MonarchDFT(n)
-    n1, n2 = (*dft.sizes, 1)[:2]
+    (b, l, d), (_, n2) = u.shape, (*dft.sizes, 1)[:2]
     r = -(-l // (n2 * ROWS)) * ROWS
     rows = max(rows for rows in range(1, b + 1) if b % rows == 0 and (rows == 1 or rows * r * n2 <= POSITIONS))
-    sizes = _Sizes(n, n2, len(dft.first), r, u.dtype.itemsize == 2, rows)
+    sizes = _Sizes(dft.n, n2, len(dft.first), r, u.dtype.itemsize == 2, rows)
     lanes = (0, -d % LANES)
     pad = lambda x: None if x is None else jnp.pad(x, ((0, 0), (0, sizes.length - l), lanes))  # noqa: E731
-    enter, leave = (analysis(dft.first, n1, r, over).reshape(-1, r) for over in (None, n))
+    enter, leave = (dft.first_matrix(r, over).reshape(-1, r) for over in (None, dft.n))
     inputs = {name: pad(x) for name, x in planes.items()}
     inputs["bias"] = None if bias is None else jnp.pad(bias.astype(jnp.float32), lanes)[None]
     inputs["spectrum"] = jnp.pad(spectrum, ((0, 0), (0, 0), (0, 0), lanes))
