@@ -12,6 +12,7 @@ subq reuse grow|merge|adapt|quantize ...            # make one model of others
 subq runs                                           # the runs there are; subq runs compare RUN RUN
 subq data list                                      # real data that ordinary packages carry
 subq bench                                          # time the operations (from a checkout)
+subq aot PRESET --device v5e:2x2                    # does a step fit a TPU or GPU that is not here
 subq COMMAND --help                                 # presets and flags of each; `subq --version`
 """
 
@@ -36,6 +37,7 @@ COMMANDS = {
     "runs": "experiments.runs",
     "data": "experiments.data.fetch",
     "bench": "experiments.bench.__main__",
+    "aot": "experiments.aot.__main__",
 }
 
 

@@ -72,9 +72,13 @@ def room_of(parts):
 
 
 def rooms_above(package, parts, modules):
-    """What of some modules' is imported from rooms behind that of the one with these parts."""
+    """What of some modules' is imported from rooms behind that of the one with these parts.
+
+    Kernels are the exception: an operation imports its own where it is chosen, inside a function.
+    """
     order = ROOMS[package]
     inside = [module.split(".") for module in modules if module.split(".")[0] == package]
+    inside = [parts for parts in inside if room_of(parts) != "kernels"]
     return [".".join(m) for m in inside if order.index(room_of(m)) > order.index(room_of(parts))]
 
 
