@@ -39,7 +39,7 @@ def _with_kinds(model: Model, kind_of: Callable[[str], type[nnx.Variable]], *, c
     for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
         kind = kind_of(".".join(map(str, path)))
         owner = functools.reduce(_child, path[:-1], model)
-        value = variable[...]
+        value = variable.get_value()
         if copy_trained and kind is nnx.Param:
             value = jnp.array(value)
         setattr(owner, str(path[-1]), kind(value, **variable.get_metadata()))

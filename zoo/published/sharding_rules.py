@@ -16,7 +16,7 @@ Placing = Mesh | Sharding | ShardingRule
 """What `from_pretrained` takes as `sharding`."""
 
 
-def sharding_of(placing: Placing | None, path: tuple, param: nnx.Param) -> Sharding | None:
+def sharding_of(placing: Placing | None, path: tuple, param: nnx.Variable) -> Sharding | None:
     """The place of a parameter, None for the default device; see `from_pretrained`."""
     if placing is None:
         placing = jax.sharding.get_mesh()

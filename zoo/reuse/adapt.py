@@ -21,6 +21,7 @@ from jaxtyping import Array
 
 from zoo.models.frozen import freeze, thaw
 from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps, named
+from zoo.reuse.quantize import QuantizedWeight
 
 
 class LoRAWeight(ComputedWeight):
@@ -44,13 +45,17 @@ class LoRAWeight(ComputedWeight):
         self.base, self.axes = linear.weight, tuple(linear.axes)
         self.rank, self.alpha = rank, alpha
         shape = linear.weight.shape
+        along = _metadata(linear.weight).get("axes", (None,) * len(shape))
+        first, (d_in, d_out) = along[:-2], (along[axis] for axis in linear.axes)
         blocks, dtype = shape[:-2], jnp.promote_types(linear.weight.dtype, jnp.float32)
         bound = shape[linear.axes.d_in] ** -0.5
         self.lora_A = nnx.Param(
-            jax.random.uniform(rngs.params(), (*blocks, shape[linear.axes.d_in], rank), dtype, -bound, bound)
+            jax.random.uniform(rngs.params(), (*blocks, shape[linear.axes.d_in], rank), dtype, -bound, bound),
+            axes=(*first, d_in, None),
         )
-        self.lora_B = nnx.Param(jnp.zeros((*blocks, rank, shape[linear.axes.d_out]), dtype))
-        self.magnitude = nnx.Param(_norm(self._changed(), self.axes), decay=False) if dora else None
+        self.lora_B = nnx.Param(jnp.zeros((*blocks, rank, shape[linear.axes.d_out]), dtype), axes=(*first, None, d_out))
+        norm = _norm(self._changed(), self.axes) if dora else None
+        self.magnitude = None if norm is None else nnx.Param(norm, decay=False, axes=(*first, d_out))
 
     def whole(self) -> Array:
         changed = self._changed()
@@ -128,4 +133,4 @@ def _metadata(weight):
     """What the parameter said of itself that an adapter lies upon, or nothing."""
     while isinstance(weight, LoRAWeight):
         weight = weight.base
-    return weight.get_metadata() if isinstance(weight, nnx.Variable) else {}
+    return dict(weight.metadata) if isinstance(weight, QuantizedWeight) else weight.get_metadata()

@@ -15,7 +15,8 @@ Axes: i inputs, o outputs, k groups, q inputs of a group, s bytes of a group.
 
 import functools
 from collections.abc import Mapping
-from typing import Literal, get_args
+from types import MappingProxyType
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
@@ -47,6 +48,7 @@ class QuantizedWeight(ComputedWeight):
         bits: Bits,
         group_size: int | None,
         moment: Float[Array, "..."] | None = None,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
     ):
         """
         Args:
@@ -55,7 +57,9 @@ class QuantizedWeight(ComputedWeight):
           bits: of a code.
           group_size: q; the last group may be shorter. None: all inputs.
           moment: (..., i, i), of its inputs: what rounding loses is made up for. None: each weight is rounded alone.
+          metadata: what the parameter says of itself, for the one that `dequantize` makes.
         """
+        self.metadata = tuple(sorted(metadata.items()))
         self.axes, self.bits, self.float_dtype = tuple(axes), bits, jnp.dtype(weight.dtype)
         self.d_in = weight.shape[axes.d_in]
         laid, group_size = _inputs_first(weight, self.axes), min(group_size or self.d_in, self.d_in)
@@ -179,7 +183,12 @@ def quantize(
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
         of_this: Bits = 8 if linear.attribute == "embedding" else bits
         made = QuantizedWeight(
-            linear.weight[...], linear.axes, bits=of_this, group_size=group_size, moment=known.get(name)
+            linear.weight[...],
+            linear.axes,
+            bits=of_this,
+            group_size=group_size,
+            moment=known.get(name),
+            metadata=linear.weight.get_metadata(),
         )
         linear.replace(made)
     return model
@@ -206,8 +215,9 @@ def with_options(model: Model, options: Mapping[str, Mapping[str, int]]) -> Mode
     if unknown := sorted(options.keys() - maps.keys()):
         raise ValueError(f"{unknown[0]} is quantised, and the model has no such map")
     for name, how in options.items():
-        make = functools.partial(QuantizedWeight, axes=maps[name].axes, **how)  # type: ignore[arg-type]
-        maps[name].replace(nnx.eval_shape(make, maps[name].weight.get_value()))
+        weight = maps[name].weight
+        options_here: Any = {**how, "axes": maps[name].axes, "metadata": weight.get_metadata()}
+        maps[name].replace(nnx.eval_shape(functools.partial(QuantizedWeight, **options_here), weight.get_value()))
     return model
 
 
@@ -215,7 +225,7 @@ def dequantize(model: Model) -> Model:
     """A model that computes what a quantised one does, with arrays for weights, which can be trained and written."""
     model = copied(model)
     for linear in quantized_weights(model).values():
-        linear.replace(nnx.Param(linear.weight[...]))
+        linear.replace(nnx.Param(linear.weight[...], **dict(linear.weight.metadata)))
     return model
 
 

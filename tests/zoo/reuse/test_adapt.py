@@ -27,7 +27,14 @@ def moved(model, seed=1):
     return nnx.merge(graphdef, params, rest)
 
 
-@pytest.mark.parametrize(("dora", "pattern"), [(False, "mamba/mlp"), (True, " ".join(FAMILIES))])
+@pytest.mark.parametrize(
+    ("dora", "pattern"),
+    [
+        (False, "mamba/mlp"),
+        (True, "mamba2 m2/monarch"),
+        pytest.param(True, " ".join(FAMILIES), marks=pytest.mark.slow),
+    ],
+)
 def test_adapters_change_nothing_at_first_and_merge_into_every_family(dora, pattern):
     model = causal(pattern)
     adapted = zoo.add_lora(model, rank=2, alpha=3.0, dora=dora, rngs=nnx.Rngs(0))

@@ -77,6 +77,7 @@ def test_rounding_in_order_costs_less_than_rounding(bits):
     assert np.array_equal(codes, quantize_groups(W, bits, 8)[0])
 
 
+@pytest.mark.slow
 def test_every_map_of_a_model_costs_less_than_rounded():
     model = zoo.CausalLM(causal("mamba2/mlp linear_attn/moe m2/monarch").config, rngs=nnx.Rngs(0))
     moments = zoo.calibrate(model, [{"ids": IDS}])
