@@ -28,7 +28,7 @@ length, accumulate = options.pop("length", 16), options.pop("accumulate", 1)
 given = dict(
     vocab_size=64, d_model=64, n_layers=2 * len(options["pattern"].split()), scan_layers=True,
     mamba=ssm.MambaConfig(d_state=4), mamba2=ssm.Mamba2Config(d_state=8, head_dim=8),
-    mamba3=ssm.Mamba3Config(d_state=8, head_dim=8), linear_attn=ssm.LinearAttentionConfig(n_heads=8),
+    mamba3=ssm.Mamba3Config(d_state=16, head_dim=8), linear_attn=ssm.LinearAttentionConfig(n_heads=8),
     attn=zoo.AttentionConfig(n_heads=8, n_kv_heads=4), monarch=m2.MonarchMLPConfig(d_ff=64),
     m2=m2.M2Config(l_max=64, filter=m2.HyenaFilterConfig(order=16)),
     moe=zoo.MoEConfig(n_experts=4, top_k=4, d_ff=32, n_shared=1),
