@@ -33,7 +33,9 @@ def test_a_device_holds_its_part_of_the_state(sizes, v5e):
     )
     program = train_on(v5e, config, sizes, batch_size=4, seq_len=256)
     n_params = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract(config)))
-    assert 3 * n_params <= program.arguments <= 1.05 * 3 * n_params + 64 * 256  # float32 three times, a quarter of it
+    assert (
+        3 * n_params <= program.arguments <= 1.1 * 3 * n_params
+    )  # float32 three times, a quarter of it, and vectors whole
 
 
 @pytest.mark.slow
