@@ -8,8 +8,6 @@ python -m experiments.bert embed runs/bert/tiny texts.txt vectors.npy      # a f
 python -m experiments.bert COMMAND --help                                  # presets and flags of each
 """
 
-import sys
-
 from experiments.loop import flags
 
 # Command -> the module whose `main` it is.
@@ -24,10 +22,7 @@ COMMANDS = {
 
 def main() -> int:
     """Hands the command line on to one of the commands."""
-    if len(sys.argv) == 1 or sys.argv[1] in ("-h", "--help"):
-        print(flags.as_called(__doc__ or ""))
-        return 0
-    return flags.hand_on(COMMANDS)
+    return flags.hand_on_or_explain(COMMANDS, __doc__)
 
 
 if __name__ == "__main__":

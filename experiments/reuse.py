@@ -11,8 +11,6 @@ Models are folders of runs, in our own or a published layout, or names on the Hu
 by every command that takes a model; tokenizer, labels and model card go with it.
 """
 
-import sys
-
 from experiments.loop import flags
 
 # Verb -> the module whose `main` it is.
@@ -27,10 +25,7 @@ COMMANDS = {
 
 def main() -> int:
     """Hands the command line on to one of the verbs."""
-    if len(sys.argv) == 1 or sys.argv[1] in ("-h", "--help"):
-        print(flags.as_called(__doc__ or ""))
-        return 0
-    return flags.hand_on(COMMANDS)
+    return flags.hand_on_or_explain(COMMANDS, __doc__)
 
 
 if __name__ == "__main__":

@@ -170,6 +170,19 @@ def hand_on(commands: Mapping[str, str]) -> int:
     return importlib.import_module(commands[sys.argv.pop(1)]).main()
 
 
+def hand_on_or_explain(commands: Mapping[str, str], description: str | None) -> int:
+    """`hand_on`, and without an argument or with --help what the commands are.
+
+    Args:
+      commands: name to module.
+      description: of all of them.
+    """
+    if len(sys.argv) == 1 or sys.argv[1] in ("-h", "--help"):
+        print(as_called(description or ""))
+        return 0
+    return hand_on(commands)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs a command and exits: errors that a person can mend become one line on stderr and exit status 1.
 
