@@ -569,12 +569,11 @@ def _require_a_fit(place: Path, table: Table, tensors: Mapping[str, LazyTensor],
     ]
     if parts:
         raise ValueError(f"{place}: the tensors do not fit the config. " + "; ".join(parts))
-    codes = {
-        name for name, entry in table.entries.items() if not jnp.issubdtype(params[entry.paths[0]].dtype, jnp.floating)
-    }
-    if wrong := [name for name in sorted(codes) if tensors[name].dtype != params[table.entries[name].paths[0]].dtype]:
-        expected = params[table.entries[wrong[0]].paths[0]].dtype
-        raise ValueError(f"{place}: {wrong[0]} is {tensors[wrong[0]].dtype}, expected {expected}, codes of this size")
+    dtypes = {name: params[entry.paths[0]].dtype for name, entry in table.entries.items()}
+    codes = {name for name, dtype in dtypes.items() if not jnp.issubdtype(dtype, jnp.floating)}
+    if wrong := [name for name in sorted(codes) if tensors[name].dtype != dtypes[name]]:
+        found, expected = tensors[wrong[0]].dtype, dtypes[wrong[0]]
+        raise ValueError(f"{place}: {wrong[0]} is {found}, expected {expected}, codes of this size")
     require_floating(place, tensors, sorted(shapes.keys() - codes))
     for name in sorted(table.copies.keys() & tensors.keys()):
         original = table.copies[name]
