@@ -4,6 +4,7 @@ subq causal_lm tiny                                 # train: causal language mod
 subq bert pretrain|finetune|predict|retrieve|embed  # encoders
 subq vit digits                                     # image classifiers
 subq vlm tiny                                       # language models that read pictures
+subq clip tiny                                      # images and texts in one space
 subq synthetic | needles | distill ...              # what a mixer remembers, finds, learns from attention
 subq sample RUN --prompt "def "                     # go on with a text
 subq score RUN text.txt                             # how likely a model finds a text
@@ -28,6 +29,7 @@ COMMANDS = {
     "bert": "experiments.bert",
     "vit": "experiments.vit",
     "vlm": "experiments.vlm",
+    "clip": "experiments.clip",
     "synthetic": "experiments.synthetic",
     "needles": "experiments.needles",
     "distill": "experiments.distill",
