@@ -38,6 +38,7 @@ from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.starting import check_agreement, load_start, with_options
 from experiments.loop.train import Finished, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
@@ -253,23 +254,25 @@ def main() -> int:
     if finished.stopped:
         return 0
     step = int(finished.state.step)
+    lines = []
     if last := last_evaluation(folder):
-        print(f"held-out text: {last['bits_per_byte']:.3f} bits/byte after {last['step']} steps")
+        lines.append(f"held-out text: {last['bits_per_byte']:.3f} bits/byte after {last['step']} steps")
     if config.prompt:
         with on_mesh(config.mesh):
-            print_sample(finished.model, corpus.tokenizer, config.prompt)
-    print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
+            text = sample(finished.model, corpus.tokenizer, config.prompt)
+        lines += ["--- sample " + "-" * 49, text, "-" * 60]
+    show_end(folder, lines, "curves.png, metrics.jsonl, tensorboard, checkpoints")
     print(flags.as_called(f'more text:  python -m experiments.sample {folder} --prompt "class "'))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0
 
 
-def print_sample(model: zoo.CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 200) -> None:
-    """Prints a continuation of a prompt, drawn at temperature 0.8."""
+def sample(model: zoo.CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 200) -> str:
+    """A prompt and its continuation, drawn at temperature 0.8."""
     ids = [tokenizer.eot, *tokenizer.encode(prompt).tolist()]
     sampling = zoo.Sampling(temperature=0.8, top_p=0.95)
     tokens = zoo.generate(model, ids, max_new_tokens, sampling=sampling, eos_id=tokenizer.eot, key=jax.random.key(0))
-    print("--- sample " + "-" * 49, tokenizer.decode(tokens[0].tolist()).rstrip(), "-" * 60, sep="\n")
+    return tokenizer.decode(tokens[0].tolist()).rstrip()
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import RetrievalData, load_collections
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
@@ -227,10 +228,8 @@ def main() -> int:
     save_results(label, len(needles.queries), points, folder)
     with flags.usage_errors(), first_before_others():  # they read what it has written
         path = plot([folder, *map(Path, config.beside)])
-    print(f"{len(needles.queries)} test queries, {len(needles.passages)} documents of each length:")
-    for line in table(points):
-        print(line)
-    print(f"run folder: {folder} ({RESULTS}, {path.name}, metrics.jsonl, checkpoints)")
+    heading = f"{len(needles.queries)} test queries, {len(needles.passages)} documents of each length:"
+    show_end(folder, [heading, *table(points)], f"{RESULTS}, {path.name}, metrics.jsonl, checkpoints")
     return 0
 
 

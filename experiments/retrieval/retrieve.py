@@ -35,6 +35,7 @@ from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import load_collections, overlap
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
@@ -242,10 +243,8 @@ def main() -> int:
     if finished is not None and finished.stopped:
         return 0
     results = evaluate(fitted.model, fitted.prepared, fitted.special, config, folder, max_doc_len=config.max_doc_len)
-    print(f"{results['queries']:,} {results['split']} queries, {results['documents']:,} documents searched:")
-    for line in table(results):
-        print(line)
-    print(f"run folder: {folder} ({RESULTS}, run.trec, metrics.jsonl, checkpoints)")
+    heading = f"{results['queries']:,} {results['split']} queries, {results['documents']:,} documents searched:"
+    show_end(folder, [heading, *table(results)], f"{RESULTS}, run.trec, metrics.jsonl, checkpoints")
     model = config.init if finished is None else folder
     print(flags.as_called(f"vectors:    python -m experiments.bert embed {model} texts.txt vectors.npy"))
     return 0
