@@ -138,9 +138,10 @@ class ImplicitFilter(nnx.Module):
             if i < len(network) - 1:
                 h = jnp.sin(self.config.w_mod * self.freq[...] * h)
         if self.config.modulate:
-            delta, window = np.abs(decay_rates(self.channels, self.config)), jnp.ones((1, self.channels), h.dtype)
-            for t in times:
-                decay = jnp.exp(jnp.asarray(-np.abs(t[:, None]) * delta, h.dtype))
+            delta = jnp.asarray(np.abs(decay_rates(self.channels, self.config)), h.dtype)
+            window = jnp.ones((1, self.channels), h.dtype)
+            for t in times:  # made here: as a constant of the program it would be as large as the filters
+                decay = jnp.exp(-jnp.abs(jnp.asarray(t, h.dtype))[:, None] * delta)
                 window = (window[:, None] * decay).reshape(-1, self.channels)
             h = h * (window + self.config.shift)
         if self.config.normalized:
@@ -195,8 +196,12 @@ class HyenaFilter(ImplicitFilter):
             axes=("stored", None),
         )
 
-    def __call__(self, length: int) -> Float[Array, "d m"]:
+    def __call__(self, length: int, at_once: int | None = None) -> Float[Array, "d m"]:
         """The filters of a sequence of `length` positions, as `m2.fft_conv` takes them.
+
+        Args:
+          length: positions.
+          at_once: of how many taps the network's insides are there at a time, now and on the way back. None: of all.
 
         Returns:
           (d, length) taps at lags 0, 1, ...; or, looking both ways, (d, 2 length), where the second half, read from its
@@ -210,12 +215,26 @@ class HyenaFilter(ImplicitFilter):
         if not isinstance(length, int):
             length = self.l_max
         z, t = lay(self.z[...][:length], 0), times(self.l_max)[:length]
-        # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its channels.
-        k = lay(lay(self._taps(self.implicit_filter, z, t), 1), 0)
+
+        def taps(network):
+            if at_once is not None and at_once < length:
+                return self._in_pieces(network, z, t, at_once)
+            # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its
+            # channels.
+            return lay(lay(self._taps(network, z, t), 1), 0)
+
+        k = taps(self.implicit_filter)
         if self.implicit_filter_rev is not None:
-            later = lay(lay(self._taps(self.implicit_filter_rev, z, t), 1), 0)
-            k = jnp.concatenate([k, jnp.flip(later, axis=1)], axis=1)
+            k = jnp.concatenate([k, jnp.flip(taps(self.implicit_filter_rev), axis=1)], axis=1)
         return k
+
+    def _in_pieces(self, network, z, t, at_once):
+        """`_taps`, so many positions at a time."""
+        length, dtype = len(z), z.dtype
+        cut = lambda x: jnp.pad(x, [(0, -length % at_once)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
+        z, t = (cut(x).reshape(-1, at_once, *x.shape[1:]) for x in (z, jnp.asarray(t, dtype)))
+        k = jax.lax.map(jax.checkpoint(lambda piece: self._taps(network, *piece)), (z, t))
+        return jnp.moveaxis(k, 1, 0).reshape(self.channels, -1)[:, :length]
 
 
 class HyenaFilter2D(ImplicitFilter):

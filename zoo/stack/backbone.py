@@ -17,7 +17,7 @@ from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.pattern import Folded, fold, parse_pattern
-from zoo.stack.pieces import run_in_pieces, takes_pieces
+from zoo.stack.pieces import run_halves, run_in_pieces, takes_halves, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
 # Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
@@ -139,11 +139,18 @@ class Backbone(nnx.Module):
         if size is None or noise is not None:
             return whole, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
 
+        def run_by_halves(graphdef, params, x):
+            return run_halves(nnx.merge(graphdef, gathered(params)), x, size, mask=mask, segment_ids=segment_ids)
+
+        halves = jax.checkpoint(run_by_halves, static_argnums=0)
+
         def run_piecewise(graphdef, params, carry, noise):
             block, (x, total) = nnx.merge(graphdef, gathered(params)), carry
-            if not takes_pieces(block, x, size):
-                return whole(graphdef, params, carry, noise)
-            return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+            if takes_pieces(block, x, size):
+                return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+            if takes_halves(block, x, size):
+                return halves(graphdef, params, x), total
+            return whole(graphdef, params, carry, noise)
 
         return run_piecewise, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
 

@@ -63,8 +63,9 @@ class BackboneConfig:
     """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype. They are most of
     its operations and the least of its memory, so that "matmuls" takes some more memory and recomputes little."""
     remat_positions: int | None = None
-    """With remat, of how many positions at a time, for rows of any length in little memory. None: of whole rows, as it
-    is in any case in blocks with attention, m2 or moe, with dropout, and where rows are cut over devices."""
+    """With remat, of how many positions at a time, for rows of any length in little memory; of m2 as many numbers,
+    whole rows of some channels; of attention whole rows. None: of whole rows, as it is in any case in blocks with moe,
+    with dropout, and where rows are cut over devices."""
     scan_layers: bool = False
     """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
     compiled as the canonical pattern has words. Each call stacks a copy of the parameters, where they are not kept

@@ -103,6 +103,14 @@ class Block(nnx.Module):
         y, after, _ = self._run(blank(mask, x), mix, given, key, skip)
         return y, state if self.mixer is None else after
 
+    def mix(self, x, mixer):
+        """The half of the sequence mixer alone, without dropout, `mixer(x)` in its place."""
+        return self._mixed(x, lambda x: (mixer(x), (), jnp.float32(0)), None, None)[0]
+
+    def feed(self, x):
+        """The half of the channel mixer alone, without dropout; of one that needs nothing besides."""
+        return x if self.mlp is None else self._fed(x, {}, None, None)[0]
+
     def _handed(self, given):
         """What the mixer is called with: several side by side choose themselves."""
         return given if isinstance(self.mixer, Parallel) else hand(self.mixer, (*POSITIONS, *self.needs), given)
@@ -111,18 +119,27 @@ class Block(nnx.Module):
         """The block around `mix`, which gives the mixer's output, its state and its loss: all three of the block."""
         rngs, state, loss = None if key is None else nnx.Rngs(dropout=key), (), jnp.float32(0)
         if self.mixer is not None:
-            y, state, loss = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
-            y = self._drop(self._scaled(y, self.scale), rngs, skip)
-            x = x + y if self.mixer_residual else y.astype(x.dtype)
-            if not self.norm_first and self.norm is not None:
-                x = self.norm(x)
+            x, state, loss = self._mixed(x, mix, rngs, skip)
         if self.mlp is not None:
-            y = self.norm2(x) if self.norm_first else x
-            y, more = run_mixer(self.mlp, y, rngs=rngs, **hand(self.mlp, self.mlp_needs, given))
-            x, loss = x + self._drop(self._scaled(y, self.scale2), rngs, skip), loss + more
-            if not self.norm_first:
-                x = self.norm2(x)
+            x, more = self._fed(x, given, rngs, skip)
+            loss = loss + more
         return x, state, loss
+
+    def _mixed(self, x, mix, rngs, skip):
+        """The sequence mixer's half."""
+        y, state, loss = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
+        y = self._drop(self._scaled(y, self.scale), rngs, skip)
+        x = x + y if self.mixer_residual else y.astype(x.dtype)
+        if not self.norm_first and self.norm is not None:
+            x = self.norm(x)
+        return x, state, loss
+
+    def _fed(self, x, given, rngs, skip):
+        """The channel mixer's half."""
+        y = self.norm2(x) if self.norm_first else x
+        y, loss = run_mixer(self.mlp, y, rngs=rngs, **hand(self.mlp, self.mlp_needs, given))
+        x = x + self._drop(self._scaled(y, self.scale2), rngs, skip)
+        return x if self.norm_first else self.norm2(x), loss
 
     def _scaled(self, y, scale):
         y = y if scale is None else y * scale[...]
