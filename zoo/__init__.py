@@ -52,6 +52,7 @@ from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate
 from zoo.reuse.merge import merge as merge
+from zoo.reuse.prune import prune as prune
 from zoo.reuse.quantize import dequantize as dequantize
 from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone

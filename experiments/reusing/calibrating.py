@@ -1,0 +1,51 @@
+"""The texts that a model is looked at on before it is made smaller, and their rows of tokens."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+import zoo
+from experiments.causal.load import Pretrained, load_causal
+from experiments.causal.next_token import describe, next_token_loss
+from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
+from experiments.data.streams import TokenStream
+from experiments.loop.train import mean_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How much text is read."""
+
+    batches: int = 8
+    """Batches of rows, spread evenly over the text."""
+    batch_size: int = 4
+    """Rows of a batch; --data.seq-len tokens each."""
+
+    def __post_init__(self):
+        for name in ("batches", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--calibration.{name.replace('_', '-')} {getattr(self, name)}, expected at least 1")
+
+
+def load_with_text(source: str, data: DataConfig) -> tuple[Pretrained, TokenStream, TokenStream]:
+    """A causal language model, and a text in its tokens: that to look at, and what is held out.
+
+    Raises:
+      ValueError: no causal language model, or no text.
+    """
+    loaded = load_causal(source)
+    corpus = load_corpus(dataclasses.replace(data, tokenizer=loaded.spec))
+    return loaded, corpus.train, corpus.validation
+
+
+def batches_of(stream: TokenStream, seq_len: int, config: Calibration) -> list[dict[str, Any]]:
+    """What `zoo.calibrate` reads."""
+    rows = evaluation_batches(stream, batch_size=config.batch_size, seq_len=seq_len, max_batches=config.batches)
+    return [{"ids": jnp.asarray(b["tokens"]), "mask": jnp.asarray(b["weights"]) > 0} for b in rows]
+
+
+def perplexity(model: zoo.CausalLM, stream: TokenStream, *, batch_size: int, seq_len: int, max_batches: int) -> float:
+    """Of a text, per token."""
+    rows = evaluation_batches(stream, batch_size=batch_size, seq_len=seq_len, max_batches=max_batches)
+    return describe(mean_loss(model, next_token_loss, rows), 1.0)["perplexity"]
