@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 
 import zoo
-from experiments.causal.load import Pretrained, load_causal
+from experiments.causal.load import load_causal
 from experiments.causal.next_token import describe, next_token_loss
-from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
+from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus
 from experiments.data.streams import TokenStream
 from experiments.loop.train import mean_loss
 
@@ -28,15 +28,13 @@ class Calibration:
                 raise ValueError(f"--calibration.{name.replace('_', '-')} {getattr(self, name)}, expected at least 1")
 
 
-def load_with_text(source: str, data: DataConfig) -> tuple[Pretrained, TokenStream, TokenStream]:
-    """A causal language model, and a text in its tokens: that to look at, and what is held out.
+def text_for(source: str, data: DataConfig) -> Corpus:
+    """A text in the tokens of a causal language model: to look at, and held out.
 
     Raises:
       ValueError: no causal language model, or no text.
     """
-    loaded = load_causal(source)
-    corpus = load_corpus(dataclasses.replace(data, tokenizer=loaded.spec))
-    return loaded, corpus.train, corpus.validation
+    return load_corpus(dataclasses.replace(data, tokenizer=load_causal(source).spec))
 
 
 def batches_of(stream: TokenStream, seq_len: int, config: Calibration) -> list[dict[str, Any]]:

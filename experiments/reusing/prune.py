@@ -18,7 +18,7 @@ from experiments.data.corpus import DataConfig
 from experiments.loop import flags
 from experiments.loop.model_size import count_params
 from experiments.model_folders import load_model
-from experiments.reusing.calibrating import Calibration, batches_of, load_with_text, perplexity
+from experiments.reusing.calibrating import Calibration, batches_of, perplexity, text_for
 from experiments.reusing.written import require_empty, write_model
 
 
@@ -51,21 +51,22 @@ def main() -> int:
     config = flags.parse_one(Config, prog="python -m experiments.reuse prune", description=__doc__)
     with flags.usage_errors():
         require_empty(config.target)
-        there, text, held_out = load_with_text(config.source, config.data)
+        loaded, text = load_model(config.source), text_for(config.source, config.data)
         model: Any = zoo.prune(
-            there.model,
-            batches_of(text, config.data.seq_len, config.calibration),
+            loaded.model,
+            batches_of(text.train, config.data.seq_len, config.calibration),
             d_model=config.d_model,
             d_ff=config.d_ff,
             n_heads=config.n_heads,
             n_layers=config.n_layers,
             compensate=config.compensate,
         )
-        write_model(model, config.target, load_model(config.source), config.source)
+        write_model(model, config.target, loaded, config.source)
     seen = {"batch_size": config.calibration.batch_size, "seq_len": config.data.seq_len, "max_batches": 8}
-    before, after = (perplexity(one, held_out, **seen) for one in (there.model, model))
+    there: Any = loaded.model
+    before, after = (perplexity(one, text.validation, **seen) for one in (there, model))
     print(
-        f"{config.source} -> {config.target}: {count_params(there.model.config):,} parameters are "
+        f"{config.source} -> {config.target}: {count_params(there.config):,} parameters are "
         f"{count_params(model.config):,}; perplexity of held-out text {before:.4g} is {after:.4g}"
     )
     return 0
