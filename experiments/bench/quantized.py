@@ -1,4 +1,4 @@
-"""A language model in float32, bfloat16, 8 bits and 4 bits: how well it guesses, how large it is, how long a token takes.
+"""A language model in 16, 8 and 4 bits: how well it guesses, how large it is, how long a token takes.
 
     python -m experiments.data fetch smollm2
     python -m experiments.bench quantized smollm2 --data.path my.txt
@@ -115,12 +115,12 @@ def main() -> int:
         figures[form] = {"form": form, "perplexity": found, "bytes": bytes_of(model)}
         calls[form] = Decoder(model).call(1, config.context, config.tokens)
         print(f"{form}: perplexity {found:.4g}, {bytes_of(model) / 1e6:,.1f} MB", flush=True)
-    for form, times in turns.time_in_turns(calls, config.rounds, label="decoding").items():
-        figures[form]["ms"] = statistics.median(times) / config.tokens
-        figures[form]["rounds"] = [ms / config.tokens for ms in times]
+    for name, times in turns.time_in_turns(calls, config.rounds, label="decoding").items():
+        figures[name]["ms"] = statistics.median(times) / config.tokens
+        figures[name]["rounds"] = [ms / config.tokens for ms in times]
     print(f"\n| {'form':<12} | {'perplexity':>10} | {'MB':>8} | {'ms a token':>10} |\n| --- | ---: | ---: | ---: |")
-    for form, row in figures.items():
-        print(f"| {form:<12} | {row['perplexity']:10.4g} | {row['bytes'] / 1e6:8,.1f} | {row['ms']:10.1f} |")
+    for name, row in figures.items():
+        print(f"| {name:<12} | {row['perplexity']:10.4g} | {row['bytes'] / 1e6:8,.1f} | {row['ms']:10.1f} |")
     if config.json:
         record.save_record(config.json, config, environment, list(figures.values()))
     return 0

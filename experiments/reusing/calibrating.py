@@ -10,6 +10,7 @@ from experiments.causal.load import load_causal
 from experiments.causal.next_token import describe, next_token_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus
 from experiments.data.streams import TokenStream
+from experiments.loop.model_size import count_params
 from experiments.loop.train import mean_loss
 
 
@@ -47,3 +48,19 @@ def perplexity(model: zoo.CausalLM, stream: TokenStream, *, batch_size: int, seq
     """Of a text, per token."""
     rows = evaluation_batches(stream, batch_size=batch_size, seq_len=seq_len, max_batches=max_batches)
     return describe(mean_loss(model, next_token_loss, rows), 1.0)["perplexity"]
+
+
+def said(before: Any, after: Any, text: Corpus, config: Any) -> str:
+    """How large two models are, and how well they guess a held-out text.
+
+    Args:
+      before, after: causal language models.
+      text: from `text_for`.
+      config: with fields `data` and `calibration`.
+    """
+    seen = {"batch_size": config.calibration.batch_size, "seq_len": config.data.seq_len, "max_batches": 8}
+    was, is_now = (perplexity(one, text.validation, **seen) for one in (before, after))
+    return (
+        f"{count_params(before.config):,} parameters are {count_params(after.config):,}; "
+        f"perplexity of held-out text {was:.4g} is {is_now:.4g}"
+    )

@@ -11,14 +11,13 @@ Source: Muralidharan et al. 2024, arXiv:2407.14679; see `zoo.prune`.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import zoo
 from experiments.data.corpus import DataConfig
 from experiments.loop import flags
-from experiments.loop.model_size import count_params
 from experiments.model_folders import load_model
-from experiments.reusing.calibrating import Calibration, batches_of, perplexity, text_for
+from experiments.reusing.calibrating import Calibration, batches_of, said, text_for
 from experiments.reusing.written import require_empty, write_model
 
 
@@ -52,7 +51,7 @@ def main() -> int:
     with flags.usage_errors():
         require_empty(config.target)
         loaded, text = load_model(config.source), text_for(config.source, config.data)
-        model: Any = zoo.prune(
+        model = zoo.prune(
             loaded.model,
             batches_of(text.train, config.data.seq_len, config.calibration),
             d_model=config.d_model,
@@ -62,13 +61,7 @@ def main() -> int:
             compensate=config.compensate,
         )
         write_model(model, config.target, loaded, config.source)
-    seen = {"batch_size": config.calibration.batch_size, "seq_len": config.data.seq_len, "max_batches": 8}
-    there: Any = loaded.model
-    before, after = (perplexity(one, text.validation, **seen) for one in (there, model))
-    print(
-        f"{config.source} -> {config.target}: {count_params(there.config):,} parameters are "
-        f"{count_params(model.config):,}; perplexity of held-out text {before:.4g} is {after:.4g}"
-    )
+    print(f"{config.source} -> {config.target}: {said(loaded.model, model, text, config)}")
     return 0
 
 
