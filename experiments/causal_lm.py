@@ -8,6 +8,8 @@
     python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --data.path my.txt --optim.learning-rate 1e-3
     python -m experiments.causal_lm mamba-130m --init state-spaces/mamba-130m --data.path my.txt --steps 1000
                                                                            # a published model, trained on your text
+    python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --data.path my.txt --adapt.rank 8
+                                                                           # LoRA: adapters of it alone
 
 With --init a new run starts from the weights, the architecture and the tokenizer of another run, of a folder in a
 published layout or of a name on the hub; optimiser, learning rate, data and number of steps are its own. The same
@@ -33,6 +35,7 @@ from experiments.causal.next_token import continued_loss, describe, next_token_l
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
+from experiments.loop.adapting import AdaptConfig, adapted, check_start
 from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed, on_mesh
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
@@ -57,6 +60,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Adapters of --init, which stays as it is, rather than all of it."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     init: str | None = None
@@ -69,6 +74,9 @@ class Config:
     """Start of the sample that is printed at the end. Empty prints none."""
     run_dir: str | None = None
     """Folder of the run. None: runs/causal_lm/PRESET, with a suffix that depends on the flags that were changed."""
+
+    def __post_init__(self):
+        check_start(self.adapt, self.init)
 
 
 # Peak rates of the sizes: GPT-3's times five, as in the Mamba papers' recipes (arXiv:2312.00752, appendix E.2; the same
@@ -238,11 +246,14 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         corpus = load_corpus(started.data, kept)
         fitted = fit_vocabulary(started, corpus.tokenizer)
         task = make_task(fitted, corpus, init)
+        how = {"steps": config.train.steps, "seed": config.train.seed}
+        task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
         if kept is None:
             keep_chat(started.data.tokenizer, folder, corpus.tokenizer, fitted.model.vocab_size)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
+    save_base()
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 
 

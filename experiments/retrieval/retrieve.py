@@ -31,6 +31,7 @@ from experiments.data.tokenizers import save_tokenizer
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.adapting import adapted
 from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
@@ -215,6 +216,8 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
         if not config.zero_shot:
             teaching = learn_from(config.objective, prepared, **lengths)
             task = make_task(config, prepared, special, started.model, started.init, teaching)
+            how = {"steps": config.train.steps, "seed": config.train.seed}
+            task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
             save_tokenizer(started.tokenizer, folder)
         read = inputs(collections, started.tokenizer)
         runs.begin(config, folder, None if config.zero_shot else started.model, read)
@@ -229,6 +232,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
         print(f"note: {shared:,} documents answer queries of both train and test, as the data says", flush=True)
     if config.zero_shot:
         return Fitted(None, started.init, prepared, special)
+    save_base()
     finished = train(task, config.train, config.optim, folder, record=dataclasses.asdict(config))
     model = finished.model if finished.stopped else load_encoder(folder, step="best").model
     return Fitted(finished, model, prepared, special)
