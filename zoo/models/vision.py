@@ -241,6 +241,26 @@ class ImageClassifier(nnx.Module):
         x, grid = self._embed(images, rngs)
         return self.backbone.hidden_states(x, rngs=rngs, grid=grid)
 
+    def patch_vectors(
+        self, images: Float[Array, "b x y c"], *, layer: int = -1, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """The patches' vectors of a layer, row by row, and what training adds to its loss for the model's mixers.
+
+        Args:
+          images: pixels, as in `__call__`.
+          layer: which, as `hidden_states` counts: -1 is the backbone's output. What the others compute on top of an
+            earlier one is not computed under `jax.jit`, and adds nothing to the loss.
+          rngs: as in `__call__`.
+        """
+        x, grid = self._embed(images, rngs)
+        loss = jnp.float32(0)
+        if layer in (-1, self.config.n_layers):
+            x, loss = self.backbone.run(x, rngs=rngs, grid=grid)
+        else:
+            x = self.backbone.hidden_states(x, rngs=rngs, grid=grid)[layer]
+        n = self.config.n_tokens
+        return _without(x, self._place_of_token(x.shape[1] - n), n), loss
+
     def _embed(self, images, rngs):
         """What enters the backbone, and the rows and columns that its positions are the places of, or None."""
         config = self.config

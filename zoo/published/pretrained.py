@@ -23,11 +23,12 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Sharding
 
-from zoo.models.build import Kind, Model, ModelConfig, abstract, require_kind
+from zoo.models.build import Kind, Model, ModelConfig, abstract, in_dtype, require_kind, stacks_of
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.frozen import thaw
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
+from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from zoo.published import (
     adapted_run,
     bert_layout,
@@ -169,9 +170,9 @@ def from_pretrained(
     config = opened.config
     with _errors_name(opened.source):
         if dtype is not None or opened.stored is not None:
-            name = jnp.dtype(opened.stored if dtype is None else dtype).name
-            config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        require_layers(config.n_layers, config.pattern, len(opened.tensors))
+            config = in_dtype(config, jnp.dtype(opened.stored if dtype is None else dtype).name)
+        for stack in stacks_of(config).values():
+            require_layers(stack.n_layers, stack.pattern, len(opened.tensors))
         model = with_options(abstract(config), opened.quantized)
         params = dict(nnx.to_flat_state(nnx.state(model, native_layout.STORED)))
         require_values(params, opened.tensors.values())
@@ -216,7 +217,9 @@ def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Op
     tensors = open_weights(place)
     with _errors_name(source):
         require_plain_config(raw)
-        require_layers(raw["config"].get("n_layers"), raw["config"].get("pattern"), len(tensors))
+        for stack in (raw["config"], *(raw["config"].get(name) for name in ("vision", "text"))):
+            if isinstance(stack, dict):
+                require_layers(stack.get("n_layers"), stack.get("pattern"), len(tensors))
         require_widths(raw["config"], tensors.values())
         config = native_layout.read_config(raw)
         require_kind(kind, config, "the model")
@@ -522,8 +525,10 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
 
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
+    require_layout(layout)
+    if isinstance(config, VisionLanguageConfig):
+        raise ValueError(f"a VisionLanguageModel has no {layout} layout, expected layout='native'")
     if isinstance(config, ImageClassifierConfig):
-        require_layout(layout)
         return (vim_layout if layout == "official" else vit_layout).write_config(config)
     if not isinstance(config, EncoderConfig):
         return ssm_layout.write_config(config, layout)
@@ -539,6 +544,7 @@ def _table(model: Model, layout: Layout, raw: Json) -> Table:
         return (vim_layout if vim_layout.describes(model.config) else vit_layout).tensor_table(model)
     if isinstance(model, CausalLM):
         return ssm_layout.tensor_table(model, layout)
+    assert not isinstance(model, VisionLanguageModel), "no layout was read for it"
     if model.config.pattern == "m2/monarch":
         return m2_layout.tensor_table(model)
     return bert_layout.tensor_table(model)
@@ -546,7 +552,7 @@ def _table(model: Model, layout: Layout, raw: Json) -> Table:
 
 def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
     """Takes the padding of the vocabulary from the embedding, where it is to a usual multiple that the config omits."""
-    if isinstance(config, ImageClassifierConfig):
+    if isinstance(config, ImageClassifierConfig | VisionLanguageConfig):
         return config
     shapes = [tensors[name].shape for name in _TOKEN_VECTORS if name in tensors]
     rows = next((shape[0] for shape in shapes if shape), config.padded_vocab_size)

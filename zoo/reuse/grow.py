@@ -33,6 +33,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.mlp import MLP
 from zoo.layers.moe import MoE
 from zoo.models.build import Model, ModelConfig, abstract
+from zoo.models.vision_language import VisionLanguageModel
 from zoo.reuse.linear_maps import copied
 from zoo.reuse.merge import merge
 from zoo.reuse.widths import Axes, Axis, Path, sizes, widths
@@ -134,6 +135,8 @@ def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
       ValueError: options in the pattern that say a width, or counts that do not divide.
     """
     config: Any = model.config
+    if isinstance(model, VisionLanguageModel):
+        raise ValueError("a VisionLanguageModel keeps its size, expected a language model, before they are joined")
     if d_model == config.d_model and d_ff is None:
         return config
     if said := SAID_IN_WORDS.search(config.pattern):
