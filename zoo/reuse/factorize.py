@@ -202,8 +202,10 @@ def _with_monarch(model: Any, moments: Moments, n_blocks: int) -> Any:
             if n_blocks < 1 or width % n_blocks:
                 raise ValueError(f"n_blocks={n_blocks} must divide {name}={width}")
         of, bias = config.mlp, module.down_proj.bias
-        if (of.gate_multiplier, of.out_multiplier) != (1.0, 1.0):
-            raise ValueError("n_blocks with gate_multiplier or out_multiplier, expected 1: Monarch mixers have none")
+        if (of.gate_multiplier, of.out_multiplier, of.series) != (1.0, 1.0, 1):
+            raise ValueError(
+                "n_blocks with gate_multiplier, out_multiplier or series, expected 1: Monarch mixers have none"
+            )
         options = MonarchMLPConfig(
             d_ff=module.d_ff,
             gated=of.gated,
