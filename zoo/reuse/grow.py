@@ -12,8 +12,8 @@ Depth: blocks that add nothing, or copies of those that there are.
 `coalesce` is the way back: what copies write is averaged, what reads them is added up. Together, and with
 `interpolate`, they make the V-cycle: train large for a little, coalesce, train small, grow, interpolate, train large.
 
-Source: Chen et al. 2021, arXiv:2110.07143, sections 3.2-3.4 (bert2BERT: FPI, AKI, depth); Wang et al. 2023,
-arXiv:2309.12763 (V-cycle: coalescing, de-coalescing, interpolation).
+Source: Chen et al. 2021, arXiv:2110.07143, sections 3.2-3.4 (bert2BERT: FPI, AKI, depth); Zou et al. 2024,
+arXiv:2404.07999 (V-cycle: coalescing, de-coalescing, interpolation).
 """
 
 import contextlib
