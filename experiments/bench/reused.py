@@ -134,7 +134,8 @@ class Bench:
 
         tuned = [english, self.train("tables", "tables", steps, init=start)]
         for rate in self.config.rates:
-            for method in ("dare", "drop") if rate else ("task_arithmetic",):
+            methods: tuple[Any, ...] = ("dare", "drop") if rate else ("task_arithmetic",)
+            for method in methods:
                 options: Any = {"rate": rate, "weights": 0.5, "key": jax.random.key(self.seed)}
                 merged = zoo.merge(base, tuned, method=method, **options)
                 both = [self.bits(merged, text) for text in ("english", "tables")]
