@@ -20,7 +20,7 @@ import sysconfig
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -36,6 +36,8 @@ from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig, mean_loss
 from experiments.reusing.calibrating import Calibration, batches_of
 
+Part = Literal["grow", "prune", "teach", "adapt", "merge"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -43,10 +45,12 @@ class Config:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of initial parameters, the order of the data, and what is dropped."""
-    base_steps: int = 200
+    base_steps: int = 400
     """Steps of the small model."""
-    steps: int = 60
+    steps: int = 100
     """Steps of each alternative."""
+    parts: tuple[Part, ...] = ("grow", "prune", "teach", "adapt", "merge")
+    """What is compared. teach: pruned models, after as many steps with the whole one as teacher."""
     rates: tuple[float, ...] = (0.0, 0.5, 0.9)
     """Shares of the changes that merging drops."""
 
@@ -55,7 +59,7 @@ _SHAPE = zoo.CausalLMConfig(
     d_model=64, n_layers=2, pattern="mamba/mlp", mamba=ssm.MambaConfig(d_state=8), mlp=zoo.MLPConfig(d_ff=128)
 )
 _LARGE = dataclasses.replace(_SHAPE, d_model=128, n_layers=4, mlp=zoo.MLPConfig(d_ff=256))
-_DATA = DataConfig(seq_len=128)
+_DATA = DataConfig(seq_len=64)
 _ROWS, _BATCHES = 8, 20
 
 
@@ -104,44 +108,67 @@ class Bench:
         return mean_loss(model, next_token_loss, rows) / 0.6931471805599453 * held_out.n_tokens / held_out.n_bytes
 
     def measure(self) -> dict[str, float]:
-        """Every alternative, by name."""
-        steps, found = self.config.steps, {}
+        """Every alternative that is asked for, by name."""
         base = self.train("base", "library", self.config.base_steps, model=_SHAPE)
-        start = str(self.folder / "base")
-        found["small model"] = self.bits(base, "library")
+        found = {"small model": self.bits(base, "library")}
+        for part in self.config.parts:
+            found |= getattr(self, f"_{part}")(base, str(self.folder / "base"))
+        return found
 
-        found["grow: fresh"] = self.bits(self.train("fresh", "library", steps, model=_LARGE), "library")
-        for method in ("fpi", "aki"):
+    def _grow(self, base: Any, start: str) -> dict[str, float]:
+        fresh = self.train("fresh", "library", self.config.steps, model=_LARGE)
+        found = {"grow: fresh": self.bits(fresh, "library")}
+        methods: tuple[Any, ...] = ("fpi", "aki")
+        for method in methods:
             large = zoo.grow(base, d_model=128, n_layers=4, method=method, rngs=nnx.Rngs(self.seed))
-            grown = self.train(f"grown-{method}", "library", steps, init=self.save(f"large-{method}", large))
+            place = self.save(f"large-{method}", large)
+            grown = self.train(f"grown-{method}", "library", self.config.steps, init=place)
             found[f"grow: {method}"] = self.bits(grown, "library")
+        return found
 
+    def _pruned(self, base: Any) -> dict[str, Any]:
         looked = batches_of(load_corpus(_DATA).train, _DATA.seq_len, Calibration(batches=8, batch_size=_ROWS))
-        for name, compensate in (("refitted", True), ("cut alone", False)):
-            small = zoo.prune(base, looked, d_ff=64, compensate=compensate)
-            found[f"prune: {name}"] = self.bits(small, "library")
-            place = self.save(f"small-{compensate}", small)
-            taught = self.train(f"taught-{compensate}", "library", steps, rate=1e-3, init=place, teacher=start)
+        names = {"refitted": True, "cut alone": False}
+        return {name: zoo.prune(base, looked, d_ff=64, compensate=compensate) for name, compensate in names.items()}
+
+    def _prune(self, base: Any, start: str) -> dict[str, float]:
+        return {f"prune: {name}": self.bits(small, "library") for name, small in self._pruned(base).items()}
+
+    def _teach(self, base: Any, start: str) -> dict[str, float]:
+        found = {}
+        for name, small in self._pruned(base).items():
+            place = self.save(f"small {name}", small)
+            options: dict[str, Any] = {"rate": 1e-3, "init": place, "teacher": start}
+            taught = self.train(f"taught {name}", "library", self.config.steps, **options)
             found[f"prune: {name}, taught"] = self.bits(taught, "library")
+        return found
 
-        found["adapt: before"] = self.bits(base, "english")
-        english = self.train("english", "english", steps, init=start)
-        found["adapt: all"] = self.bits(english, "english")
-        adapt = AdaptConfig(rank=4)
-        found["adapt: rank 4"] = self.bits(
-            self.train("adapters", "english", steps, rate=1e-2, init=start, adapt=adapt), "english"
-        )
+    def _adapt(self, base: Any, start: str) -> dict[str, float]:
+        options: dict[str, Any] = {"rate": 1e-2, "adapt": AdaptConfig(rank=4)}
+        adapted = self.train("adapters", "english", self.config.steps, init=start, **options)
+        return {
+            "adapt: before": self.bits(base, "english"),
+            "adapt: all": self.bits(self._tuned("english", start), "english"),
+            "adapt: rank 4": self.bits(adapted, "english"),
+        }
 
-        tuned = [english, self.train("tables", "tables", steps, init=start)]
+    def _merge(self, base: Any, start: str) -> dict[str, float]:
+        texts = ("english", "tables")
+        tuned = [self._tuned(text, start) for text in texts]
+        found = {"merge: before": statistics.mean(self.bits(base, text) for text in texts)}
+        for i, text in enumerate(texts):
+            found[f"merge: {text} alone"] = statistics.mean(self.bits(tuned[i], other) for other in texts)
         for rate in self.config.rates:
             methods: tuple[Any, ...] = ("dare", "drop") if rate else ("task_arithmetic",)
             for method in methods:
                 options: Any = {"rate": rate, "weights": 0.5, "key": jax.random.key(self.seed)}
                 merged = zoo.merge(base, tuned, method=method, **options)
-                both = [self.bits(merged, text) for text in ("english", "tables")]
-                found[f"merge: {method} {rate:g}"] = statistics.mean(both)
-        found["merge: before"] = statistics.mean(self.bits(base, text) for text in ("english", "tables"))
+                found[f"merge: {method} {rate:g}"] = statistics.mean(self.bits(merged, text) for text in texts)
         return found
+
+    def _tuned(self, text: str, start: str) -> zoo.CausalLM:
+        """The small model trained on a text; once."""
+        return self.train(text, text, self.config.steps, init=start)
 
 
 def main() -> int:
