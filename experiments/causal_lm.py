@@ -10,6 +10,8 @@
                                                                            # a published model, trained on your text
     python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --data.path my.txt --adapt.rank 8
                                                                            # LoRA: adapters of it alone
+    python -m experiments.causal_lm tiny --init small --teacher runs/causal_lm/tiny
+                                                                           # a pruned model learns from the whole one
 
 With --init a new run starts from the weights, the architecture and the tokenizer of another run, of a folder in a
 published layout or of a name on the hub; optimiser, learning rate, data and number of steps are its own. The same
@@ -32,6 +34,7 @@ from experiments.causal import load
 from experiments.causal.chat import keep_chat
 from experiments.causal.flops import flops_per_token
 from experiments.causal.next_token import continued_loss, describe, next_token_loss
+from experiments.causal.teaching import TaughtBatches, load_teacher, taught_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
@@ -43,7 +46,7 @@ from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
 from experiments.loop.starting import check_agreement, load_start, with_options
-from experiments.loop.train import Finished, Task, TrainConfig, mean_loss, train
+from experiments.loop.train import BatchIterator, Finished, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.stack.pattern import parse_pattern
 
@@ -68,6 +71,9 @@ class Config:
     """A run, a published folder or a hub name to start from: its shape and tokenizer replace --model and
     --data.tokenizer, and flags that say otherwise are refused. --model.dropout, dtype, param-dtype, remat,
     remat-keeps and scan-layers may be said; a published model is trained in float32 unless they are."""
+    teacher: str | None = None
+    """A run, a published folder or a hub name with the same tokenizer: the model learns what this says of each next
+    token, rather than what comes. For vocabularies or batches that are not large."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     prompt: str = "def "
@@ -77,6 +83,8 @@ class Config:
 
     def __post_init__(self):
         check_start(self.adapt, self.init)
+        if self.teacher is not None and self.train.carry_state:
+            raise ValueError("--teacher with --train.carry-state: it reads each row from its start")
 
 
 # Peak rates of the sizes: GPT-3's times five, as in the Mamba papers' recipes (arXiv:2312.00752, appendix E.2; the same
@@ -157,12 +165,19 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
         loss = mean_loss(model, next_token_loss, batches)
         return {"loss": loss} | describe(loss, bits_per_nat(held_out))
 
+    batches: BatchIterator = make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed)
+    if config.teacher is not None:
+        batches = TaughtBatches(batches, load_teacher(config.teacher, corpus.tokenizer, config.model.vocab_size))
     return Task(
         init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs) if init is None else init,
-        loss=next_token_loss,
-        batches=make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed),
+        loss=next_token_loss if config.teacher is None else taught_loss,
+        batches=batches,
         evaluate=evaluate,
-        describe=functools.partial(describe, bits_per_nat=bits_per_nat(corpus.train)),
+        describe=(
+            functools.partial(describe, bits_per_nat=bits_per_nat(corpus.train))
+            if config.teacher is None
+            else lambda loss: {}
+        ),
         carried_loss=continued_loss,
         init_carry=lambda model, rows: model.init_state(rows),
         tokens_per_batch=batch_size * seq_len,

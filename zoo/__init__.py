@@ -52,6 +52,8 @@ from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.reuse.adapt import add_lora as add_lora
 from zoo.reuse.adapt import merge_lora as merge_lora
 from zoo.reuse.calibration import calibrate as calibrate
+from zoo.reuse.deltas import add_deltas as add_deltas
+from zoo.reuse.deltas import sparse_delta as sparse_delta
 from zoo.reuse.factorize import factorize as factorize
 from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow

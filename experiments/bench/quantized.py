@@ -6,8 +6,8 @@
 
 Perplexity is that of held-out text; MB is what all of a model's arrays take in memory, embeddings, norms and scales
 too; ms is the time of one more token in a context, of the median round, where all forms take turns. 4 bits are rounded
-(int4) or rounded in order, the later inputs making up for what the earlier lost (int4-hessian); mixed has the bytes
-of int4, 2, 4 or 8 bits a map. Embeddings stay as they are unless --embeddings is given.
+(int4) or rounded in order, the later inputs making up for what the earlier lost (int4-hessian); mixed has bytes midway
+between int2 and int4, 2, 4 or 8 bits a map. Embeddings stay as they are unless --embeddings is given.
 """
 
 import dataclasses
@@ -74,8 +74,9 @@ def make_form(form: Form, model: zoo.CausalLM, moments: Any, config: Config) -> 
     if form == "bfloat16":
         return in_bfloat16(model)
     if form == "mixed":
-        small = quantized_weights(zoo.quantize(model, bits=4, group_size=config.group_size))
-        budget = sum(linear.weight.nbytes for linear in small.values())
+        several: tuple[Any, ...] = (2, 4)
+        small = [quantized_weights(zoo.quantize(model, bits=b, group_size=config.group_size)) for b in several]
+        budget = sum(linear.weight.nbytes for each in small for linear in each.values()) // 2
         return zoo.quantize(model, moments=moments, mixed=budget, group_size=config.group_size)
     bits: Any = int(form.removeprefix("int").partition("-")[0])
     return zoo.quantize(

@@ -1,8 +1,11 @@
 """How many bits each map of a model gets, under a budget of bytes: more where rounding costs more.
 
-What rounding a map to b bits costs is the share of its output that is lost, in the mean over what it reads:
+What rounding a map to b bits costs is the share of its output that is lost, in the mean over what it reads, for each of
+its weights:
 
-    cost(b) = tr(D^T H D) / tr(W^T H W)        D what rounding to b bits changes of W, H the inputs' second moments
+    cost(b) = n tr(D^T H D) / tr(W^T H W)      D what rounding to b bits changes of W, H the inputs' second moments
+
+Without n, small maps would have more bits because they are small.
 
 All maps begin with the fewest bits; then the step that saves most for a byte is taken, again and again, while it fits.
 

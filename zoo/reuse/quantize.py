@@ -225,7 +225,7 @@ def _choices(maps: Mapping[str, LinearMap], moments: Moments, group_size: int | 
             small = QuantizedWeight(linear.weight[...], linear.axes, bits=bits, group_size=group_size)
             lost = weight - _inputs_first(small.whole().astype(jnp.float32), linear.axes)
             share = float(jnp.sum(cost(lost, moment))) / max(whole, 1e-30)
-            found.setdefault(name, []).append(Choice(bits, small.nbytes, share))
+            found.setdefault(name, []).append(Choice(bits, small.nbytes, weight.size * share))
     return found
 
 
