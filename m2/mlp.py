@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "silu": jax.nn.silu,
     "gelu": gelu,
     "gelu_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
@@ -53,7 +54,7 @@ class MonarchMLPConfig:
     """Blocks of each factor; 1 makes it dense. None, at order 2 alone: about the root of the width."""
     order: Literal[1, 2] = 1
     """Factors of each weight: 1 is block-diagonal, as in M2-BERT; 2 is a Monarch matrix."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"] = "gelu"
     """Non-linearity of the hidden layer, or of its first half. "gelu" is the exact one, by erf."""
     dropout: float = 0.0
     """Share of the hidden layer that is dropped in training."""

@@ -23,7 +23,7 @@ class MLPConfig:
     """Hidden width. None: 8/3 d_model rounded up to a multiple of 16 when gated, 4 d_model otherwise."""
     gated: bool = True
     """Whether the hidden layer is a product of two projections (GLU)."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"] = "silu"
     """Non-linearity of the hidden layer, or of its gate."""
     series: int = 1
     """Terms of the non-linearity, each scaled and shifted by learned numbers; see `SeriesActivation` (PanGu-pi)."""

@@ -31,7 +31,18 @@ _FEW, _MORE, _MANY = 8, 16, 1 << 20
 # What comes before and behind what.
 _ORDER = (
     *("embedding", "word_embeddings", "token_type_embeddings", "patch_embedding", "class_token", "distillation_token"),
-    *("position_embeddings", "encoder", "backbone", "attention_pool", "pooler", "dense", "norm", "bias", "head"),
+    *(
+        "position_embeddings",
+        "embedding_norm",
+        "encoder",
+        "backbone",
+        "attention_pool",
+        "pooler",
+        "dense",
+        "norm",
+        "bias",
+        "head",
+    ),
     *("classifier", "distillation_classifier", "lm_head"),
 )
 _ONCE = ("attention_pool", "pooler", "head", "classifier", "distillation_classifier")  # a row, where it has one vector

@@ -22,6 +22,7 @@ from zoo.layers.mlp import MLPConfig
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
+from zoo.stack.block import make_norm
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
 ClassToken = Literal["none", "first", "middle"]
@@ -66,6 +67,10 @@ class ImageClassifierConfig(BackboneConfig):
     whose logits are averaged with the first one's."""
     pool: Literal["token", "mean"] = "token"
     """An image's vector: the class token's, or the mean of the patches'."""
+    embedding_norm: bool = False
+    """Whether a norm comes behind the embeddings, before the first block (CLIP)."""
+    patch_bias: bool = True
+    """Whether the map of patches to vectors has a bias."""
     embedding_dropout: float = 0.0
     """Share of the embeddings that is dropped in training."""
 
@@ -160,6 +165,7 @@ class ImageClassifier(nnx.Module):
             stride=config.stride,
             channels=config.channels,
             stem=config.stem,
+            bias=config.patch_bias,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -174,6 +180,7 @@ class ImageClassifier(nnx.Module):
         self.distillation_token = table(1) if config.n_tokens == 2 else None
         learned = config.position == "learned"
         self.position_embeddings = table(config.n_tokens + rows * columns) if learned else None
+        self.embedding_norm = make_norm(config, rngs) if config.embedding_norm else None
         self.dropout = nnx.Dropout(config.embedding_dropout)
         self.backbone = Backbone(config, rngs=rngs)
         options: dict[str, Any] = {"bias": True, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -286,6 +293,8 @@ class ImageClassifier(nnx.Module):
             x = jnp.concatenate([x[:, :at], *tokens, x[:, at:]], axis=1)
         if positions is not None:
             x = x + positions.astype(x.dtype)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x).astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return x, None if config.n_tokens else grid

@@ -32,8 +32,10 @@ from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from zoo.published import (
     adapted_run,
     bert_layout,
+    clip_layout,
     hybrid_layout,
     llama_layout,
+    llava_layout,
     m2_layout,
     native_layout,
     run_folder,
@@ -59,6 +61,13 @@ from zoo.reuse.linear_maps import ComputedWeight
 from zoo.reuse.quantize import options_of, quantizable, with_options
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
+# Layouts whose files have prefixes that our tables leave out.
+_SHORTENING: tuple[tuple[Any, Callable[[Json], bool]], ...] = (
+    (vit_layout, vit_layout.is_vit),
+    (hybrid_layout, hybrid_layout.is_hybrid),
+    (clip_layout, clip_layout.is_clip),
+    (llava_layout, llava_layout.is_llava),
+)
 _ADAPTER_FILE = "adapter_config.json"  # peft's, of a LoRA say
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
 _TOKEN_VECTORS = (
@@ -68,7 +77,7 @@ _TOKEN_VECTORS = (
     m2_layout.WORD_EMBEDDINGS,
     *bert_layout.WORD_EMBEDDINGS,
 )
-_INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES, vim_layout.PATCHES)
+_INPUTS = (*_TOKEN_VECTORS, llava_layout.WORD_EMBEDDINGS, vit_layout.PATCHES, vim_layout.PATCHES, clip_layout.PATCHES)
 
 
 @overload
@@ -108,8 +117,9 @@ def from_pretrained(
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
-    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, BERTs, ViT and DeiT, and hybrids:
-    mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
+    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, BERTs, ViT and DeiT, the image
+    encoders of CLIP and SigLIP, LLaVA, and hybrids: mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid),
+    Nemotron-H and -3, Zamba2.
 
     A `CausalLM`; published encoders are a `MaskedLM`, or what the file holds instead of that head: a
     `SequenceClassifier`, with n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding
@@ -241,16 +251,16 @@ def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, 
                 bert_layout.short_names(tensors),
                 bert_layout.read_pooling(folder, leave_dense=leave_dense),
             )
-        if vit_layout.is_vit(raw):
-            tensors = vit_layout.short_names(tensors)
-        if hybrid_layout.is_hybrid(raw):
-            tensors = hybrid_layout.short_names(tensors)
+        for layout_of, belongs in _SHORTENING:
+            if belongs(raw):
+                tensors = layout_of.short_names(tensors)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
         config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
         require_kind(kind, config, "the model")
         config = _fit_vocabulary(config, tensors)
     stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
-    layout: Layout = "transformers" if EMBEDDINGS["transformers"] in tensors else "official"
+    theirs = EMBEDDINGS["transformers"] in tensors or llava_layout.is_llava(raw)
+    layout: Layout = "transformers" if theirs else "official"
     return _Opened(source, config, tensors, lambda model: _table(model, layout, raw), stored)
 
 
@@ -267,14 +277,15 @@ def save_pretrained(
     Args:
       model: any, for the layout "native". The published layouts hold Mamba-1, Mamba-2 or Mamba-3, alone or with gated
         channel mixers, with attention in some layers or none, Vision Mamba, Llama (a causal attn/mlp), a hybrid as
-        Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are, M2-BERT, BERT, ModernBERT, ViT or DeiT.
+        Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are, M2-BERT, BERT, ModernBERT, ViT, DeiT, the encoders
+        of CLIP or SigLIP, or a vision-language model as LLaVA is.
       folder: made if it does not exist.
       layout: "native", ours (config.json, model.safetensors), which holds every model, those with mixers of one's own
         too; "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
         hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
         model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
-        the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
-        sentence-transformers too, with how its rows are pooled.
+        the other hybrids, BERT, ModernBERT, ViT, DeiT, CLIP's and SigLIP's encoders and LLaVA; an encoder of text
+        without a head is written for sentence-transformers too, with how its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers, or
         id2label, {0: "no", 1: "yes"}, what the classes are called.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
@@ -379,6 +390,9 @@ def _full_name(name: str, model: Model, raw: Json) -> str:
         return llama_layout.full_name(name)
     if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
         return vit_layout.full_name(name, model.config)
+    if isinstance(model, VisionLanguageModel):
+        language, text = model.language, llava_layout.parts(raw)[1]
+        return llava_layout.full_name(name, lambda inner: _full_name(inner, language, text))
     return name
 
 
@@ -516,6 +530,12 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
         return vim_layout.read_config(raw, tensors)
     if vit_layout.is_vit(raw):
         return vit_layout.read_config(raw, tensors, n_labels)
+    if clip_layout.is_clip(raw):
+        return clip_layout.read_config(raw)
+    if llava_layout.is_llava(raw):
+        for part in llava_layout.parts(raw):
+            require_counts(part, len(tensors))
+        return llava_layout.read_config(raw, ssm_layout.read_config)
     if m2_layout.is_m2_bert(raw):
         return m2_layout.read_config(raw, tensors, n_labels)
     if _is_bert(raw):
@@ -527,7 +547,11 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
     require_layout(layout)
     if isinstance(config, VisionLanguageConfig):
-        raise ValueError(f"a VisionLanguageModel has no {layout} layout, expected layout='native'")
+        if layout != "transformers":
+            raise ValueError(f"a VisionLanguageModel has no {layout} layout, expected 'native' or 'transformers'")
+        return llava_layout.write_config(config, ssm_layout.write_config(config.text, layout))
+    if isinstance(config, ImageClassifierConfig) and layout == "transformers" and clip_layout.describes(config):
+        return clip_layout.write_config(config)
     if isinstance(config, ImageClassifierConfig):
         return (vim_layout if layout == "official" else vit_layout).write_config(config)
     if not isinstance(config, EncoderConfig):
@@ -540,11 +564,14 @@ def _write_config(config: ModelConfig, layout: Layout) -> Json:
 def _table(model: Model, layout: Layout, raw: Json) -> Table:
     if isinstance(model, CausalLM) and hybrid_layout.is_hybrid(raw):
         return hybrid_layout.tensor_table(model, raw["model_type"])
+    if isinstance(model, VisionLanguageModel):
+        return llava_layout.tensor_table(model, _table(model.language, layout, llava_layout.parts(raw)[1]))
+    if isinstance(model, ImageClassifier) and clip_layout.is_clip(raw):
+        return clip_layout.tensor_table(model)
     if isinstance(model, ImageClassifier):
         return (vim_layout if vim_layout.describes(model.config) else vit_layout).tensor_table(model)
     if isinstance(model, CausalLM):
         return ssm_layout.tensor_table(model, layout)
-    assert not isinstance(model, VisionLanguageModel), "no layout was read for it"
     if model.config.pattern == "m2/monarch":
         return m2_layout.tensor_table(model)
     return bert_layout.tensor_table(model)
