@@ -52,10 +52,14 @@ from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.reuse.adapt import add_lora as add_lora
 from zoo.reuse.adapt import merge_lora as merge_lora
 from zoo.reuse.calibration import calibrate as calibrate
+from zoo.reuse.deltas import add_deltas as add_deltas
+from zoo.reuse.deltas import sparse_delta as sparse_delta
+from zoo.reuse.factorize import factorize as factorize
 from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate
 from zoo.reuse.merge import merge as merge
+from zoo.reuse.prune import prune as prune
 from zoo.reuse.quantize import dequantize as dequantize
 from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone

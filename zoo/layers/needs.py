@@ -5,6 +5,7 @@
     has_auxiliary_loss  it has `run`, which is `__call__` with what training adds to its loss: (y, loss)
     runs_cut            it may be called with rows whose positions are cut over devices (`ssm.sequence_cut`)
     carries             its state is of one size: a row may be run piece by piece (`zoo.stack.pieces`)
+    in_groups           it has `in_groups(x, width, ...)`, which is `__call__` on some channels at a time
     shared_name, make_shared   static methods of one that needs "shared": the name of the module that it reads, by its
                         options, and that module, made once for all depths that name it
 

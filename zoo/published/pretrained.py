@@ -30,6 +30,7 @@ from zoo.models.frozen import thaw
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from zoo.published import (
+    adapted_run,
     bert_layout,
     clip_layout,
     hybrid_layout,
@@ -52,10 +53,10 @@ from zoo.published.plain_weights import copied, require_floating, require_plain_
 from zoo.published.presets import presets
 from zoo.published.sharding_rules import Placing, sharding_of
 from zoo.published.ssm_layout import EMBEDDINGS
-from zoo.published.tensors import Json, Table
+from zoo.published.tensors import Entry, Json, Table
 from zoo.published.transformers_fields import with_both_ways
 from zoo.published.weight_files import FILES, LazyTensor, open_weights, save_weights
-from zoo.reuse.adapt import LoRAWeight
+from zoo.reuse.adapt import LoRAWeight, merge_lora
 from zoo.reuse.linear_maps import ComputedWeight
 from zoo.reuse.quantize import options_of, quantizable, with_options
 
@@ -136,8 +137,8 @@ def from_pretrained(
       path_or_repo: a folder with config.json (or params.json) and weights, in our own layout or that of
         state-spaces/mamba, of HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of
         hustvl/Vim, or a folder with one; the folder of a training run (needs orbax-checkpoint), whose parameters are
-        their running mean where training kept one; or else a name on the Hugging Face hub, "owner/name" or
-        "owner/name/file.pth", from its cache or the network.
+        their running mean where training kept one, with adapters merged; or else a name on the Hugging Face hub,
+        "owner/name" or "owner/name/file.pth", from its cache or the network.
       kind: the class that the model must be of, e.g. `zoo.CausalLM`, by which type checkers know what they get. None:
         any.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored, or as a config of ours says. Decay
@@ -160,6 +161,11 @@ def from_pretrained(
       ImportError: a hub name without the package huggingface_hub, a run without orbax-checkpoint.
     """
     place = _find(path_or_repo, None if revision is None else str(revision))
+    if run_folder.is_run(place) and adapted_run.is_adapted(place):
+        run_folder.find_checkpoint(place, revision)  # before the base is read
+        load: Any = functools.partial(from_pretrained, kind=kind, dtype=dtype, sharding=sharding)
+        base: Model = load(adapted_run.base_of(place), allow_nonfinite=allow_nonfinite)
+        return merge_lora(adapted_run.load_trained(place, base, revision))
     if run_folder.is_run(place):
         opened = _open_run(place, kind, revision)
     elif inside := run_folder.runs_inside(place):
@@ -396,10 +402,17 @@ def tensor_names(config: ModelConfig, layout: Layout) -> dict[tuple, str]:
     Raises:
       ValueError: a model that the layout cannot describe.
     """
+    return {path: name for path, (name, _) in published_tensors(config, layout).items()}
+
+
+def published_tensors(config: ModelConfig, layout: Layout) -> dict[tuple, tuple[str, Entry]]:
+    """The same, and how the tensor lies there."""
     model, raw = abstract(config), _write_config(config, layout)
     table = _table(model, layout, raw)
-    alone = {entry.paths[0]: name for name, entry in table.entries.items() if len(entry.paths) == 1}
-    return {path: _full_name(name, model, raw) for path, name in alone.items() if name not in table.stacks}
+    alone = {entry.paths[0]: (name, entry) for name, entry in table.entries.items() if len(entry.paths) == 1}
+    return {
+        path: (_full_name(name, model, raw), entry) for path, (name, entry) in alone.items() if name not in table.stacks
+    }
 
 
 def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:

@@ -18,7 +18,7 @@ from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
 from zoo.stack.pattern import Folded, fold, mixer_name, parse_pattern
-from zoo.stack.pieces import run_in_pieces, takes_pieces
+from zoo.stack.pieces import run_halves, run_in_pieces, takes_halves, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
 # Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
@@ -158,12 +158,20 @@ class Backbone(nnx.Module):
         if size is None or noise is not None:
             return whole, start, each, leave
 
+        def run_by_halves(graphdef, params, x):
+            return run_halves(nnx.merge(graphdef, gathered(params)), x, size, mask=mask, segment_ids=segment_ids)
+
+        halves = jax.checkpoint(run_by_halves, static_argnums=0)
+
         def run_piecewise(graphdef, params, carry, own):
             block, (x, total) = nnx.merge(graphdef, gathered(params)), carry
-            if not takes_pieces(block, x, size):
+            in_pieces = takes_pieces(block, x, size)
+            if not in_pieces and not takes_halves(block, x, size):
                 return whole(graphdef, params, carry, own)
             x = plus(x, added, own[1])
-            return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+            if in_pieces:
+                return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+            return halves(graphdef, params, x), total
 
         return run_piecewise, start, each, leave
 
