@@ -6,6 +6,7 @@ Letters besides those of the style guide: o width of the filter's network · z f
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -202,11 +203,10 @@ class HyenaFilter(ImplicitFilter):
             length = self.l_max
         z, t = lay(self.z[...][:length], 0), times(self.l_max)[:length]
         # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its channels.
-        k = lay(lay(self._taps(self.implicit_filter, z, t), 1), 0)
-        if self.implicit_filter_rev is not None:
-            later = lay(lay(self._taps(self.implicit_filter_rev, z, t), 1), 0)
-            k = jnp.concatenate([k, jnp.flip(later, axis=1)], axis=1)
-        return k
+        both = [self.implicit_filter, self.implicit_filter_rev]
+        networks = [network for network in both if network is not None]
+        k, *later = side_by_side(lambda network: lay(lay(self._taps(network, z, t), 1), 0), networks)
+        return jnp.concatenate([k, *(jnp.flip(taps, axis=1) for taps in later)], axis=1)
 
 
 class HyenaFilter2D(ImplicitFilter):
@@ -262,6 +262,18 @@ class HyenaFilter2D(ImplicitFilter):
         pairs = np.broadcast_arrays(rows[:, None], columns[None])
         z = jnp.asarray(np.concatenate(pairs, axis=-1).reshape(-1, 2 * self.config.emb_dim), self.bias.dtype)
         return self._taps(self.implicit_filter, z, *times).reshape(self.channels, *(len(lag) for lag in lags))
+
+
+def side_by_side(call: Callable[[nnx.Module], jax.Array], modules: Sequence[nnx.Module]) -> list[jax.Array]:
+    """`call(module)` of each of several modules of one structure, computed as one with an axis more.
+
+    A compiler then has every product once, not once a module.
+    """
+    if len(modules) == 1:
+        return [call(modules[0])]
+    (graphdef, *_), parameters = zip(*map(nnx.split, modules), strict=True)
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *parameters)
+    return list(jax.vmap(lambda parameters: call(nnx.merge(graphdef, parameters)))(stacked))
 
 
 def fits(length: Any, most: int, named: str = "l_max") -> bool:

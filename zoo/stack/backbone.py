@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.linear import PRODUCT
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of
 from zoo.layers.mesh_axes import placed_rows
@@ -20,8 +21,12 @@ from zoo.stack.pattern import Folded, fold, parse_pattern
 from zoo.stack.pieces import run_in_pieces, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
-# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
-_POLICIES = {"nothing": None, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores,
+# unless the layer gives them a name: block-diagonal maps, those of experts, and long convolutions.
+_MATMULS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(PRODUCT)
+)
+_POLICIES = {"nothing": None, "matmuls": _MATMULS}
 
 
 class Backbone(nnx.Module):
@@ -134,7 +139,7 @@ class Backbone(nnx.Module):
             x, loss = block.run(x, key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
-        whole = self._recomputed(run)
+        whole = self._rounding(run, x.dtype) if self.config.remat_rounds else self._recomputed(run)
         size = self.config.remat_positions
         if size is None or noise is not None:
             return whole, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
@@ -220,6 +225,23 @@ class Backbone(nnx.Module):
         if not self.config.remat:
             return gathering(run)
         return jax.checkpoint(run, static_argnums=0, policy=_POLICIES[self.config.remat_keeps])
+
+    def _rounding(self, run, wide):
+        """`_recomputed` of blocks that read the stream, of dtype `wide`, rounded: all that is kept of it."""
+
+        def change(graphdef, params, carry, noise):
+            read, total = carry[0].astype(wide), carry[1]
+            y, total = run(graphdef, params, (read, total), noise)
+            return y - read, total
+
+        change = self._recomputed(change)
+
+        def rounding(graphdef, params, carry, noise):
+            x, total = carry
+            added, total = change(graphdef, params, (x.astype(self.config.dtype), total), noise)
+            return x + added, total
+
+        return rounding
 
     def _normed(self, x):
         return x if self.norm_f is None else self.norm_f(x)

@@ -60,8 +60,12 @@ class BackboneConfig:
     remat: bool = False
     """Whether the backward pass recomputes each block instead of keeping its insides."""
     remat_keeps: Literal["nothing", "matmuls"] = "nothing"
-    """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype. They are most of
-    its operations and the least of its memory, so that "matmuls" takes some more memory and recomputes little."""
+    """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype, those of Monarch
+    matrices and experts and long convolutions among them. They are most of its operations and the least of its memory,
+    so that "matmuls" takes some more memory and recomputes little."""
+    remat_rounds: bool = False
+    """With remat, and norms before mixers: whether blocks read the residual stream rounded to dtype. What is kept of it
+    for the backward pass then takes half the memory where dtype is bfloat16. The stream itself stays as it is."""
     remat_positions: int | None = None
     """With remat, of how many positions at a time, for rows of any length in little memory. None: of whole rows, as it
     is in any case in blocks with attention, m2 or moe, with dropout, and where rows are cut over devices."""
@@ -102,6 +106,8 @@ class BackboneConfig:
         settle(self)
         if self.remat_positions is not None and (self.remat_positions < 1 or not self.remat):
             raise ValueError(f"remat_positions={self.remat_positions}, expected None, or at least 1 with remat=True")
+        if self.remat_rounds and not (self.remat and self.norm_place == "pre" and self.mixer_residual):
+            raise ValueError("remat_rounds=True, expected remat=True, norm_place='pre' and mixer_residual=True with it")
         for name in ("d_model", "n_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
