@@ -20,7 +20,12 @@ from m2.sequence_cut import lay
 
 @dataclasses.dataclass(frozen=True)
 class HyenaFilterConfig:
-    """Options of the Hyena filter. The defaults are those of the published M2-BERT models."""
+    """Options of the Hyena filter. The defaults are those of the published M2-BERT models.
+
+    Examples:
+      >>> m2.HyenaFilterConfig(order=16).order  # width of the network that computes the taps
+      16
+    """
 
     emb_dim: int = 5
     """Features of a position: the position itself, and cosines and sines of (emb_dim - 1) / 2 frequencies. Odd. Over an
@@ -160,6 +165,10 @@ class HyenaFilter(ImplicitFilter):
       param_dtype: dtype that parameters are kept in, at least float32.
       rngs: source of keys, stream "params".
 
+    Examples:
+      >>> m2.HyenaFilter(4, m2.HyenaFilterConfig(order=8), l_max=16, rngs=nnx.Rngs(0))(10).shape
+      (4, 10)
+
     Source: Poli et al. 2023, arXiv:2302.10866, section 3.3; `HyenaFilter` in m2's bert/src/mm/hyena_utils.py.
     """
 
@@ -245,6 +254,10 @@ class HyenaFilter2D(ImplicitFilter):
       l_max: places of the image that distances are measured by. Filters of larger ones are the same, and longer.
       param_dtype: dtype that parameters are kept in, at least float32.
       rngs: source of keys, stream "params".
+
+    Examples:
+      >>> m2.HyenaFilter2D(4, m2.HyenaFilterConfig(order=8), l_max=16, rngs=nnx.Rngs(0))((3, 4)).shape
+      (4, 6, 8)
 
     Source: Poli et al. 2023, arXiv:2302.10866, section 3.3, with a second axis.
     """

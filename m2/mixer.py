@@ -27,7 +27,12 @@ from m2.tensor_cut import convolve, project
 
 @dataclasses.dataclass(frozen=True)
 class M2Config:
-    """Options of the Monarch Mixer. The defaults are those of M2-BERT, but for its residual convolution."""
+    """Options of the Monarch Mixer. The defaults are those of M2-BERT, but for its residual convolution.
+
+    Examples:
+      >>> m2.M2Config(l_max=64).d_conv
+      3
+    """
 
     l_max: int = 1024
     """The longest sequence: the filters have parameters for each position up to it. conv="2d" takes images of any size;
@@ -67,7 +72,14 @@ class M2Config:
 
 @serializable("m2.M2State")
 class M2State(NamedTuple):
-    """What one causal Monarch Mixer carries from one call to the next, for at most s positions."""
+    """What one causal Monarch Mixer carries from one call to the next, for at most s positions.
+
+    Examples:
+      >>> config = m2.M2Config(l_max=16, filter=m2.HyenaFilterConfig(order=8))
+      >>> mixer = m2.M2Mixer(8, config, causal=True, rngs=nnx.Rngs(0))
+      >>> mixer.init_state(1).residual is None
+      True
+    """
 
     short: Float[Array, "b t c"]
     """The last d_conv - 1 inputs of the short convolution, oldest first; c is 3 d_model."""
@@ -98,6 +110,11 @@ class M2Mixer(nnx.Module):
 
     Raises:
       ValueError: n_filters that do not divide d_model, or causal=True with conv="2d".
+
+    Examples:
+      >>> mixer = m2.M2Mixer(8, m2.M2Config(l_max=16, filter=m2.HyenaFilterConfig(order=8)), rngs=nnx.Rngs(0))
+      >>> mixer(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
 
     Source: Fu et al. 2023, arXiv:2310.12109; m2's bert/src/mm/monarch_mixer_sequence_mixer.py (order of the parts, the
       residual convolution behind the gates, initial weights).

@@ -36,6 +36,8 @@ class BackboneConfig:
     """Share of the rows that skip the last block's mixers in training, less in earlier blocks in a line from 0."""
     layer_scale: float | None = None
     """Initial value of a learned factor for each channel of each mixer's output. None: no such factors."""
+    shortcut_rank: int | None = None
+    """Rank of a learned map beside each sequence mixer, added to what it gives; see `AugmentedShortcut` (PanGu-pi)."""
     residual_multiplier: float = 1.0
     """Multiplies each mixer's output before it is added to its input (Granite)."""
     norm: Literal["rms", "layer"] = "rms"
@@ -103,6 +105,8 @@ class BackboneConfig:
         settle(self)
         if self.remat_positions is not None and (self.remat_positions < 1 or not self.remat):
             raise ValueError(f"remat_positions={self.remat_positions}, expected None, or at least 1 with remat=True")
+        if self.shortcut_rank is not None and self.shortcut_rank < 1:
+            raise ValueError(f"shortcut_rank={self.shortcut_rank}, expected None or at least 1")
         for name in ("d_model", "n_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")

@@ -12,6 +12,7 @@ from ssm.absent import blank
 from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
 from zoo.layers.norm import norm
 from zoo.layers.parallel import Parallel
+from zoo.layers.shortcut import AugmentedShortcut
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.stack.pattern import Word, mixer_name
@@ -53,6 +54,7 @@ class Block(nnx.Module):
         self.norm2 = make_norm(config, rngs) if word.channel else None
         self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None
         self.mlp_needs = mixer_needs(config, word.channel) if word.channel else ()
+        self.shortcut = _shortcut(config, **kwargs) if mixers else None
         self.scale = _layer_scale(config) if mixers else None
         self.scale2 = _layer_scale(config) if word.channel else None
         self.dropout = nnx.Dropout(config.dropout)
@@ -127,7 +129,10 @@ class Block(nnx.Module):
 
     def _mixed(self, x, mix, rngs, skip):
         """The sequence mixer's half."""
-        y, state, loss = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
+        entering = self.norm(x) if self.norm_first and self.norm is not None else x
+        y, state, loss = mix(entering)
+        if self.shortcut is not None:
+            y = y + self.shortcut(entering).astype(y.dtype)
         y = self._drop(self._scaled(y, self.scale), rngs, skip)
         x = x + y if self.mixer_residual else y.astype(x.dtype)
         if not self.norm_first and self.norm is not None:
@@ -159,6 +164,10 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     if config.layer_scale is None:
         return None
     return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False, axes=(None,))
+
+
+def _shortcut(config: BackboneConfig, *, residual_scale: float, **kwargs) -> AugmentedShortcut | None:
+    return None if config.shortcut_rank is None else AugmentedShortcut(config.d_model, config.shortcut_rank, **kwargs)
 
 
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:
