@@ -33,6 +33,7 @@ from experiments.loop.json_files import write_json
 from experiments.loop.mesh import meshed
 from experiments.loop.model_size import count_params
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.summary import Scores, report, summarise
 from experiments.vision.meaning import Meaning, read_preprocess, save_meaning
 from experiments.vision_language.contrast import Towers
@@ -168,8 +169,8 @@ def main() -> int:
     trained = fit_seeds(config, folder)
     if trained[-1].stopped:
         return 0
-    print(report(summarise([run.scores for run in trained]), len(trained)))
-    print(f"run folder: {folder} (results.json, images, texts, curves.png, checkpoints)")
+    scores = report(summarise([run.scores for run in trained]), len(trained))
+    show_end(folder, scores.splitlines(), "results.json, images, texts, curves.png, checkpoints")
     return 0
 
 

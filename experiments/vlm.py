@@ -32,6 +32,7 @@ from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.summary import Scores, report, summarise
 from experiments.vision.meaning import Meaning, read_preprocess, save_meaning
 from experiments.vision_language.presets import FREE, PRESETS, Config
@@ -137,8 +138,8 @@ def main() -> int:
     trained = fit_seeds(config, folder)
     if trained[-1].stopped:
         return 0
-    print(report(summarise([run.scores for run in trained]), len(trained)))
-    print(f"run folder: {folder} (results.json, predictions.jsonl, predictions.png, curves.png, checkpoints)")
+    scores = report(summarise([run.scores for run in trained]), len(trained))
+    show_end(folder, scores.splitlines(), "results.json, predictions.jsonl, predictions.png, curves.png, checkpoints")
     return 0
 
 

@@ -5,6 +5,8 @@
 
 The vectors are what the encoders' classifiers say, scaled to length 1: an `ImageClassifier` of d classes and a
 `SequenceClassifier` of d labels are a pair of encoders into a space of d dimensions, whatever mixers they have.
+
+Axes: x image height, y image width, c channels (here alone), n texts.
 """
 
 from collections.abc import Mapping
