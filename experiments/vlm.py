@@ -12,8 +12,10 @@ In stages, each a run that goes on from the one before:
     python -m experiments.vlm mamba2-130m --vision-init VIT --language-init state-spaces/mamba2-130m --trained connector
     python -m experiments.vlm mamba2-130m --init runs/vlm/THAT_RUN --trained all --data.path questions.jsonl
 
-The same command again resumes the run where it was. A run folder has predictions.jsonl (each held-out question, whether
-its answer is right) and predictions.png. Asked later: `python -m experiments.vlm ask RUN picture.png "what is it?"`.
+The first command answers 36.4 % of 700 held-out questions exactly, where the most frequent answer of each kind would be
+right in 34.9 %: after 700 steps it knows which places are taken, hardly yet by what. The same command again resumes the
+run where it was. A run folder has predictions.jsonl (each held-out question, whether its answer is right) and
+predictions.png. Asked later: `python -m experiments.vlm ask RUN picture.png "what is it?"`.
 """
 
 import dataclasses

@@ -109,7 +109,7 @@ PRESETS: dict[str, tuple[str, Config]] = {
         ),
     ),
     "scenes": (
-        "The same with 64 patches of 4 pixels and four times the steps: what comparisons are made with.",
+        "The same with 64 patches of 4 pixels and four times the steps, to compare models; not measured yet.",
         Config(
             model=small(64, 4, 32, 4),
             warmup_fraction=0.05,

@@ -91,7 +91,9 @@ def plot(rows: Rows, shown: list[int], texts: list[str], said: Guesses, folder: 
         title = textwrap.fill(example.question, 26) + "\n" + textwrap.fill(text, 26)
         if text != example.answer:
             title += "\n" + textwrap.fill(f"({example.answer})", 26)
-        panel.set_title(title, fontsize=7, color="tab:green" if text == example.answer else "tab:red")
+        shown_text = "".join(c if c.isprintable() or c == "\n" else "\N{MIDDLE DOT}" for c in title)
+        color = "tab:green" if text == example.answer else "tab:red"
+        panel.set_title(shown_text, fontsize=7, color=color, parse_math=False)
     wrong = int((~said.right).sum())
     figure.suptitle(f"held out: {wrong} of {len(rows)} answers wrong; some of each kind", fontsize=9)
     path = folder / "predictions.png"
