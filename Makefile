@@ -7,7 +7,7 @@ AOT_VENV ?= .venv-aot
 # Compiling every module of every package takes longer than all the rest; Python compiles what it imports.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-fast test-slow test-aot check bench notebooks clean
+.PHONY: train test test-fast test-slow test-aot check bench docs notebooks clean
 
 train: $(VENV)/.experiments  ## train the tiny Mamba on Python's standard library, or go on with it
 	$(BIN)/python -m experiments.causal_lm tiny $(ARGS)
@@ -36,11 +36,14 @@ check: $(VENV)/.test  ## style and types
 bench: $(VENV)/.experiments  ## time the operations beside their alternatives
 	$(BIN)/python -m experiments.bench $(ARGS)
 
+docs: $(VENV)/.docs  ## the documentation, site/index.html; fails where a link leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+
 notebooks: $(VENV)/.notebooks  ## open the notebooks
 	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab notebooks
 
 clean:
-	rm -rf $(VENV) $(AOT_VENV)
+	rm -rf $(VENV) $(AOT_VENV) site
 
 $(VENV)/.experiments: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[experiments]'
@@ -52,6 +55,10 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.aot: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[aot]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.notebooks: pyproject.toml constraints.txt | $(VENV)/bin/python

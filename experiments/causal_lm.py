@@ -8,6 +8,10 @@
     python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --data.path my.txt --optim.learning-rate 1e-3
     python -m experiments.causal_lm mamba-130m --init state-spaces/mamba-130m --data.path my.txt --steps 1000
                                                                            # a published model, trained on your text
+    python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --data.path my.txt --adapt.rank 8
+                                                                           # LoRA: adapters of it alone
+    python -m experiments.causal_lm tiny --init small --teacher runs/causal_lm/tiny
+                                                                           # a pruned model learns from the whole one
 
 With --init a new run starts from the weights, the architecture and the tokenizer of another run, of a folder in a
 published layout or of a name on the hub; optimiser, learning rate, data and number of steps are its own. The same
@@ -30,16 +34,19 @@ from experiments.causal import load
 from experiments.causal.chat import keep_chat
 from experiments.causal.flops import flops_per_token
 from experiments.causal.next_token import continued_loss, describe, next_token_loss
+from experiments.causal.teaching import TaughtBatches, load_teacher, taught_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
+from experiments.loop.adapting import AdaptConfig, adapted, check_start
 from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed, on_mesh
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.starting import check_agreement, load_start, with_options
-from experiments.loop.train import Finished, Task, TrainConfig, mean_loss, train
+from experiments.loop.train import BatchIterator, Finished, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
 from zoo.stack.pattern import parse_pattern
 
@@ -56,18 +63,28 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Adapters of --init, which stays as it is, rather than all of it."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     init: str | None = None
     """A run, a published folder or a hub name to start from: its shape and tokenizer replace --model and
     --data.tokenizer, and flags that say otherwise are refused. --model.dropout, dtype, param-dtype, remat,
     remat-keeps and scan-layers may be said; a published model is trained in float32 unless they are."""
+    teacher: str | None = None
+    """A run, a published folder or a hub name with the same tokenizer: the model learns what this says of each next
+    token, rather than what comes. For vocabularies or batches that are not large."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     prompt: str = "def "
     """Start of the sample that is printed at the end. Empty prints none."""
     run_dir: str | None = None
     """Folder of the run. None: runs/causal_lm/PRESET, with a suffix that depends on the flags that were changed."""
+
+    def __post_init__(self):
+        check_start(self.adapt, self.init)
+        if self.teacher is not None and self.train.carry_state:
+            raise ValueError("--teacher with --train.carry-state: it reads each row from its start")
 
 
 # Peak rates of the sizes: GPT-3's times five, as in the Mamba papers' recipes (arXiv:2312.00752, appendix E.2; the same
@@ -148,12 +165,19 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
         loss = mean_loss(model, next_token_loss, batches)
         return {"loss": loss} | describe(loss, bits_per_nat(held_out))
 
+    batches: BatchIterator = make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed)
+    if config.teacher is not None:
+        batches = TaughtBatches(batches, load_teacher(config.teacher, corpus.tokenizer, config.model.vocab_size))
     return Task(
         init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs) if init is None else init,
-        loss=next_token_loss,
-        batches=make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed),
+        loss=next_token_loss if config.teacher is None else taught_loss,
+        batches=batches,
         evaluate=evaluate,
-        describe=functools.partial(describe, bits_per_nat=bits_per_nat(corpus.train)),
+        describe=(
+            functools.partial(describe, bits_per_nat=bits_per_nat(corpus.train))
+            if config.teacher is None
+            else lambda loss: {}
+        ),
         carried_loss=continued_loss,
         init_carry=lambda model, rows: model.init_state(rows),
         tokens_per_batch=batch_size * seq_len,
@@ -237,11 +261,14 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         corpus = load_corpus(started.data, kept)
         fitted = fit_vocabulary(started, corpus.tokenizer)
         task = make_task(fitted, corpus, init)
+        how = {"steps": config.train.steps, "seed": config.train.seed}
+        task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
         if kept is None:
             keep_chat(started.data.tokenizer, folder, corpus.tokenizer, fitted.model.vocab_size)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
+    save_base()
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 
 
@@ -253,23 +280,25 @@ def main() -> int:
     if finished.stopped:
         return 0
     step = int(finished.state.step)
+    lines = []
     if last := last_evaluation(folder):
-        print(f"held-out text: {last['bits_per_byte']:.3f} bits/byte after {last['step']} steps")
+        lines.append(f"held-out text: {last['bits_per_byte']:.3f} bits/byte after {last['step']} steps")
     if config.prompt:
         with on_mesh(config.mesh):
-            print_sample(finished.model, corpus.tokenizer, config.prompt)
-    print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
+            text = sample(finished.model, corpus.tokenizer, config.prompt)
+        lines += ["--- sample " + "-" * 49, text, "-" * 60]
+    show_end(folder, lines, "curves.png, metrics.jsonl, tensorboard, checkpoints")
     print(flags.as_called(f'more text:  python -m experiments.sample {folder} --prompt "class "'))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0
 
 
-def print_sample(model: zoo.CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 200) -> None:
-    """Prints a continuation of a prompt, drawn at temperature 0.8."""
+def sample(model: zoo.CausalLM, tokenizer: Tokenizer, prompt: str, *, max_new_tokens: int = 200) -> str:
+    """A prompt and its continuation, drawn at temperature 0.8."""
     ids = [tokenizer.eot, *tokenizer.encode(prompt).tolist()]
     sampling = zoo.Sampling(temperature=0.8, top_p=0.95)
     tokens = zoo.generate(model, ids, max_new_tokens, sampling=sampling, eos_id=tokenizer.eot, key=jax.random.key(0))
-    print("--- sample " + "-" * 49, tokenizer.decode(tokens[0].tolist()).rstrip(), "-" * 60, sep="\n")
+    return tokenizer.decode(tokens[0].tolist()).rstrip()
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@
     python -m experiments.convert runs/causal_lm/tiny out --layout official        # what state-spaces/mamba loads
     python -m experiments.convert state-spaces/mamba-130m out --layout transformers
     python -m experiments.convert out back --layout official --dtype bfloat16
+    python -m experiments.convert runs/causal_lm/tuned out --adapter                # the adapter alone, as peft has it
 
 `zoo.from_pretrained`, and every command here that takes a model, read what is written; it is read back and compared
-before the command says so. In our own layout it says, too, which published layouts would hold the model, and what the
+before the command says so. A run of --adapt.rank becomes one model, or with --adapter a few MB for the model that it
+was begun with. In our own layout it says, too, which published layouts would hold the model, and what the
 others lack. Beside the weights go the tokenizer, in files from which AutoTokenizer gives the same ids, what a causal
 model begins and ends texts with, its chat template where it has one, and a model card, README.md.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -23,6 +25,7 @@ import zoo
 from experiments.loop import flags
 from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.model_folders import Said, load_model, write_companions
+from zoo.published.adapted_run import base_of, is_adapted
 from zoo.published.layout_options import Layout
 from zoo.published.pretrained import what_lacks
 
@@ -44,6 +47,8 @@ class Config:
     """Devices along each axis."""
     checkpoint: Literal["latest", "best"] | int = "latest"
     """Which checkpoint of a run: latest, best, or a step."""
+    adapter: bool = False
+    """Of a run that trained adapters, write these alone, with what else it trained, in peft's files."""
     max_shard_gb: float = 5.0
     """Largest file, in 10^9 bytes; more become numbered shards."""
     allow_nonfinite: bool = False
@@ -56,6 +61,9 @@ def main() -> int:
     with flags.usage_errors(), on_mesh(config.mesh):
         if config.target.exists() and any(config.target.iterdir()):
             raise ValueError(f"{config.target} is not empty; choose another folder")
+        if config.adapter:
+            print(write_adapter(config))
+            return 0
         said: Said = {"layout": config.layout, "checkpoint": config.checkpoint}
         model, folder, extra = load_model(
             config.source, dtype=config.dtype, allow_nonfinite=config.allow_nonfinite, **said
@@ -74,6 +82,22 @@ def main() -> int:
             reason = what_lacks(model, layout)
             print(f"--layout {layout}: " + (f"not this model, {reason}" if reason else "would hold it, too"))
     return 0
+
+
+def write_adapter(config: Config) -> str:
+    """Writes what a run trained beside the model that it was begun with, and reads it back; says what it did."""
+    folder = Path(config.source)
+    if not is_adapted(folder):
+        raise ValueError(f"--adapter with {folder}, expected the folder of a run of --adapt.rank")
+    base: Any = zoo.from_pretrained(base_of(folder))
+    trained = zoo.load_adapter(base, folder, revision=config.checkpoint)
+    zoo.save_adapter(trained, config.target)
+    expected, written = _params(trained), _params(zoo.load_adapter(base, config.target))
+    for path, value in expected.items():
+        if path not in written or not np.array_equal(np.asarray(written[path]), np.asarray(value)):
+            raise ValueError(f"{config.target}: {path} does not read back as it was written")
+    size = sum(path.stat().st_size for path in config.target.iterdir())
+    return f"{folder} -> {config.target}: an adapter of {size / 1e6:,.2f} MB, read back and equal"
 
 
 def _params(model) -> dict[str, jax.Array]:

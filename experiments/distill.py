@@ -56,6 +56,7 @@ from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
 from experiments.loop.optim import OptimConfig, Schedule
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.summary import Summary, table
 from experiments.loop.train import TrainConfig, split_model, train
 from zoo.models.frozen import thaw
@@ -419,9 +420,8 @@ def main() -> int:
     if distilled.stopped:
         return 0
     rows = {name: {k: Summary(v, None) for k, v in row.items()} for name, row in distilled.rows.items()}
-    print("on held-out text:")
-    print("\n".join(f"  {line}" for line in table(rows)))
-    print(f"run folder: {folder} (results.json, stages.png; a folder for each stage, and the student's)")
+    lines = ["on held-out text:", *(f"  {line}" for line in table(rows))]
+    show_end(folder, lines, "results.json, stages.png; a folder for each stage, and the student's")
     print(flags.as_called(f'text:       python -m experiments.sample {folder / "student"} --prompt "def "'))
     return 0
 

@@ -29,11 +29,13 @@ from experiments.encoders.lengths import longest
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.adapting import adapted
 from experiments.loop.distributed import first_before_others
 from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import RetrievalData, load_collections
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
@@ -208,9 +210,12 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         trained, held_out = find("train"), find("dev", n_queries=config.eval_queries)
         last = find("test", n_queries=config.eval_queries)
         task = make_task(config, trained, held_out, special, started.model, started.init)
+        how = {"steps": config.train.steps, "seed": config.train.seed}
+        task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
         save_tokenizer(started.tokenizer, folder)
         runs.begin(config, folder, started.model, inputs(collections, started.tokenizer))
     print(describe_size(started.model, folder), flush=True)
+    save_base()
     print(f"{len(trained.queries):,} needles to train on, {len(trained.filler):,} passages of filler", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(config)), last, special
 
@@ -227,10 +232,8 @@ def main() -> int:
     save_results(label, len(needles.queries), points, folder)
     with flags.usage_errors(), first_before_others():  # they read what it has written
         path = plot([folder, *map(Path, config.beside)])
-    print(f"{len(needles.queries)} test queries, {len(needles.passages)} documents of each length:")
-    for line in table(points):
-        print(line)
-    print(f"run folder: {folder} ({RESULTS}, {path.name}, metrics.jsonl, checkpoints)")
+    heading = f"{len(needles.queries)} test queries, {len(needles.passages)} documents of each length:"
+    show_end(folder, [heading, *table(points)], f"{RESULTS}, {path.name}, metrics.jsonl, checkpoints")
     return 0
 
 

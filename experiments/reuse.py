@@ -4,6 +4,8 @@ python -m experiments.reuse grow MODEL out --d-model 256 --n-layers 8           
 python -m experiments.reuse coalesce MODEL out --d-model 64 --n-layers 2                # and the way back
 python -m experiments.reuse merge BASE out --tuned TUNE TUNE --method dare --rate 0.9   # several tunes in one
 python -m experiments.reuse adapt MODEL out --adapter ADAPTER                           # peft's, or our own
+python -m experiments.reuse prune MODEL out --n-layers 8 --data.path my.txt              # what is needed least goes
+python -m experiments.reuse factorize MODEL out --n-blocks 8 --data.path my.txt         # products of smaller maps
 python -m experiments.reuse quantize MODEL out --bits 4 --group-size 64                 # codes and scales
 python -m experiments.reuse VERB --help                                                 # flags of each
 
@@ -19,6 +21,8 @@ COMMANDS = {
     "coalesce": "experiments.reusing.coalesce",
     "merge": "experiments.reusing.merge",
     "adapt": "experiments.reusing.adapt",
+    "prune": "experiments.reusing.prune",
+    "factorize": "experiments.reusing.factorize",
     "quantize": "experiments.reusing.quantize",
 }
 

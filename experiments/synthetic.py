@@ -24,6 +24,7 @@ from experiments.loop import flags, runs
 from experiments.loop.json_files import write_json
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import keep_result
 from experiments.loop.train import Finished, Task, train
 from experiments.recall.answers import answer_loss, score
 from experiments.recall.batches import Batches, held_out
@@ -106,8 +107,15 @@ def run(config: Config, folder: Path) -> dict[str, Any] | None:
     if finished.stopped:
         return None
     step = int(finished.state.step)
-    results = {"step": step, "pattern": config.model.pattern, "table": measure(config, finished.model)}
+    lines: list[str] = []
+
+    def show(line: str) -> None:
+        print(line)
+        lines.append(line)
+
+    results = {"step": step, "pattern": config.model.pattern, "table": measure(config, finished.model, show=show)}
     write_json(results, folder / "results.json")
+    keep_result(folder, lines)
     return results
 
 
@@ -117,7 +125,7 @@ def main() -> int:
     folder = Path(config.run_dir) if config.run_dir else default_run_dir(config)
     if run(config, folder) is None:
         return 0
-    print(f"run folder: {folder} (results.json, curves.png, metrics.jsonl, tensorboard, checkpoints)")
+    print(f"run folder: {folder} (index.html, results.json, curves.png, metrics.jsonl, tensorboard, checkpoints)")
     return 0
 
 

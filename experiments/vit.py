@@ -25,6 +25,7 @@ from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.summary import Scores, report, summarise, table
 from experiments.vision.load import load_model
 from experiments.vision.meaning import save_meaning
@@ -116,10 +117,9 @@ def main() -> int:
     trained = fit_seeds(config, folder, given=flags.given(Config))
     if trained[-1].stopped:
         return 0
-    print(report(summarise([run.scores for run in trained]), len(trained)))
-    print(
-        f"run folder: {folder} (results.json, predictions.jsonl, confusion.png, mistakes.png, curves.png, checkpoints)"
-    )
+    scores = report(summarise([run.scores for run in trained]), len(trained))
+    files = "results.json, predictions.jsonl, confusion.png, mistakes.png, curves.png, checkpoints"
+    show_end(folder, scores.splitlines(), files)
     return 0
 
 

@@ -73,6 +73,11 @@ def causal_monarch(
     Raises:
       ValueError: shapes that disagree, or a length above t s.
 
+    Examples:
+      >>> left, right = m2.causal_monarch_init(jax.random.key(0), 16)
+      >>> m2.causal_monarch(jnp.ones((2, 16, 3)), jnp.ones((3, 16)), left, right).shape
+      (2, 16, 3)
+
     Source: Fu et al. 2023, arXiv:2310.12109, section 4, the theorem on causal Monarch matrices.
     """
     t, s = _check_coefficients(l_coefficients, r_coefficients)
@@ -109,6 +114,11 @@ def causal_monarch_factors(
 
     Raises:
       ValueError: shapes that disagree.
+
+    Examples:
+      >>> left, right = m2.causal_monarch_init(jax.random.key(0), 16)
+      >>> [factor.ndim for factor in m2.causal_monarch_factors(left, right)]
+      [3, 3]
     """
     t, s = _check_coefficients(l_coefficients, r_coefficients)
     dtype = jnp.result_type(l_coefficients, r_coefficients, jnp.complex64)
@@ -137,6 +147,11 @@ def causal_monarch_init(
 
     Raises:
       ValueError: a length below 1.
+
+    Examples:
+      >>> left, right = m2.causal_monarch_init(jax.random.key(0), 16)
+      >>> left.ndim, right.ndim
+      (2, 3)
     """
     if length < 1:
         raise ValueError(f"length={length}, expected at least 1")

@@ -105,6 +105,12 @@ def fft_conv(
         transform has in VMEM: 16,384 with those that the filter looks ahead. On a v5p, which has half of a v5e's VMEM,
         the compiler refuses the gradient above 4,096 positions (RESOURCE_EXHAUSTED).
 
+    Examples:
+      >>> u = jnp.arange(4.0).reshape(1, 4, 1)
+      >>> y = m2.fft_conv(u, jnp.array([[1.0, 1.0]]))  # each with the one before
+      >>> jnp.round(y)[0, :, 0].astype(int).tolist()
+      [0, 1, 3, 5]
+
     Source: m2's `fftconv_ref` (two-sided kernels, D) and FlashFFTConv (gates, partial, frequency-sparse).
     """
     b, l, d = u.shape

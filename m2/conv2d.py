@@ -60,6 +60,12 @@ def fft_conv2d(
       ValueError: shapes that disagree, or a filter with an odd number of taps along an axis.
       NotImplementedError: implementation="pallas", which has no second axis.
 
+    Examples:
+      >>> u = jnp.arange(9.0).reshape(1, 3, 3, 1)
+      >>> k = jnp.zeros((1, 2, 2)).at[0, 0, 0].set(2)  # the tap of a place itself
+      >>> bool(jnp.allclose(m2.fft_conv2d(u, k), 2 * u, atol=1e-5))
+      True
+
     Source: m2's `fftconv_ref` along both axes.
     """
     b, x, y, d = u.shape

@@ -21,7 +21,12 @@ from m2.sequence_cut import lay
 
 @dataclasses.dataclass(frozen=True)
 class HyenaFilterConfig:
-    """Options of the Hyena filter. The defaults are those of the published M2-BERT models."""
+    """Options of the Hyena filter. The defaults are those of the published M2-BERT models.
+
+    Examples:
+      >>> m2.HyenaFilterConfig(order=16).order  # width of the network that computes the taps
+      16
+    """
 
     emb_dim: int = 5
     """Features of a position: the position itself, and cosines and sines of (emb_dim - 1) / 2 frequencies. Odd. Over an
@@ -134,9 +139,10 @@ class ImplicitFilter(nnx.Module):
             if i < len(network) - 1:
                 h = jnp.sin(self.config.w_mod * self.freq[...] * h)
         if self.config.modulate:
-            delta, window = np.abs(decay_rates(self.channels, self.config)), jnp.ones((1, self.channels), h.dtype)
-            for t in times:
-                decay = jnp.exp(jnp.asarray(-np.abs(t[:, None]) * delta, h.dtype))
+            delta = jnp.asarray(np.abs(decay_rates(self.channels, self.config)), h.dtype)
+            window = jnp.ones((1, self.channels), h.dtype)
+            for t in times:  # made here: as a constant of the program it would be as large as the filters
+                decay = jnp.exp(-jnp.abs(jnp.asarray(t, h.dtype))[:, None] * delta)
                 window = (window[:, None] * decay).reshape(-1, self.channels)
             h = h * (window + self.config.shift)
         if self.config.normalized:
@@ -159,6 +165,10 @@ class HyenaFilter(ImplicitFilter):
       bidirectional: whether taps look both ways; the two directions have a network each.
       param_dtype: dtype that parameters are kept in, at least float32.
       rngs: source of keys, stream "params".
+
+    Examples:
+      >>> m2.HyenaFilter(4, m2.HyenaFilterConfig(order=8), l_max=16, rngs=nnx.Rngs(0))(10).shape
+      (4, 10)
 
     Source: Poli et al. 2023, arXiv:2302.10866, section 3.3; `HyenaFilter` in m2's bert/src/mm/hyena_utils.py.
     """
@@ -187,8 +197,12 @@ class HyenaFilter(ImplicitFilter):
             axes=("stored", None),
         )
 
-    def __call__(self, length: int) -> Float[Array, "d m"]:
+    def __call__(self, length: int, at_once: int | None = None) -> Float[Array, "d m"]:
         """The filters of a sequence of `length` positions, as `m2.fft_conv` takes them.
+
+        Args:
+          length: positions.
+          at_once: of how many taps the network's insides are there at a time, now and on the way back. None: of all.
 
         Returns:
           (d, length) taps at lags 0, 1, ...; or, looking both ways, (d, 2 length), where the second half, read from its
@@ -202,11 +216,23 @@ class HyenaFilter(ImplicitFilter):
         if not isinstance(length, int):
             length = self.l_max
         z, t = lay(self.z[...][:length], 0), times(self.l_max)[:length]
-        # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its channels.
         both = [self.implicit_filter, self.implicit_filter_rev]
         networks = [network for network in both if network is not None]
-        k, *later = side_by_side(lambda network: lay(lay(self._taps(network, z, t), 1), 0), networks)
+        if at_once is not None and at_once < length:
+            k, *later = (self._in_pieces(network, z, t, at_once) for network in networks)
+        else:
+            # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its
+            # channels.
+            k, *later = side_by_side(lambda network: lay(lay(self._taps(network, z, t), 1), 0), networks)
         return jnp.concatenate([k, *(jnp.flip(taps, axis=1) for taps in later)], axis=1)
+
+    def _in_pieces(self, network, z, t, at_once):
+        """`_taps`, so many positions at a time."""
+        length, dtype = len(z), z.dtype
+        cut = lambda x: jnp.pad(x, [(0, -length % at_once)] + [(0, 0)] * (x.ndim - 1))  # noqa: E731
+        z, t = (cut(x).reshape(-1, at_once, *x.shape[1:]) for x in (z, jnp.asarray(t, dtype)))
+        k = jax.lax.map(jax.checkpoint(lambda piece: self._taps(network, *piece)), (z, t))
+        return jnp.moveaxis(k, 1, 0).reshape(self.channels, -1)[:, :length]
 
 
 class HyenaFilter2D(ImplicitFilter):
@@ -226,6 +252,10 @@ class HyenaFilter2D(ImplicitFilter):
       l_max: places of the image that distances are measured by. Filters of larger ones are the same, and longer.
       param_dtype: dtype that parameters are kept in, at least float32.
       rngs: source of keys, stream "params".
+
+    Examples:
+      >>> m2.HyenaFilter2D(4, m2.HyenaFilterConfig(order=8), l_max=16, rngs=nnx.Rngs(0))((3, 4)).shape
+      (4, 6, 8)
 
     Source: Poli et al. 2023, arXiv:2302.10866, section 3.3, with a second axis.
     """

@@ -23,7 +23,16 @@ _forward: Any = jax.make_user_context(False)
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Inside, operations have the derivatives that JAX derives, of both modes; see the module."""
+    """Inside, operations have the derivatives that JAX derives, of both modes; see the module.
+
+    Examples:
+      >>> def f(u):
+      ...     return m2.fft_conv(u, jnp.ones((1, 2))).sum()
+      >>> with m2.forward_mode():
+      ...     value, slope = jax.jvp(f, (jnp.ones((1, 3, 1)),), (jnp.ones((1, 3, 1)),))
+      >>> round(float(slope), 3)
+      5.0
+    """
     with _forward(True):
         yield
 

@@ -41,6 +41,11 @@ class BlockdiagLinear(nnx.Module):
 
     Widths that k does not divide are rounded up, the input padded with zeros and the output cut.
 
+    Examples:
+      >>> layer = m2.BlockdiagLinear(8, 16, n_blocks=4, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 8))).shape
+      (2, 16)
+
     Source: Fu et al. 2023, arXiv:2310.12109; HazyResearch/m2, bert/src/mm/blockdiag_linear.py, initial values included.
     """
 
@@ -99,6 +104,11 @@ class MonarchLinear(nnx.Module):
     Both factors have k blocks; the width between them is the smaller one of input and output. Parameters and
     multiplications are (d_in + d_out) min(d_in, d_out) / k: with k about sqrt(d), 2 d^1.5 for a square map. Widths that
     k does not divide are rounded up, the input padded with zeros and the output cut.
+
+    Examples:
+      >>> layer = m2.MonarchLinear(8, 16, n_blocks=4, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 8))).shape
+      (2, 16)
 
     Source: Dao et al. 2022, arXiv:2204.00595, section 3.1.
     """

@@ -31,6 +31,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "silu": jax.nn.silu,
     "gelu": gelu,
     "gelu_tanh": jax.nn.gelu,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
@@ -38,7 +39,12 @@ ACTIVATIONS: dict[str, Callable] = {
 
 @dataclasses.dataclass(frozen=True)
 class MonarchMLPConfig:
-    """Options of the Monarch channel mixer. The defaults are those of M2-BERT."""
+    """Options of the Monarch channel mixer. The defaults are those of M2-BERT.
+
+    Examples:
+      >>> m2.MonarchMLPConfig(order=2).order  # two block-diagonal factors in place of one
+      2
+    """
 
     d_ff: int | None = None
     """Hidden width. None: 4 d_model."""
@@ -48,7 +54,7 @@ class MonarchMLPConfig:
     """Blocks of each factor; 1 makes it dense. None, at order 2 alone: about the root of the width."""
     order: Literal[1, 2] = 1
     """Factors of each weight: 1 is block-diagonal, as in M2-BERT; 2 is a Monarch matrix."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "gelu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"] = "gelu"
     """Non-linearity of the hidden layer, or of its first half. "gelu" is the exact one, by erf."""
     dropout: float = 0.0
     """Share of the hidden layer that is dropped in training."""
@@ -81,6 +87,10 @@ class MonarchMLP(nnx.Module):
 
     The gated projection is one map of width 2 d_ff, cut into halves behind it. So it is not a pair of block-diagonal
     maps: with 4 blocks, pieces 0 and 1 of the hidden layer depend on pieces 0 and 2 of the input, 2 and 3 on 1 and 3.
+
+    Examples:
+      >>> m2.MonarchMLP(8, m2.MonarchMLPConfig(d_ff=16), rngs=nnx.Rngs(0))(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
 
     Source: Fu et al. 2023, arXiv:2310.12109; HazyResearch/m2, bert/src/bert_layers.py, `BertGatedLinearUnitMLP` without
     the residual and the norm around it.

@@ -58,6 +58,11 @@ def blockdiag_matmul(
     Raises:
       ValueError: w has no three axes, or x is not of width k i.
 
+    Examples:
+      >>> w = jnp.stack([jnp.eye(2), 2 * jnp.eye(2)])
+      >>> m2.blockdiag_matmul(jnp.ones(4), w).tolist()
+      [1.0, 1.0, 2.0, 2.0]
+
     Source: HazyResearch/m2, bert/src/mm/blockdiag_multiply.py.
     """
     if w.ndim != 3:
@@ -118,6 +123,11 @@ def monarch_matmul(
     Raises:
       ValueError: widths that do not follow on each other.
 
+    Examples:
+      >>> factors = m2.monarch_init(jax.random.key(0), (4, 3, 3), (3, 4, 4))  # 84 numbers for 12 x 12
+      >>> m2.monarch_matmul(jnp.ones((5, 12)), *factors).shape
+      (5, 12)
+
     Source: Dao et al. 2022, arXiv:2204.00595, section 3.1; HazyResearch/m2, bert/src/mm/blockdiag_butterfly_multiply.py
     for order 2 with uneven blocks.
     """
@@ -143,6 +153,12 @@ def monarch_to_dense(*factors: Inexact[Array, "_ _ _"], reverse: bool = False) -
 
     Raises:
       ValueError: fewer than two factors, or widths that do not follow on each other.
+
+    Examples:
+      >>> factors = m2.monarch_init(jax.random.key(0), (4, 3, 3), (3, 4, 4))
+      >>> x = jnp.arange(12.0)
+      >>> bool(jnp.allclose(m2.monarch_to_dense(*factors) @ x, m2.monarch_matmul(x, *factors), atol=1e-4))
+      True
     """
     if len(factors) < 2:
         raise ValueError(f"factors are {len(factors)}, expected at least 2")
@@ -166,6 +182,13 @@ def monarch_inverse(*factors: Inexact[Array, "_ _ _"]) -> Factors:
 
     Raises:
       ValueError: blocks that are not square, or widths that do not follow on each other.
+
+    Examples:
+      >>> factors = m2.monarch_init(jax.random.key(0), (4, 3, 3), (3, 4, 4))
+      >>> x = jnp.arange(12.0)
+      >>> y = m2.monarch_matmul(m2.monarch_matmul(x, *factors), *m2.monarch_inverse(*factors), reverse=True)
+      >>> bool(jnp.allclose(x, y, atol=1e-3))
+      True
     """
     for m, w in enumerate(factors, 1):
         if w.ndim == 3 and w.shape[1] != w.shape[2]:
@@ -197,6 +220,13 @@ def project_to_monarch(
 
     Raises:
       ValueError: numbers of blocks that do not divide the widths.
+
+    Examples:
+      >>> factors = m2.monarch_init(jax.random.key(0), (4, 3, 3), (3, 4, 4))
+      >>> W = m2.monarch_to_dense(*factors)
+      >>> again = m2.project_to_monarch(W, (4, 3))  # what is a Monarch matrix is found
+      >>> bool(jnp.allclose(m2.monarch_to_dense(*again), W, atol=1e-4))
+      True
 
     Source: Dao et al. 2022, arXiv:2204.00595, section 3.2 and theorem 1.
     """
@@ -237,6 +267,10 @@ def monarch_init(key: Key[Array, ""], *shapes: tuple[int, int, int], dtype: Dtyp
 
     Raises:
       ValueError: widths that do not follow on each other.
+
+    Examples:
+      >>> [w.shape for w in m2.monarch_init(jax.random.key(0), (4, 2, 3), (2, 4, 4))]
+      [(4, 2, 3), (2, 4, 4)]
     """
     _outer_sizes(shapes)
     keys = jax.random.split(key, len(shapes))
@@ -267,6 +301,12 @@ def dft_factors(*sizes: int, inverse: bool = False, dtype: DTypeLike | None = No
     Raises:
       ValueError: fewer than two sizes, or one below 1.
 
+    Examples:
+      >>> x = jnp.arange(12.0)
+      >>> y = m2.monarch_matmul(m2.digit_reversal(x.astype(complex), 3, 4), *m2.dft_factors(3, 4))
+      >>> bool(jnp.allclose(y, jnp.fft.fft(x), atol=1e-4))
+      True
+
     Source: Cooley & Tukey 1965; Dao et al. 2022, arXiv:2204.00595, appendix on the DFT as a Monarch matrix.
     """
     if len(sizes) < 2 or min(sizes) < 1:
@@ -291,6 +331,10 @@ def digit_reversal(x: Shaped[Array, "*b n"], *sizes: int) -> Shaped[Array, "*b n
 
     Raises:
       ValueError: x has another width.
+
+    Examples:
+      >>> m2.digit_reversal(jnp.arange(6), 3, 2).tolist()
+      [0, 3, 1, 4, 2, 5]
     """
     if x.ndim < 1 or x.shape[-1] != math.prod(sizes):
         raise ValueError(f"x has shape {x.shape}, expected (..., {math.prod(sizes)}) for sizes={sizes}")

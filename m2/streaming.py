@@ -22,7 +22,12 @@ from m2.serialization import serializable
 
 @serializable("m2.ConvState")
 class ConvState(NamedTuple):
-    """What a causal long convolution carries from one call to the next, for at most s positions."""
+    """What a causal long convolution carries from one call to the next, for at most s positions.
+
+    Examples:
+      >>> m2.init_conv_state(jnp.ones((1, 8)), 2, jnp.float32).kernel.shape  # the filter, lag by lag
+      (8, 1)
+    """
 
     kernel: Float[Array, "s d"]
     """The filters, lag by lag: computed once, at least float32."""
@@ -37,7 +42,13 @@ class ConvState(NamedTuple):
 
 
 def init_conv_state(kernel: Float[Array, "d s"], batch_size: int, dtype) -> ConvState:
-    """The state before the first position; `dtype` is that of the inputs."""
+    """The state before the first position; `dtype` is that of the inputs.
+
+    Examples:
+      >>> state = m2.init_conv_state(jnp.ones((1, 8)), 2, jnp.float32)  # one channel, 8 positions at most, two rows
+      >>> isinstance(state, m2.ConvState)
+      True
+    """
     empty = jnp.zeros((batch_size, kernel.shape[1], kernel.shape[0]), dtype)
     zero = jnp.zeros((), jnp.int32)
     return ConvState(kernel.T, empty, empty.astype(kernel.dtype), zero, zero)
@@ -69,6 +80,13 @@ def extend_conv(
 
     Raises:
       ValueError: more positions than the state has slots, where shapes or values say so.
+
+    Examples:
+      >>> u, state = jnp.ones((1, 8, 1)), m2.init_conv_state(jnp.ones((1, 8)), 1, jnp.float32)
+      >>> first, state = m2.extend_conv(u[:, :5], state)
+      >>> second, state = m2.extend_conv(u[:, 5:], state)
+      >>> jnp.round(jnp.concatenate([first, second], 1))[0, :, 0].astype(int).tolist()
+      [1, 2, 3, 4, 5, 6, 7, 8]
     """
     slots = len(state.kernel)
     if (most := u.shape[1] + (int(state.position) if is_known(state.position) else 0)) > slots:

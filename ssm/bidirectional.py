@@ -42,6 +42,11 @@ class Bidirectional(TwoSided):
       forward: a causal mixer, such as `ssm.Mamba`.
       backward: another one, with parameters of its own.
 
+    Examples:
+      >>> one, other = (ssm.Mamba(8, rngs=nnx.Rngs(seed)) for seed in (0, 1))
+      >>> ssm.Bidirectional(one, other)(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
+
     Source: Schiff et al. 2024, arXiv:2403.03234 (two directions of one block); the average as the remedy of Vision
       Mamba's divergence, hustvl/Vim issue 30.
     """

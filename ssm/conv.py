@@ -55,6 +55,12 @@ def causal_conv1d(
     Raises:
       ValueError: shapes that disagree.
 
+    Examples:
+      >>> x = jnp.arange(4.0).reshape(1, 4, 1)
+      >>> y, state = ssm.causal_conv1d(x, jnp.array([[0.5, 0.5]]))  # the mean of an input and the one before it
+      >>> y[0, :, 0].tolist(), state.tolist()
+      ([0.0, 0.5, 1.5, 2.5], [[[3.0]]])
+
     Source: mamba_ssm/modules/mamba_simple.py, `conv1d`; segments as `seq_idx` in the causal-conv1d package.
     """
     sizes = check_shapes(x=(x, "b l e"), weight=(weight, "e w"), bias=(bias, "e"))

@@ -29,6 +29,11 @@ def depthwise_conv2d(
 
     Raises:
       ValueError: shapes that disagree.
+
+    Examples:
+      >>> y = ssm.depthwise_conv2d(jnp.ones((1, 3, 3, 1)), jnp.ones((3, 3, 1)))
+      >>> y[0, :, :, 0].astype(int).tolist()
+      [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
     """
     sizes = check_shapes(x=(x, "b r c e"), weight=(weight, "m n e"), bias=(bias, "e"))
     m, n, rows, columns = (sizes[name] for name in "mnrc")

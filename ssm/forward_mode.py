@@ -23,7 +23,16 @@ _forward: Any = jax.make_user_context(False)
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Inside, operations have the derivatives that JAX derives, of both modes; see the module."""
+    """Inside, operations have the derivatives that JAX derives, of both modes; see the module.
+
+    Examples:
+      >>> def f(x):
+      ...     return ssm.causal_conv1d(x, jnp.ones((1, 2)))[0].sum()
+      >>> with ssm.forward_mode():
+      ...     value, slope = jax.jvp(f, (jnp.ones((1, 3, 1)),), (jnp.ones((1, 3, 1)),))
+      >>> float(slope)
+      5.0
+    """
     with _forward(True):
         yield
 

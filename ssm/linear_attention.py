@@ -77,6 +77,12 @@ def linear_attention(
     Raises:
       ValueError: shapes that disagree, key-value heads that do not divide the heads, or a chunk_size below 1.
 
+    Examples:
+      >>> q = k = v = jnp.ones((1, 3, 1, 2))
+      >>> y, state = ssm.linear_attention(q, k, v, jnp.log(jnp.full((1, 3, 1), 0.5)))  # each step halves what was
+      >>> y[0, :, 0, 0].tolist()
+      [2.0, 3.0, 3.5]
+
     Source: Yang et al. 2023, arXiv:2312.06635, section 4, with one decay a head; Dao & Gu 2024, arXiv:2405.21060.
     """
     check_shapes(
@@ -123,6 +129,12 @@ def linear_attention_step(
 
     Returns:
       (y, S'): y in v's dtype, S' in at least float32.
+
+    Examples:
+      >>> state, one = jnp.zeros((1, 1, 2, 2)), jnp.ones((1, 1, 2))
+      >>> y, state = ssm.linear_attention_step(state, one, one, one, jnp.zeros((1, 1)))
+      >>> y.tolist()
+      [[[2.0, 2.0]]]
     """
     check_shapes(state=(state, "b h p n"), q=(q, "b h n"), k=(k, "b k n"), v=(v, "b k p"), log_decay=(log_decay, "b h"))
     dtype = jnp.result_type(state, v, log_decay, jnp.float32)
@@ -142,7 +154,12 @@ def _for_each_head(m, heads):
 
 @dataclasses.dataclass(frozen=True)
 class LinearAttentionConfig:
-    """Options of linear attention with a decay. The defaults are mmMamba's."""
+    """Options of linear attention with a decay. The defaults are mmMamba's.
+
+    Examples:
+      >>> ssm.LinearAttentionConfig(n_heads=4, n_kv_heads=2).head_dim is None  # d_model / n_heads
+      True
+    """
 
     n_heads: int | None = None
     """Heads, each with its own query, decay and gate. None: d_model / head_dim, with head_dim 64 unless given."""
@@ -188,7 +205,13 @@ class LinearAttentionConfig:
 
 @serializable("ssm.LinearAttentionState")
 class LinearAttentionState(NamedTuple):
-    """What the mixer carries from one call to the next; its size does not depend on the length."""
+    """What the mixer carries from one call to the next; its size does not depend on the length.
+
+    Examples:
+      >>> mixer = ssm.LinearAttention(16, ssm.LinearAttentionConfig(n_heads=2), rngs=nnx.Rngs(0))
+      >>> jax.tree.map(jnp.shape, mixer.init_state(1))
+      LinearAttentionState(conv=(1, 1, 48), ssm=(1, 2, 8, 8))
+    """
 
     conv: Float[Array, "b t e"]
     """The last d_conv - 1 inputs (v, k, q) of the short convolution, oldest first."""
@@ -217,6 +240,11 @@ class LinearAttention(Mixer):
 
     Raises:
       ValueError: head counts that do not divide.
+
+    Examples:
+      >>> mixer = ssm.LinearAttention(16, ssm.LinearAttentionConfig(n_heads=2), rngs=nnx.Rngs(0))
+      >>> mixer(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
     """
 
     runs_cut = mirrors = carries = True

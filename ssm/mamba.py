@@ -28,7 +28,12 @@ from ssm.tensor_cut import project
 
 @dataclasses.dataclass(frozen=True)
 class MambaConfig:
-    """Options of the Mamba mixer. The defaults are those of the published models."""
+    """Options of the Mamba mixer. The defaults are those of the published models.
+
+    Examples:
+      >>> ssm.Mamba(16, ssm.MambaConfig(d_state=4), rngs=nnx.Rngs(0)).A_log.shape
+      (32, 4)
+    """
 
     d_state: int = 16
     """State size n of each channel."""
@@ -78,7 +83,12 @@ class MambaConfig:
 
 @serializable("ssm.MambaState")
 class MambaState(NamedTuple):
-    """What one Mamba mixer carries from one call to the next; its size does not depend on the length."""
+    """What one Mamba mixer carries from one call to the next; its size does not depend on the length.
+
+    Examples:
+      >>> jax.tree.map(jnp.shape, ssm.Mamba(8, rngs=nnx.Rngs(0)).init_state(1))
+      MambaState(conv=(1, 3, 16), ssm=(1, 16, 16))
+    """
 
     conv: Float[Array, "b t e"]
     """The last d_conv - 1 inputs of the short convolution, oldest first."""
@@ -203,6 +213,12 @@ class Mamba(Selective, Mixer):
       rngs: source of keys, stream "params".
 
     Weight decay leaves out every parameter marked `decay=False`: A_log, D and the biases.
+
+    Examples:
+      >>> mixer = ssm.Mamba(16, rngs=nnx.Rngs(0))
+      >>> y, state = mixer.extend(jnp.ones((2, 10, 16)), mixer.init_state(2))  # mixer(x) goes on from nothing
+      >>> y.shape
+      (2, 10, 16)
     """
 
     runs_cut = mirrors = carries = True

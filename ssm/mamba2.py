@@ -29,7 +29,12 @@ from ssm.tensor_cut import convolve, project
 
 @dataclasses.dataclass(frozen=True)
 class Mamba2Config:
-    """Options of the Mamba-2 mixer. The defaults are those of the published models."""
+    """Options of the Mamba-2 mixer. The defaults are those of the published models.
+
+    Examples:
+      >>> ssm.Mamba2(16, ssm.Mamba2Config(d_state=8, head_dim=8), rngs=nnx.Rngs(0)).A_log.shape  # expand 16 / 8 heads
+      (4,)
+    """
 
     d_state: int = 128
     """State size n of each channel."""
@@ -91,7 +96,13 @@ class Mamba2Config:
 
 @serializable("ssm.Mamba2State")
 class Mamba2State(NamedTuple):
-    """What one Mamba-2 mixer carries from one call to the next; its size does not depend on the length."""
+    """What one Mamba-2 mixer carries from one call to the next; its size does not depend on the length.
+
+    Examples:
+      >>> mixer = ssm.Mamba2(16, ssm.Mamba2Config(d_state=8, head_dim=8), rngs=nnx.Rngs(0))
+      >>> jax.tree.map(jnp.shape, mixer.init_state(1))
+      Mamba2State(conv=(1, 3, 48), ssm=(1, 4, 8, 8))
+    """
 
     conv: Float[Array, "b t e"]
     """The last d_conv - 1 inputs (x, B, C) of the short convolution, oldest first."""
@@ -114,6 +125,11 @@ class Mamba2(Mixer):
 
     Raises:
       ValueError: widths that head_dim or n_groups do not divide.
+
+    Examples:
+      >>> mixer = ssm.Mamba2(16, ssm.Mamba2Config(d_state=8, head_dim=8), rngs=nnx.Rngs(0))
+      >>> mixer(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
     """
 
     runs_cut = mirrors = carries = True

@@ -33,7 +33,12 @@ TURNS_AT_ONCE = 64
 
 @dataclasses.dataclass(frozen=True)
 class Mamba3Config:
-    """Options of the Mamba-3 mixer. The defaults are those of the official module."""
+    """Options of the Mamba-3 mixer. The defaults are those of the official module.
+
+    Examples:
+      >>> ssm.Mamba3Config(is_mimo=True).mimo_rank  # inputs and outputs a head
+      4
+    """
 
     d_state: int = 128
     """State size n of each channel."""
@@ -91,7 +96,13 @@ class Mamba3Config:
 
 @serializable("ssm.Mamba3State")
 class Mamba3State(NamedTuple):
-    """What one Mamba-3 mixer carries from one call to the next; its size does not depend on the length."""
+    """What one Mamba-3 mixer carries from one call to the next; its size does not depend on the length.
+
+    Examples:
+      >>> mixer = ssm.Mamba3(16, ssm.Mamba3Config(d_state=8, head_dim=8), rngs=nnx.Rngs(0))
+      >>> mixer.init_state(1).ssm.shape
+      (1, 4, 8, 8)
+    """
 
     angle: Float[Array, "b h s"]
     """Angle of each rotated pair, in radians, 0 to 2 pi."""
@@ -118,6 +129,11 @@ class Mamba3(Mixer):
 
     Raises:
       ValueError: widths that head_dim or n_groups do not divide.
+
+    Examples:
+      >>> mixer = ssm.Mamba3(16, ssm.Mamba3Config(d_state=8, head_dim=8), rngs=nnx.Rngs(0))
+      >>> mixer(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
     """
 
     runs_cut = mirrors = carries = True

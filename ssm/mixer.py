@@ -37,7 +37,12 @@ class TwoSided(nnx.Module):
 
 
 class Mixer(nnx.Module):
-    """A causal sequence mixer; its `_mix(x, state, mask, segment_ids)` goes on from a state, or from none."""
+    """A causal sequence mixer; its `_mix(x, state, mask, segment_ids)` goes on from a state, or from none.
+
+    Examples:
+      >>> isinstance(ssm.Mamba(8, rngs=nnx.Rngs(0)), ssm.Mixer)
+      True
+    """
 
     causal = True
 

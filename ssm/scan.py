@@ -114,6 +114,13 @@ def selective_scan(
       ValueError: shapes that disagree, a chunk_size below 1, or one for "pallas".
       NotImplementedError: "pallas" with float64, or (when it is lowered) in a program that is not for a TPU.
 
+    Examples:
+      >>> u = delta = jnp.ones((1, 3, 2))
+      >>> A, B, C = -jnp.ones((2, 4)), jnp.ones((1, 3, 4)), jnp.ones((1, 3, 4))
+      >>> y, state = ssm.selective_scan(u, delta, A, B, C)
+      >>> y.shape, state.shape, round(float(y[0, 1, 0]), 4)  # 4 (1 + exp(-1))
+      ((1, 3, 2), (1, 2, 4), 5.4715)
+
     Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2 and Algorithm 2; `selective_scan_ref` in
       mamba_ssm/ops/selective_scan_interface.py (softplus and its bias stay with the caller here).
     """
@@ -185,6 +192,13 @@ def selective_step(
 
     Returns:
       (y, h'): y in u's dtype, h' in at least float32.
+
+    Examples:
+      >>> y, state = ssm.selective_step(
+      ...     jnp.zeros((1, 2, 4)), jnp.ones((1, 2)), jnp.ones((1, 2)), -jnp.ones((2, 4)), *[jnp.ones((1, 4))] * 2
+      ... )
+      >>> y.tolist()
+      [[4.0, 4.0]]
 
     Source: Gu & Dao 2023, arXiv:2312.00752, eq. 2a-2b and Algorithm 2.
     """

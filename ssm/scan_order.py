@@ -30,6 +30,10 @@ def scan_order(kind: ScanOrder, grid: tuple[int, int]) -> Int[np.ndarray, "s l"]
     Raises:
       ValueError: an unknown kind, or an empty grid.
 
+    Examples:
+      >>> ssm.scan_order("cross", (2, 3))[1].tolist()  # column by column
+      [0, 3, 1, 4, 2, 5]
+
     Source: raster and bidirectional: Vim, arXiv:2401.09417; cross: VMamba, arXiv:2401.10166, figure 3; hilbert: among
       the scans of the survey arXiv:2408.01129.
     """
@@ -54,12 +58,24 @@ def unscan_order(kind: ScanOrder, grid: tuple[int, int]) -> Int[np.ndarray, "s l
 
 
 def scan_image(x: Float[Array, "b l d"], kind: ScanOrder, grid: tuple[int, int]) -> Float[Array, "b s l d"]:
-    """An image, row by row, as one sequence for each order."""
+    """An image, row by row, as one sequence for each order.
+
+    Examples:
+      >>> ssm.scan_image(jnp.arange(6.0).reshape(1, 6, 1), "bidirectional", (2, 3))[0, :, :, 0].astype(int).tolist()
+      [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]]
+    """
     return jnp.take(x, scan_order(kind, grid), axis=1)
 
 
 def merge_scans(y: Float[Array, "b s l d"], kind: ScanOrder, grid: tuple[int, int]) -> Float[Array, "b l d"]:
-    """The sum of what all orders have to say of each position; of `scan_image(x)`, x as many times as there are."""
+    """The sum of what all orders have to say of each position; of `scan_image(x)`, x as many times as there are.
+
+    Examples:
+      >>> x = jnp.arange(6.0).reshape(1, 6, 1)
+      >>> y = ssm.merge_scans(ssm.scan_image(x, "cross", (2, 3)), "cross", (2, 3))
+      >>> bool((y == 4 * x).all())
+      True
+    """
     there = unscan_order(kind, grid)
     return jnp.sum(jnp.take_along_axis(y, there[None, :, :, None], axis=2), axis=1)
 

@@ -12,7 +12,12 @@ from ssm.sequence_cut import Along, cut_of, entering_states, positions_before
 
 
 def segment_starts(segment_ids: Int[Array, "b l"], along: Along | None = None) -> Bool[Array, "b l"]:
-    """True at each position that opens a new segment. The first position goes on with what came before the row."""
+    """True at each position that opens a new segment. The first position goes on with what came before the row.
+
+    Examples:
+      >>> ssm.segment_starts(jnp.array([[7, 7, 3, 3, 7]])).astype(int).tolist()
+      [[0, 0, 1, 0, 1]]
+    """
     before = segment_ids[:, :1]
     if along is not None:
         before = jnp.where(along.place() == 0, before, along.from_left(segment_ids[:, -1:]))
@@ -20,7 +25,12 @@ def segment_starts(segment_ids: Int[Array, "b l"], along: Along | None = None) -
 
 
 def segment_runs(segment_ids: Int[Array, "b l"], along: Along | None = None) -> Int[Array, "b l"]:
-    """Numbers the segments of each row, or piece, by position: 0 goes on with what came before, then 1, 2, ..."""
+    """Numbers the segments of each row, or piece, by position: 0 goes on with what came before, then 1, 2, ...
+
+    Examples:
+      >>> ssm.segment_runs(jnp.array([[7, 7, 3, 3, 7]])).tolist()
+      [[0, 0, 1, 1, 2]]
+    """
     return jnp.cumsum(segment_starts(segment_ids, along), axis=1)
 
 

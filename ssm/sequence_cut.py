@@ -32,7 +32,13 @@ ROWS = ("data", "fsdp")
 
 
 class Along(NamedTuple):
-    """The mesh axis that the pieces of a row lie along, inside `jax.shard_map`."""
+    """The mesh axis that the pieces of a row lie along, inside `jax.shard_map`.
+
+    Examples:
+      >>> along = ssm.Along("sequence")  # ssm.ssd(x, dt, A, B, C, along=along) inside jax.shard_map
+      >>> along.axis
+      'sequence'
+    """
 
     axis: str
     mirrored: bool = False

@@ -26,7 +26,12 @@ from ssm.sequence_cut import lay, whole_rows
 
 @dataclasses.dataclass(frozen=True)
 class SS2DConfig(MambaConfig):
-    """Options of the two-dimensional selective scan. The defaults are VMamba's, but for its state size of 1."""
+    """Options of the two-dimensional selective scan. The defaults are VMamba's, but for its state size of 1.
+
+    Examples:
+      >>> ssm.SS2DConfig().scan
+      'cross'
+    """
 
     d_conv: int = 3
     """Taps to a side of the convolution over the image."""
@@ -56,6 +61,11 @@ class SS2D(TwoSided):
 
     Raises:
       ValueError: causal=True.
+
+    Examples:
+      >>> mixer = ssm.SS2D(8, ssm.SS2DConfig(d_state=4), rngs=nnx.Rngs(0))
+      >>> mixer(jnp.ones((2, 12, 8)), grid=(3, 4)).shape
+      (2, 12, 8)
     """
 
     needs = ("grid",)

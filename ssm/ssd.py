@@ -59,6 +59,13 @@ def ssd(
     Raises:
       ValueError: shapes that disagree, groups that do not divide the heads, or a chunk_size below 1.
 
+    Examples:
+      >>> x, dt = jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 2))  # two heads of four channels
+      >>> A, B, C = -jnp.ones(2), jnp.ones((1, 3, 1, 8)), jnp.ones((1, 3, 1, 8))
+      >>> y, state = ssm.ssd(x, dt, A, B, C)
+      >>> y.shape, state.shape, round(float(y[0, 1, 0, 0]), 4)  # 8 (1 + exp(-1))
+      ((1, 3, 2, 4), (1, 2, 4, 8), 10.943)
+
     Source: Dao & Gu 2024, arXiv:2405.21060, section 6; mamba_ssm/modules/ssd_minimal.py.
     """
     sizes = check_shapes(
@@ -109,6 +116,13 @@ def ssd_step(
 
     Returns:
       (y, h'): y in x's dtype, h' in at least float32.
+
+    Examples:
+      >>> y, state = ssm.ssd_step(
+      ...     jnp.zeros((1, 2, 4, 8)), jnp.ones((1, 2, 4)), jnp.ones((1, 2)), -jnp.ones(2), *[jnp.ones((1, 1, 8))] * 2
+      ... )
+      >>> y.shape, float(y[0, 0, 0])
+      ((1, 2, 4), 8.0)
 
     Source: Dao & Gu 2024, arXiv:2405.21060, eq. 1 with a scalar decay a head.
     """

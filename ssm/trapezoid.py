@@ -38,7 +38,15 @@ from ssm.serialization import serializable
 
 @serializable("ssm.TrapezoidState")
 class TrapezoidState(NamedTuple):
-    """What the recurrence carries: its state, and the last input, whose right end is still to be weighed."""
+    """What the recurrence carries: its state, and the last input, whose right end is still to be weighed.
+
+    Examples:
+      >>> v = k = q = jnp.ones((1, 3, 1, 2, 4))
+      >>> dt = lam = jnp.ones((1, 3, 2))
+      >>> _, state = ssm.trapezoid(v, k, q, dt, -dt, lam)
+      >>> jax.tree.map(jnp.shape, state)
+      TrapezoidState(h=(1, 2, 4, 4), k=(1, 1, 2, 4), v=(1, 1, 2, 4))
+    """
 
     h: Float[Array, "b h p n"]
     """The state, at least float32."""
@@ -87,6 +95,13 @@ def trapezoid(
 
     Raises:
       ValueError: shapes that disagree, or a chunk_size below 1.
+
+    Examples:
+      >>> v = k = q = jnp.ones((1, 3, 1, 2, 4))  # one input a head, two heads of four channels
+      >>> dt = lam = jnp.ones((1, 3, 2))
+      >>> y, state = ssm.trapezoid(v, k, q, dt, -dt, lam)
+      >>> y.shape
+      (1, 3, 1, 2, 4)
     """
     sizes = check_shapes(
         v=(v, "b l r h p"),
@@ -187,6 +202,15 @@ def trapezoid_step(
 
     Returns:
       (y, state): y in v's dtype.
+
+    Examples:
+      >>> v = k = q = jnp.ones((1, 3, 1, 2, 4))
+      >>> dt = lam = jnp.ones((1, 3, 2))
+      >>> whole, _ = ssm.trapezoid(v, k, q, dt, -dt, lam)
+      >>> _, state = ssm.trapezoid(v[:, :2], k[:, :2], q[:, :2], dt[:, :2], -dt[:, :2], lam[:, :2])
+      >>> y, _ = ssm.trapezoid_step(state, v[:, 2], k[:, 2], q[:, 2], dt[:, 2], -dt[:, 2], lam[:, 2])
+      >>> bool(jnp.allclose(y, whole[:, 2]))
+      True
     """
     check_shapes(
         v=(v, "b r h p"),

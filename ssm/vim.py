@@ -57,6 +57,10 @@ class Vim(TwoSided):
 
     Raises:
       ValueError: causal=True.
+
+    Examples:
+      >>> ssm.Vim(8, ssm.MambaConfig(d_state=4), rngs=nnx.Rngs(0))(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
     """
 
     runs_cut = True

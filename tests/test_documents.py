@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import textwrap
 
 import matplotlib.pyplot as plt
 import mypy.api
@@ -51,23 +52,30 @@ def test_notebook_runs_from_a_clean_start(path):
             exec(compile("".join(cell["source"]), f"{path.name}[{number}]", "exec"), namespace)
 
 
-# What is said behind a snippet is what it prints.
-SNIPPETS = re.findall(
-    r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", (ROOT / "README.md").read_text(), flags=re.DOTALL
-)
+# What is said behind a snippet is what it prints. On the site's pages a snippet may be set in, as a tab.
+_SNIPPET = re.compile(r"^( *)```python\n(.*?)^\1```(?:\n\n\1```text\n(.*?)^\1```)?", flags=re.DOTALL | re.MULTILINE)
 
 
-def test_readme_snippets_print_what_it_says(capsys):
-    assert SNIPPETS
+def snippets(path):
+    return [tuple(map(textwrap.dedent, found[1:])) for found in _SNIPPET.findall(path.read_text())]
+
+
+# Those of papers are run by test_papers.
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/guides").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if snippets(p)], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_snippets_print_what_the_page_says(path, capsys):
     namespace = {"__name__": "__main__"}
-    for number, (snippet, output) in enumerate(SNIPPETS):
-        exec(compile(snippet, f"README.md[{number}]", "exec"), namespace)
+    for number, (snippet, output) in enumerate(snippets(path)):
+        exec(compile(snippet, f"{path.name}[{number}]", "exec"), namespace)
         assert capsys.readouterr().out == output
 
 
+@pytest.mark.slow
 def test_readme_snippets_pass_the_type_checker(tmp_path):
     path = tmp_path / "readme.py"
-    path.write_text("\n".join(snippet for snippet, _ in SNIPPETS))
+    path.write_text("\n".join(snippet for snippet, _ in snippets(ROOT / "README.md")))
     said, errors, status = mypy.api.run(["--config-file", str(ROOT / "pyproject.toml"), str(path)])
     assert status == 0, said + errors
 
@@ -88,6 +96,6 @@ def test_the_readme_is_one_that_one_reads():
 
 
 def test_commands_of_the_documents_exist():
-    text = "".join((ROOT / name).read_text() for name in ("README.md", "RESULTS.md"))
+    text = "".join(path.read_text() for path in (*PAGES, ROOT / "RESULTS.md"))
     for module in set(re.findall(r"python -m (experiments\.[a-z_]+)", text)):
         assert importlib.util.find_spec(module), module

@@ -2,6 +2,8 @@
 
 from zoo.layers.attention import Attention as Attention
 from zoo.layers.attention import AttentionConfig as AttentionConfig
+from zoo.layers.connectors import Connector as Connector
+from zoo.layers.connectors import ConnectorConfig as ConnectorConfig
 from zoo.layers.forward_mode import forward_mode as forward_mode
 from zoo.layers.mlp import MLP as MLP
 from zoo.layers.mlp import MLPConfig as MLPConfig
@@ -37,6 +39,8 @@ from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
 from zoo.models.vision import ImageClassifierConfig as ImageClassifierConfig
+from zoo.models.vision_language import VisionLanguageConfig as VisionLanguageConfig
+from zoo.models.vision_language import VisionLanguageModel as VisionLanguageModel
 from zoo.published.adapter_files import load_adapter as load_adapter
 from zoo.published.adapter_files import save_adapter as save_adapter
 from zoo.published.presets import create as create
@@ -48,10 +52,14 @@ from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.reuse.adapt import add_lora as add_lora
 from zoo.reuse.adapt import merge_lora as merge_lora
 from zoo.reuse.calibration import calibrate as calibrate
+from zoo.reuse.deltas import add_deltas as add_deltas
+from zoo.reuse.deltas import sparse_delta as sparse_delta
+from zoo.reuse.factorize import factorize as factorize
 from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate
 from zoo.reuse.merge import merge as merge
+from zoo.reuse.prune import prune as prune
 from zoo.reuse.quantize import dequantize as dequantize
 from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone

@@ -6,6 +6,8 @@ python -m experiments.bench peers                      # beside torch, timm, tra
 python -m experiments.bench limits                     # the machine's ceilings, and each operation's share of its own
 python -m experiments.bench vision                     # image classifiers, from 224 to 1024 pixels
 python -m experiments.bench decode                     # a token with attention's cache or a state, against the context
+python -m experiments.bench quantized MODEL            # perplexity, bytes and time a token in 16, 8 and 4 bits
+python -m experiments.bench reused                     # what starting from a trained model is worth
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
 python -m experiments.bench length                     # memory of a step of up to a million tokens, on several devices
 python -m experiments.bench recall                     # what a state recalls, and what attention does
@@ -17,7 +19,7 @@ import sys
 from experiments.loop import flags
 from zoo.layers.names import unknown_name
 
-BENCHES = ("peers", "limits", "vision", "decode", "depth", "length", "recall", "coverage")
+BENCHES = ("peers", "limits", "vision", "decode", "quantized", "reused", "depth", "length", "recall", "coverage")
 COMMANDS = {name: f"experiments.bench.{name}" for name in BENCHES}
 
 

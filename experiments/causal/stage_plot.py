@@ -16,7 +16,8 @@ def plot_stages(rows: Mapping[str, Mapping[str, float]], folder: Path) -> Path:
     axes = figure.subplots()
     axes.plot(names, values, color="tab:blue", marker="o", linestyle="none")
     for name, value in zip(names, values, strict=True):
-        axes.annotate(f"{value:.3g}", (name, value), xytext=(0, 8), textcoords="offset points", ha="center")
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # the teacher's line stays off the numbers
+        axes.annotate(f"{value:.3g}", (name, value), (0, 8), textcoords="offset points", ha="center", bbox=white)
     teacher = rows["teacher"]["perplexity"]
     axes.axhline(teacher, color="tab:orange", linewidth=1.5, label=f"teacher, {teacher:.3g}")
     axes.set(yscale="log", ylabel="perplexity on held-out text", title=f"Distillation of {folder.resolve().name}")

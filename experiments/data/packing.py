@@ -3,6 +3,9 @@
 An encoder reads [CLS] piece [SEP], where a piece is a document or, of a longer one, what fits a row. Padding costs as
 much as text does, so rows hold several pieces (`packed`), or are cut to the power of two that their piece needs
 (`buckets`); `padded` is the plain form. Which is which is decided once; every epoch has an order of its own.
+
+Source: Krell et al. 2021, arXiv:2107.02027 (packing, documents kept apart); for kernels that take rows without padding
+instead, Zeng et al. 2022, arXiv:2208.08124.
 """
 
 from __future__ import annotations

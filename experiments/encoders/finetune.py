@@ -36,6 +36,7 @@ from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.summary import Scores, Summary, report, summarise
 
 
@@ -124,6 +125,5 @@ def main() -> int:
                 for split, scores in counted.items()
             }
         said = report(rows, len(tuned), config.metrics)
-    print(said)
-    print(f"run folder: {folder} (results.json, predictions.jsonl, confusion.png, curves.png, checkpoints)")
+    show_end(folder, said.splitlines(), "results.json, predictions.jsonl, confusion.png, curves.png, checkpoints")
     return 0

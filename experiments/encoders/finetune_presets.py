@@ -9,6 +9,7 @@ from experiments.encoders import glue
 from experiments.encoders.class_weights import ClassWeights
 from experiments.encoders.objectives import Head
 from experiments.encoders.shapes import small_encoder
+from experiments.loop.adapting import AdaptConfig, check_start
 from experiments.loop.duration import check_duration
 from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
@@ -67,6 +68,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Adapters of --init, which stays as it is, rather than all of it."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     run_dir: str | None = None
@@ -75,6 +78,7 @@ class Config:
     def __post_init__(self):
         if self.scratch and self.init is None:
             raise ValueError("--scratch is for the shape of an --init; without one the encoder is fresh anyway")
+        check_start(self.adapt, None if self.scratch else self.init)
         check_duration(self)
         if self.stride is not None and self.stride < 1:
             raise ValueError(f"--stride {self.stride}, expected at least 1")

@@ -39,6 +39,7 @@ from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.starting import check_agreement, load_start, with_options
 from experiments.loop.train import Finished, Task, TrainConfig, mean_of, sum_over, train
 
@@ -267,14 +268,14 @@ def main() -> int:
     if finished.stopped:
         return 0
     step = int(finished.state.step)
+    lines = []
     if last := last_evaluation(folder):
-        print(
+        lines.append(
             f"held-out text: loss {last['loss']:.3f} nats a hidden token, {last['accuracy']:.1%} guessed right, "
             f"after {last['step']} steps"
         )
-    for line in guesses(finished.model, corpus, config.examples):
-        print(line)
-    print(f"run folder: {folder} (curves.png, metrics.jsonl, tensorboard, checkpoints)")
+    lines += guesses(finished.model, corpus, config.examples)
+    show_end(folder, lines, "curves.png, metrics.jsonl, tensorboard, checkpoints")
     print(flags.as_called(f"tune it:    python -m experiments.bert finetune tiny --init {folder}"))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")
     return 0

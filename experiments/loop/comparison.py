@@ -5,9 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.loop.history import Run, is_number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Rows = list[dict[str, Any]]
 """A dict for each run, by column."""
@@ -98,7 +101,17 @@ def metrics_of(runs: Sequence[Run]) -> list[str]:
 
 
 def plot(runs: Sequence[Run], path: Path) -> Path:
-    """Draws each metric over steps, a line a run: held out, and the loss of training paler behind it.
+    """Draws `figure` into a file.
+
+    Raises:
+      ValueError: there is nothing to draw.
+    """
+    figure(runs).savefig(path, dpi=150)
+    return path
+
+
+def figure(runs: Sequence[Run]) -> "Figure":
+    """Each metric over steps, a line a run: held out, and the loss of training paler behind it.
 
     Raises:
       ValueError: there is nothing to draw.
@@ -110,8 +123,8 @@ def plot(runs: Sequence[Run], path: Path) -> Path:
         raise ValueError("none of these runs has metrics to draw")
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(6 * columns, 3.2 * rows + 0.3 * len(runs)), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    drawn = Figure(figsize=(6 * columns, 3.2 * rows + 0.3 * len(runs)), layout="constrained")
+    axes = drawn.subplots(rows, columns, squeeze=False).ravel()
     for number, (run, label) in enumerate(zip(runs, labels(runs), strict=True)):
         color = f"C{number % 10}"
         for name, panel in zip(names, axes, strict=False):
@@ -127,9 +140,8 @@ def plot(runs: Sequence[Run], path: Path) -> Path:
     for panel in axes[len(names) :]:
         panel.remove()
     handles, texts = axes[0].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside lower left", frameon=False)
-    figure.savefig(path, dpi=150)
-    return path
+    drawn.legend(handles, texts, loc="outside lower left", frameon=False)
+    return drawn
 
 
 def _curve(run: Run, name: str, split: str) -> tuple[list[int], list[float]]:

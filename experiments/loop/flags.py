@@ -27,6 +27,7 @@ Config = TypeVar("Config")  # a dataclass
 Positional = tyro.conf.Positional
 Hidden = tyro.conf.Suppress  # a field without a flag
 Repeated = tyro.conf.UseAppendAction  # a tuple whose flag is given once for each value
+SCRIPTS = ("subq", "subq.exe")  # names of the installed command
 
 
 def alias(flag: str) -> Any:
@@ -54,8 +55,7 @@ def usage_errors():
 
 def as_called(text: str) -> str:
     """A text whose commands are as this process was started: `subq sample` for `python -m experiments.sample`."""
-    by_name = Path(sys.argv[0]).name in ("subq", "subq.exe")
-    return re.sub(r"python -m\s+experiments\.", "subq ", text) if by_name else text
+    return re.sub(r"python -m\s+experiments\.", "subq ", text) if Path(sys.argv[0]).name in SCRIPTS else text
 
 
 def _with_cache(description: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs
+from experiments.loop.adapting import adapted
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
@@ -14,7 +15,7 @@ from experiments.loop.train import Finished, Task, train
 
 
 class Experiment(NamedTuple):
-    """What an experiment is to its runs. Its configuration has fields `seeds` and `train`."""
+    """What an experiment is to its runs. Its configuration has fields `seeds`, `train` and `adapt`."""
 
     prepare: Callable[[Any, Path | None], Any]
     """prepare(config, folder of a run that goes on or None) gives what runs of all seeds share, with fields `train` and
@@ -88,12 +89,15 @@ def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = N
     with flags.usage_errors():
         going_on = runs.holds_run(config, folder, experiment.free)
         prepared = prepared or experiment.prepare(config, folder if going_on else None)
+        length, optim = prepared.train.steps, prepared.optim
         task = experiment.make_task(config, prepared)
+        task, save_base = adapted(task, config.adapt, folder, optim, steps=length, seed=config.train.seed)
         folder.mkdir(parents=True, exist_ok=True)
         check_inputs(folder, experiment.inputs(prepared), config.train.allow_changed)
         experiment.save(prepared, folder)
         flags.save_config(config, folder / "config.json")
     print(experiment.describe(prepared, folder), flush=True)
+    save_base()
     train_config = dataclasses.replace(prepared.train, seed=config.train.seed)
     record = dataclasses.asdict(config) | experiment.record(prepared)
     return prepared, train(task, train_config, prepared.optim, folder, record=record)

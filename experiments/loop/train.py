@@ -46,7 +46,9 @@ from experiments.loop.optim import OptimConfig, make_optimizer, make_schedule
 from experiments.loop.rescue import said
 from experiments.loop.run_files import RunFiles
 from experiments.loop.run_lock import run_lock
+from experiments.loop.run_page import write_page
 from experiments.loop.sharding import is_cut, make_model, shardings_of_state, specs_of_params, specs_of_state
+from experiments.loop.starts import record_start
 from experiments.loop.stopping import AgreedStop, stop_signals
 
 Batch = dict[str, Any]
@@ -465,6 +467,8 @@ def _train(
             del restored
         aside = set_metrics_aside(folder) if not first and distributed.is_first() else None
         files.metrics.rewind(first)
+        if first < config.steps:
+            record_start(folder, first)
         files.begin(bytes_of(state), first or None)
 
         with Progress(config.steps, start=first, silent=not distributed.is_first()) as progress:
@@ -582,8 +586,9 @@ def _train(
     try:
         if distributed.is_first():
             plot_metrics(folder)
+            write_page(folder)
     except OSError as error:
-        print(f"{folder}/curves.png could not be written: {said(error)}", flush=True)
+        print(f"{folder}: the curves could not be drawn: {said(error)}", flush=True)
     if files.rescued.moved:
         raise UsageError(f"trained to step {state.step} of {config.steps}, but {files.rescued}")
     finished = Finished(state, current_model(), stopped=stopped)

@@ -31,10 +31,12 @@ from experiments.data.tokenizers import save_tokenizer
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_config, small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.adapting import adapted
 from experiments.loop.mesh import meshed
 from experiments.loop.model_size import describe_size
 from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
+from experiments.loop.run_page import show_end
 from experiments.loop.train import Finished, Task, TrainConfig, train
 from experiments.retrieval.beir import load_collections, overlap
 from experiments.retrieval.bi_encoder import Objective, check_batches, retrieval_loss
@@ -214,6 +216,8 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
         if not config.zero_shot:
             teaching = learn_from(config.objective, prepared, **lengths)
             task = make_task(config, prepared, special, started.model, started.init, teaching)
+            how = {"steps": config.train.steps, "seed": config.train.seed}
+            task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
             save_tokenizer(started.tokenizer, folder)
         read = inputs(collections, started.tokenizer)
         runs.begin(config, folder, None if config.zero_shot else started.model, read)
@@ -228,6 +232,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> Fitted:
         print(f"note: {shared:,} documents answer queries of both train and test, as the data says", flush=True)
     if config.zero_shot:
         return Fitted(None, started.init, prepared, special)
+    save_base()
     finished = train(task, config.train, config.optim, folder, record=dataclasses.asdict(config))
     model = finished.model if finished.stopped else load_encoder(folder, step="best").model
     return Fitted(finished, model, prepared, special)
@@ -242,10 +247,8 @@ def main() -> int:
     if finished is not None and finished.stopped:
         return 0
     results = evaluate(fitted.model, fitted.prepared, fitted.special, config, folder, max_doc_len=config.max_doc_len)
-    print(f"{results['queries']:,} {results['split']} queries, {results['documents']:,} documents searched:")
-    for line in table(results):
-        print(line)
-    print(f"run folder: {folder} ({RESULTS}, run.trec, metrics.jsonl, checkpoints)")
+    heading = f"{results['queries']:,} {results['split']} queries, {results['documents']:,} documents searched:"
+    show_end(folder, [heading, *table(results)], f"{RESULTS}, run.trec, metrics.jsonl, checkpoints")
     model = config.init if finished is None else folder
     print(flags.as_called(f"vectors:    python -m experiments.bert embed {model} texts.txt vectors.npy"))
     return 0

@@ -16,6 +16,7 @@ from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import runs
+from experiments.loop.adapting import AdaptConfig, check_start
 from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import check_agreement, load_start, options
@@ -51,6 +52,8 @@ class BiEncoderConfig:
     """How long to train, what to keep. batch_size counts queries."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Adapters of --init, which stays as it is, rather than all of it."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     init: str | None = None
@@ -60,6 +63,7 @@ class BiEncoderConfig:
     """Positions in a batch of an evaluation."""
 
     def __post_init__(self):
+        check_start(self.adapt, self.init)
         check_row_len("max_query_len", self.max_query_len)
         if self.eval_tokens < 1:
             raise ValueError(f"eval_tokens={self.eval_tokens}, expected at least 1")

@@ -4,7 +4,7 @@
 
 It is the start of a V-cycle, see `python -m experiments.reuse grow --help`, and undoes `grow`.
 
-Source: Wang et al. 2023, arXiv:2309.12763.
+Source: Zou et al. 2024, arXiv:2404.07999.
 """
 
 import dataclasses

@@ -9,7 +9,7 @@ The V-cycle trains a large model for a little, a smaller one made of it for long
     python -m experiments.causal_lm ... --init small --run-dir trained
     python -m experiments.reuse grow trained again --d-model 128 --n-layers 4 --depth copy --into LARGE --alpha 0.5
 
-Source: Chen et al. 2021, arXiv:2110.07143 (bert2BERT); Wang et al. 2023, arXiv:2309.12763 (V-cycle).
+Source: Chen et al. 2021, arXiv:2110.07143 (bert2BERT); Zou et al. 2024, arXiv:2404.07999 (V-cycle).
 """
 
 import dataclasses

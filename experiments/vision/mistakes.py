@@ -37,11 +37,13 @@ def plot_mistakes(
         image = images.read(int(i))
         panel.imshow(image if image.mode == "L" else flatten(image, "RGB", (255,)), cmap="gray")
         said, color = classes[predicted[i]], "tab:red" if predicted[i] != images.labels[i] else "tab:green"
-        title = f"{classes[images.labels[i]]}: {right[i]:.0%}"
+        title = f"is {classes[images.labels[i]]}: {right[i]:.0%}"
         if predicted[i] != images.labels[i]:
-            title += f"\n{said}: {probabilities[i, predicted[i]]:.0%}"
+            title += f"\nsaid {said}: {probabilities[i, predicted[i]]:.0%}"
         panel.set_title(title, fontsize=7, color=color)
-    figure.suptitle(f"{split}: {wrong} of {len(logits)} wrong; the least probable truths", fontsize=9)
+    figure.suptitle(
+        f"{split}: {wrong} of {len(logits)} wrong; the least probable truths, and what was said", fontsize=9
+    )
     path = folder / "mistakes.png"
     save_figure(figure, path, dpi=120)
     return path

@@ -8,6 +8,7 @@ import zoo
 from experiments.data.augment import AugmentConfig, PreprocessConfig
 from experiments.data.images import ImagesConfig
 from experiments.encoders.class_weights import ClassWeights
+from experiments.loop.adapting import AdaptConfig, check_start
 from experiments.loop.duration import check_duration
 from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
@@ -57,6 +58,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    adapt: AdaptConfig = AdaptConfig()
+    """Adapters of --init, which stays as it is, rather than all of it."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     run_dir: str | None = None
@@ -65,6 +68,7 @@ class Config:
     def __post_init__(self):
         if self.evaluate_only and self.init is None:
             raise ValueError("--evaluate-only is for an --init; without one there is nothing to evaluate")
+        check_start(self.adapt, self.init)
         check_duration(self)
         for name in ("eval_epochs", "threads", "mistakes"):
             if getattr(self, name) < 1:

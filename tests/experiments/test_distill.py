@@ -57,9 +57,8 @@ def test_distils_stops_resumes_and_keeps_what_is_frozen(text, tmp_path, command)
     assert status == 0, err
     run = tmp_path / "run"
     assert "attn/mlp -> attn/mlp linear_attn/mlp: " in out
-    assert {"results.json", "stages.png", "config.json", "inputs.json", "teacher", "layers", "logits", "student"} == {
-        path.name for path in run.iterdir()
-    }
+    files = {"index.html", "result.txt", "results.json", "stages.png", "config.json", "inputs.json"}
+    assert files | {"teacher", "layers", "logits", "student"} == {path.name for path in run.iterdir()}
     rows = json.loads((run / "results.json").read_text())["rows"]
     assert list(rows) == ["teacher", "random", "seeded", "layers", "logits"]
     assert all(row["perplexity"] > 1 for row in rows.values())

@@ -2,11 +2,16 @@
 
 import csv
 import dataclasses
+import re
+import threading
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from experiments import runs
+from experiments.loop.run_server import RunServer
 from tests.experiments.loop.test_history import TINY, write_run
 
 pytestmark = pytest.mark.usefixtures("empty_folder")
@@ -84,3 +89,45 @@ def test_mistakes_are_one_line(arguments, message, folders, run_command):
 
 def test_a_folder_without_runs(empty_folder, run_command):
     assert run_command(runs, ".") == (0, "there are no runs under .\n", "")
+
+
+def test_runs_are_shown_in_a_browser(folders):
+    with RunServer(folders, port=0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+
+            def get(target):
+                with urllib.request.urlopen(server.address + target, timeout=60) as answer:
+                    return answer.read().decode()
+
+            listed = get("")
+            assert listed.count('type="checkbox"') == 3
+            assert "! there is no config.json" in listed
+            assert 'href="/run/causal_lm/tiny"' in listed
+            assert "loss 1 at 20" in listed
+            one = get("run/causal_lm/tiny")
+            assert "<svg" in one
+            assert 'href="/"' in one
+            assert 'http-equiv="refresh"' in one
+            both = get("compare?run=causal_lm/tiny&run=causal_lm/other")
+            assert "attn/mlp" in both
+            assert "<svg" in both
+            for nowhere in ("run/nothing", "run/..", "run/causal_lm", "run/%2Fetc", "compare", "other"):
+                with pytest.raises(urllib.error.HTTPError, match="404"):
+                    get(nowhere)
+        finally:
+            server.shutdown()
+
+
+def test_a_page_is_written_again_and_escapes_what_it_shows(folders, run_command):
+    folder = Path("runs/causal_lm/tiny")
+    (folder / "result.txt").write_text("<script>alert(1)</script> & more")
+    (folder / "starts.json").write_text('[{"when": "yesterday"}, 3]')
+    assert run_command(runs, "page", str(folder)) == (0, f"page: {folder}/index.html\n", "")
+    text = (folder / "index.html").read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in text
+    assert "<script" not in text
+    assert "<h2>Starts</h2>" not in text
+    assert "d_model" in text
+    assert not re.search(r'(src|href)="?http', text)  # whole in itself
+    assert run_command(runs, "page", "nowhere")[0] == 1

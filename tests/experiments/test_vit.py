@@ -144,6 +144,8 @@ def test_several_seeds_have_a_mean(squares, tmp_path, command):
         "seed-3",
         "seed-4",
         "config.json",
+        "index.html",
+        "result.txt",
         "results.json",
     }
     one, other = (parameters(tmp_path / f"seeds/seed-{seed}") for seed in (3, 4))

@@ -153,6 +153,7 @@ def test_projection_of_a_monarch_matrix_is_itself(x64, shape, n_blocks, hidden):
     assert_close(*(np.sum(np.square(w)) for w in factors))  # the root of the singular value on each
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "n_blocks", "hidden"), [((6, 9), (3, 2), 6), ((6, 8), (2, 2), 8)])
 def test_projection_beats_alternating_least_squares(x64, shape, n_blocks, hidden):
     (m, n), (k, l) = shape, n_blocks

@@ -100,6 +100,7 @@ def test_mixers_by_themselves_take_no_notice(name):
 GAP = np.array([[1, 1, 1, 1, 1, 1], [0, 1, 1, 0, 1, 1]], bool)
 
 
+@pytest.mark.slow
 def test_a_gap_is_refused_where_a_convolution_would_see_it(unchecked):
     x = jnp.zeros((2, 6, 8))
     message = r"mask\[1, 3\] is False between positions that are there, expected padding at the ends alone"

@@ -116,6 +116,7 @@ class Attention(nnx.Module):
       mamba_ssm/modules/mha.py.
     """
 
+    needs = ("ahead",)
     runs_cut = True
 
     def __init__(
@@ -171,6 +172,7 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
         added: Sequence[Array] | None = None,
     ) -> Float[Array, "b l o"]:
         """Mixes whole sequences.
@@ -179,17 +181,19 @@ class Attention(nnx.Module):
           x: input.
           mask: False where a position is not there: no other sees it, and its output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
+          ahead: who sees what comes later, see `zoo.layers.seen`; or None.
           added: what is added to the projections of queries, keys and values, or None.
         """
         b, length, _ = x.shape
-        if mask is None and segment_ids is None:
+        self._check_ahead(ahead)
+        if mask is None and segment_ids is None and ahead is None:
             q, k, v, _ = self._project(x, jnp.arange(length)[None], added=added)
             return self._out(self._attend(q, k, v))
         zeros = jnp.zeros((b,), jnp.int32)
         index, segment = number_positions(b, length, zeros, zeros, mask, segment_ids)
         q, k, v, _ = self._project(x, index, added=added, mask=mask, segment_ids=segment_ids)
         segments = None if segment_ids is None else segment
-        at = Positions(index, segments), Positions(where_present(index, mask), segments)
+        at = Positions(index, segments, ahead), Positions(where_present(index, mask), segments, ahead)
         return self._out(self._attend(q, k, v, *at))
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
@@ -221,11 +225,13 @@ class Attention(nnx.Module):
         *,
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
         added: Sequence[Array] | None = None,
     ) -> tuple[Float[Array, "b l o"], AttentionState]:
         """Goes on from `state` by l positions. The first belongs to the segment that the state ended in.
 
-        A row must not grow beyond the state's slots, unless a window lets the oldest go.
+        A row must not grow beyond the state's slots, unless a window lets the oldest go. Of later positions, those of
+        the same piece can be seen (`ahead`): the others are not there yet.
 
         Raises:
           ValueError: a row that grows beyond them, where shapes or values say so.
@@ -233,6 +239,7 @@ class Attention(nnx.Module):
         b, length, _ = x.shape
         if length == 0:
             return self._out(jnp.zeros((b, 0, self.n_heads, self.head_dim), self.dtype or x.dtype)), state
+        self._check_ahead(ahead)
         self._check_room(state, length, mask)
         index, segment = number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
         present = where_present(index, mask)
@@ -243,9 +250,16 @@ class Attention(nnx.Module):
             k, v = (jnp.concatenate(pair, axis=1) for pair in ((state.key, k), (state.value, v)))
             k_index = jnp.concatenate([state.slot_index, present], axis=1)
             k_segment = jnp.concatenate([state.slot_segment, segment], axis=1)
+            k_ahead = None if ahead is None else jnp.pad(ahead, ((0, 0), (state.slot_index.shape[1], 0)))
         else:
             k, v, k_index, k_segment = after.key, after.value, after.slot_index, after.slot_segment
-        return self._out(self._attend(q, k, v, Positions(index, segment), Positions(k_index, k_segment))), after
+            k_ahead = None if ahead is None else _in_slots(jnp.zeros_like(k_index), ahead, present)
+        at = Positions(index, segment, ahead), Positions(k_index, k_segment, k_ahead)
+        return self._out(self._attend(q, k, v, *at)), after
+
+    def _check_ahead(self, ahead):
+        if ahead is not None and not self.causal:
+            raise ValueError("ahead is given with causal=False, expected None: all positions see all others")
 
     def _check_room(self, state, length, mask):
         slots = state.slot_index.shape[1]
@@ -304,18 +318,23 @@ class Attention(nnx.Module):
     @staticmethod
     def _write(state, k, v, present, segment):
         """Puts positions into the slots `index mod slots`; those not there, or pushed out at once, are left out."""
-        b, slots = state.slot_index.shape
-        latest = jnp.max(present, axis=1, keepdims=True)
-        slot = jnp.where((present >= 0) & (present > latest - slots), present % slots, slots)
-        put = (jnp.arange(b)[:, None], slot)
+        latest = jnp.max(present, axis=1)
         return AttentionState(
-            key=state.key.at[put].set(k.astype(state.key.dtype), mode="drop"),
-            value=state.value.at[put].set(v.astype(state.value.dtype), mode="drop"),
-            slot_index=state.slot_index.at[put].set(present, mode="drop"),
-            slot_segment=state.slot_segment.at[put].set(segment, mode="drop"),
-            next_index=jnp.maximum(state.next_index, latest[:, 0] + 1),
+            key=_in_slots(state.key, k, present),
+            value=_in_slots(state.value, v, present),
+            slot_index=_in_slots(state.slot_index, present, present),
+            slot_segment=_in_slots(state.slot_segment, segment, present),
+            next_index=jnp.maximum(state.next_index, latest + 1),
             segment=segment[:, -1],
         )
+
+
+def _in_slots(held, new, present):
+    """What the slots hold with that of new positions: of index n in slot n mod slots, the last `slots` of them."""
+    b, slots = held.shape[:2]
+    latest = jnp.max(present, axis=1, keepdims=True)
+    slot = jnp.where((present >= 0) & (present > latest - slots), present % slots, slots)
+    return held.at[jnp.arange(b)[:, None], slot].set(new.astype(held.dtype), mode="drop")
 
 
 def rotate(

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 from ssm.checks import is_known_size
 from ssm.platform import by_platform
 from ssm.precision import exact
-from zoo.layers.seen import ABSENT, Pairs, distances, seen
+from zoo.layers.seen import ABSENT, LOOKS_AHEAD, SEEN_AHEAD, Pairs, distances, seen
 
 # Measured on one CPU core at head width 64, forward and backward: ahead of 128 and 512 from 197 to 4,096 positions.
 CPU_BLOCK_SIZE = 256
@@ -164,10 +164,14 @@ def _visited(numbers, sizes, rule, axis, by_row):
     k_low, k_high = _bounds(numbers.k_index, sizes[1], 1, there)
     needed = jnp.broadcast_to(k_low <= k_high, (k_low.shape[0], q_low.shape[1], k_low.shape[2]))
     if rule.causal:
-        needed &= k_low <= q_high
+        reached = k_low <= q_high
+        if numbers.q_ahead is not None:
+            looks = _bounds(numbers.q_ahead == LOOKS_AHEAD, sizes[0], 2)[1] > 0
+            reached |= looks & (_bounds(numbers.k_ahead == SEEN_AHEAD, sizes[1], 1, there)[1] > 0)
+        needed &= reached
     if rule.window is not None:
         needed &= q_low - k_high < rule.window
-        if not rule.causal:
+        if not rule.causal or numbers.q_ahead is not None:
             needed &= k_low - q_high < rule.window
     if numbers.q_segment is not None:
         q_low, q_high = _bounds(numbers.q_segment, sizes[0], 2)
@@ -261,7 +265,7 @@ def _block_scores(q, k, numbers, slopes, rule, sizes, group):
     filled = Pairs(
         *(
             None if x is None else _fill(x, size, value)
-            for x, size, value in zip(numbers, (*sizes, *sizes), (0, ABSENT, 0, 0), strict=True)
+            for x, size, value in zip(numbers, sizes * 3, (0, ABSENT, 0, 0, 0, 0), strict=True)
         )
     )
     n_keys = numbers.k_index.shape[0]
@@ -269,7 +273,7 @@ def _block_scores(q, k, numbers, slopes, rule, sizes, group):
     slopes = None if slopes is None else jnp.tile(_wide(slopes), sizes[0])[:, None]
 
     def here(i, j):
-        places = ((i, sizes[0], group), (j, sizes[1], 1)) * 2
+        places = ((i, sizes[0], group), (j, sizes[1], 1)) * 3
         return Pairs(
             *(
                 None if x is None else jnp.repeat(_block(x, n, size), times)

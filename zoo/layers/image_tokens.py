@@ -32,6 +32,7 @@ class PatchEmbedding(nnx.Module):
       stride: pixels from one patch to the next.
       channels: of the images.
       stem: which.
+      bias: whether the last convolution has one.
       dtype: of the computation.
       param_dtype: dtype that parameters are kept in.
       rngs: source of keys, stream "params".
@@ -47,6 +48,7 @@ class PatchEmbedding(nnx.Module):
         stride: int,
         channels: int,
         stem: Stem = "patch",
+        bias: bool = True,
         dtype: Dtype | None = None,
         param_dtype: Dtype = jnp.float32,
         rngs: nnx.Rngs,
@@ -65,12 +67,11 @@ class PatchEmbedding(nnx.Module):
         if stem == "conv":
             widths = [channels, *(max(1, d_model >> (halvings - 1 - i)) for i in range(halvings))]
             self.stem = nnx.List([conv(a, b, (3, 3), strides=2, padding=1) for a, b in itertools.pairwise(widths)])
-            self.projection = conv(widths[-1], d_model, (1, 1))
+            self.projection = conv(widths[-1], d_model, (1, 1), use_bias=bias)
         else:
             self.stem = nnx.List([])
-            self.projection = conv(
-                channels, d_model, (patch_size, patch_size), strides=(stride, stride), padding="VALID"
-            )
+            size, strides = (patch_size, patch_size), (stride, stride)
+            self.projection = conv(channels, d_model, size, strides=strides, padding="VALID", use_bias=bias)
 
     def __call__(self, images: Float[Array, "b x y c"]) -> Float[Array, "b r s d"]:
         """A vector for each patch, in rows and columns."""

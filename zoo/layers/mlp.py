@@ -12,6 +12,7 @@ from m2.mlp import ACTIVATIONS
 from ssm.tensor_cut import cut
 from zoo.layers.linear import linear
 from zoo.layers.names import unknown_name
+from zoo.layers.series_activation import SeriesActivation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +23,10 @@ class MLPConfig:
     """Hidden width. None: 8/3 d_model rounded up to a multiple of 16 when gated, 4 d_model otherwise."""
     gated: bool = True
     """Whether the hidden layer is a product of two projections (GLU)."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"] = "silu"
     """Non-linearity of the hidden layer, or of its gate."""
+    series: int = 1
+    """Terms of the non-linearity, each scaled and shifted by learned numbers; see `SeriesActivation` (PanGu-pi)."""
     bias: bool = False
     """Whether the projections have biases."""
     out_bias: bool | None = None
@@ -40,6 +43,8 @@ class MLPConfig:
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
             raise ValueError(unknown_name("activation", self.activation, ACTIVATIONS))
+        if self.series < 1:
+            raise ValueError(f"series={self.series}, expected at least 1")
         if self.d_ff is not None and self.d_ff < 1:
             raise ValueError(f"d_ff={self.d_ff}, expected None or at least 1")
         if self.init not in ("normal", "uniform"):
@@ -84,11 +89,14 @@ class MLP(nnx.Module):
         options |= {"bias": out_bias, "axes": ("inner", "embed")}
         self.down_proj = linear(self.d_ff, d_model, scale=residual_scale, **options)
         self.dropout = nnx.Dropout(config.dropout)
+        terms = (self.d_ff, config.series, config.activation)
+        self.terms = SeriesActivation(*terms, param_dtype=param_dtype) if config.series > 1 else None
 
     def __call__(self, x: Float[Array, "b l d"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
         """Mixes the channels of every position; `rngs`' stream "dropout" switches dropout on."""
         gate = self.up_proj(x) if self.gate_proj is None else self.gate_proj(x)
-        hidden = ACTIVATIONS[self.activation](gate if self.gate_multiplier == 1 else gate * self.gate_multiplier)
+        activate = ACTIVATIONS[self.activation] if self.terms is None else self.terms
+        hidden = activate(gate if self.gate_multiplier == 1 else gate * self.gate_multiplier)
         if self.gate_proj is not None:
             hidden = hidden * self.up_proj(x)
         if rngs is not None:

@@ -331,12 +331,15 @@ class MoE(nnx.Module):
           **options: other fields of the mixture's `MoEConfig`, such as balance_weight.
 
         Raises:
-          ValueError: n_experts does not divide the hidden width, or an option that the config rejects.
+          ValueError: n_experts does not divide the hidden width, a series of activations, or an option that the config
+            rejects.
 
         Source: Qiu et al. 2023, arXiv:2310.10908 (EMoE: equal experts, "avg-k" gating).
         """
         if mlp.d_ff % n_experts:
             raise ValueError(f"n_experts={n_experts} must divide d_ff={mlp.d_ff}")
+        if mlp.terms is not None:
+            raise ValueError("mlp has a series of activations (series > 1), which experts have not")
         up, gate, down = mlp.up_proj, mlp.gate_proj, mlp.down_proj
         described = {
             "n_experts": n_experts,

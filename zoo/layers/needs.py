@@ -5,6 +5,7 @@
     has_auxiliary_loss  it has `run`, which is `__call__` with what training adds to its loss: (y, loss)
     runs_cut            it may be called with rows whose positions are cut over devices (`ssm.sequence_cut`)
     carries             its state is of one size: a row may be run piece by piece (`zoo.stack.pieces`)
+    in_groups           it has `in_groups(x, width, ...)`, which is `__call__` on some channels at a time
     shared_name, make_shared   static methods of one that needs "shared": the name of the module that it reads, by its
                         options, and that module, made once for all depths that name it
 
@@ -32,6 +33,7 @@ POSITIONS = ("mask", "segment_ids")
 GIVEN = {
     "mask": "False where a position is not there, or None",
     "segment_ids": "documents packed in a row, each a run of equal ids, or None",
+    "ahead": "who sees what comes later (`zoo.layers.seen`), or None; a mixer that cannot say so refuses it",
     "grid": "rows and columns of the image whose places the positions are",
     "embeddings": "what entered the first block, b l d",
     "shared": "modules that several depths read, by name",
@@ -72,7 +74,7 @@ def hand(mixer: Any, needs: Collection[str], given: Mapping[str, Any]) -> dict[s
     """
     if "grid" in needs and given.get("grid") is None:
         raise ValueError(f"{type(mixer).__name__} mixes images, expected grid=(rows, columns)")
-    return {name: given[name] for name in needs}
+    return {name: given.get(name) if name == "ahead" else given[name] for name in needs}
 
 
 def run_mixer(mixer: Any, x: Float[Array, "b l d"], **handed: Any) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:

@@ -46,7 +46,10 @@ def softmax_attention(q, k, v, q_at=None, k_at=None, *, causal, window=None, slo
     for row in range(b):
         distance = q_index[row][:, None] - k_index[row]
         seen = (k_index[row] >= 0) & (q_segment[row][:, None] == k_segment[row])
-        seen &= (distance >= 0) | (not causal)
+        forward = distance >= 0
+        if q_at is not None and q_at.ahead is not None:  # 1 looks ahead, at what is 2
+            forward |= (q_at.ahead[row] == 1)[:, None] & (k_at.ahead[row] == 2)
+        seen &= forward | (not causal)
         seen &= True if window is None else jnp.abs(distance) < window
         outputs = []
         for head in range(heads):

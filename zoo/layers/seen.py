@@ -16,6 +16,8 @@ from ssm import segment_starts
 
 ABSENT = jnp.iinfo(jnp.int32).max // 2
 """The index of a key that is not there, larger than any query's; half, so that differences of two fit."""
+LOOKS_AHEAD, SEEN_AHEAD = 1, 2
+"""What `ahead` says of a position: it also sees those of its segment that are SEEN_AHEAD, wherever they are."""
 
 
 class Positions(NamedTuple):
@@ -25,6 +27,8 @@ class Positions(NamedTuple):
     """Its index among the positions that are there; -1 where there is no key."""
     segments: Int[Array, "#b l"] | None = None
     """The number of its segment, or None where all are of one."""
+    ahead: Int[Array, "#b l"] | None = None
+    """`LOOKS_AHEAD`, `SEEN_AHEAD` or 0, or None where nobody sees what lies behind it."""
 
 
 class Pairs(NamedTuple):
@@ -34,6 +38,8 @@ class Pairs(NamedTuple):
     k_index: Int[Array, "*b s"]
     q_segment: Int[Array, "*b l"] | None = None
     k_segment: Int[Array, "*b s"] | None = None
+    q_ahead: Int[Array, "*b l"] | None = None
+    k_ahead: Int[Array, "*b s"] | None = None
 
 
 def pairs(length: Any, q_at: Positions | None, k_at: Positions | None) -> Pairs:
@@ -41,7 +47,8 @@ def pairs(length: Any, q_at: Positions | None, k_at: Positions | None) -> Pairs:
     if q_at is None or k_at is None:
         index = jnp.arange(length, dtype=jnp.int32)[None]
         return Pairs(index, index)
-    return Pairs(q_at.indices, jnp.where(k_at.indices < 0, ABSENT, k_at.indices), q_at.segments, k_at.segments)
+    there = jnp.where(k_at.indices < 0, ABSENT, k_at.indices)
+    return Pairs(q_at.indices, there, q_at.segments, k_at.segments, q_at.ahead, k_at.ahead)
 
 
 def distances(pairs: Pairs) -> Int[Array, "*b l s"]:
@@ -50,11 +57,18 @@ def distances(pairs: Pairs) -> Int[Array, "*b l s"]:
 
 
 def seen(pairs: Pairs, *, causal: bool, window: int | None) -> Bool[Array, "*b l s"]:
-    """Whether a query sees a key: there, of its segment, not behind it (`causal`), fewer than `window` away."""
+    """Whether a query sees a key: there, of its segment, not behind it (`causal`), fewer than `window` away.
+
+    Behind it too, where the query looks ahead and the key is seen ahead.
+    """
     distance = distances(pairs)
-    result = distance >= 0 if causal else jnp.broadcast_to(pairs.k_index[..., None, :] != ABSENT, distance.shape)
+    there = jnp.broadcast_to(pairs.k_index[..., None, :] != ABSENT, distance.shape)
+    result = distance >= 0 if causal else there
+    if pairs.q_ahead is not None and pairs.k_ahead is not None:
+        looks, shown = pairs.q_ahead == LOOKS_AHEAD, pairs.k_ahead == SEEN_AHEAD
+        result |= looks[..., :, None] & shown[..., None, :] & there
     if window is not None:
-        result &= (distance if causal else jnp.abs(distance)) < window
+        result &= jnp.abs(distance) < window
     if pairs.q_segment is not None and pairs.k_segment is not None:
         result &= pairs.q_segment[..., :, None] == pairs.k_segment[..., None, :]
     return result

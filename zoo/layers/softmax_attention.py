@@ -48,9 +48,10 @@ def softmax_attention(
 
         y_i = sum_j w_ij v_j / sum_j w_ij        w_ij = exp(scale q_i . k_j - slope |i - j|)
 
-    A query sees the keys of its segment that are there, with `causal` none of a larger index, with `window` those fewer
-    than that many positions away. A query that sees nothing gives 0. Softmax and sums are in at least float32. Rows may
-    be cut over devices (`zoo.layers.cut_attention`).
+    A query sees the keys of its segment that are there, with `causal` none of a larger index unless it looks ahead and
+    they are seen ahead (`Positions.ahead`), with `window` those fewer than that many positions away. A query that sees
+    nothing gives 0. Softmax and sums are in at least float32. Rows may be cut over devices
+    (`zoo.layers.cut_attention`).
 
     Differentiable in q, k and v (reverse mode; "dense" in forward mode, too).
 
@@ -123,7 +124,7 @@ def _blocks(q, k, v, numbers, slopes, rule):
         run = by_hand(block_attention, "zoo.softmax_attention by blocks", "zoo.forward_mode()")
         return run(q, k, v, Pairs(*numbers), slopes, rule)
 
-    axes = ("b l h p", "b s h p", "b s h p", "h", "b l", "b s", "b l", "b s")
+    axes = ("b l h p", "b s h p", "b s h p", "h", *("b l", "b s") * 3)
     return apart(attend, (q, k, v, slopes, *numbers), axes, "b l h p", channels="h")
 
 

@@ -1,5 +1,6 @@
 """Which model a config describes."""
 
+import dataclasses
 from typing import TypeVar
 
 from flax import nnx
@@ -15,11 +16,21 @@ from zoo.models.encoder_heads import (
     TokenClassifierConfig,
 )
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
+from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
+from zoo.stack.backbone_config import BackboneConfig
 
-Model = CausalLM | MaskedLM | SequenceClassifier | TokenClassifier | ImageClassifier
-ModelConfig = CausalLMConfig | MaskedLMConfig | SequenceClassifierConfig | TokenClassifierConfig | ImageClassifierConfig
+Model = CausalLM | MaskedLM | SequenceClassifier | TokenClassifier | ImageClassifier | VisionLanguageModel
+ModelConfig = (
+    CausalLMConfig
+    | MaskedLMConfig
+    | SequenceClassifierConfig
+    | TokenClassifierConfig
+    | ImageClassifierConfig
+    | VisionLanguageConfig
+)
 
 Kind = TypeVar("Kind", bound=Model)
+Config = TypeVar("Config", bound=ModelConfig)
 
 MODELS: dict[type, type] = {
     CausalLMConfig: CausalLM,
@@ -27,7 +38,23 @@ MODELS: dict[type, type] = {
     SequenceClassifierConfig: SequenceClassifier,
     TokenClassifierConfig: TokenClassifier,
     ImageClassifierConfig: ImageClassifier,
+    VisionLanguageConfig: VisionLanguageModel,
 }
+
+
+def stacks_of(config: ModelConfig) -> dict[str, BackboneConfig]:
+    """The stacks of blocks that a config describes, by the name of their part; "" is that of the whole config."""
+    if isinstance(config, VisionLanguageConfig):
+        return {"vision": config.vision, "text": config.text}
+    return {"": config}
+
+
+def in_dtype(config: Config, dtype: str) -> Config:
+    """A config of parameters and computation in a dtype, by its name."""
+    fields: dict = {"dtype": dtype, "param_dtype": dtype}
+    if isinstance(config, VisionLanguageConfig):
+        fields = {name: dataclasses.replace(part, **fields) for name, part in stacks_of(config).items()}
+    return dataclasses.replace(config, **fields)  # type: ignore[type-var]
 
 
 def require_kind(kind: type | None, config: ModelConfig, named: str) -> None:

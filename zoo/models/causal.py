@@ -15,6 +15,7 @@ from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig
+from zoo.stack.layer_inputs import LayerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,8 @@ class CausalLM(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         *,
         inputs_embeds: Float[Array, "b l d"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l v"]:
         """Logits of the next token at every position, in at least float32.
@@ -129,13 +132,17 @@ class CausalLM(nnx.Module):
           mask: False where a position is not there (padding, at either end).
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           inputs_embeds: vectors in place of ids, as `embed` gives them: model(inputs_embeds=model.embed(ids)).
+          ahead: who sees what comes later, `LOOKS_AHEAD`, `SEEN_AHEAD` or 0 of each position (`zoo.layers.seen`), in a
+            model of attention alone. None: nobody does.
+          layer_inputs: what is added to the residual stream before some blocks, by their number from 0 (DeepStack).
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Raises:
           ValueError: ids that are no integers (b, l), or outside of the vocabulary where their values are known; both
             ids and vectors, or neither.
         """
-        return self.head(self.hidden(ids, mask, segment_ids, inputs_embeds=inputs_embeds, rngs=rngs))
+        given: dict[str, Any] = {"inputs_embeds": inputs_embeds, "ahead": ahead, "layer_inputs": layer_inputs}
+        return self.head(self.hidden(ids, mask, segment_ids, rngs=rngs, **given))
 
     def hidden(
         self,
@@ -144,10 +151,13 @@ class CausalLM(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         *,
         inputs_embeds: Float[Array, "b l d"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l d"]:
         """The backbone's output, after its final normalisation."""
-        return self.run(ids, mask, segment_ids, inputs_embeds=inputs_embeds, rngs=rngs)[0]
+        given: dict[str, Any] = {"inputs_embeds": inputs_embeds, "ahead": ahead, "layer_inputs": layer_inputs}
+        return self.run(ids, mask, segment_ids, rngs=rngs, **given)[0]
 
     def run(
         self,
@@ -156,11 +166,14 @@ class CausalLM(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         *,
         inputs_embeds: Float[Array, "b l d"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
         x = self._vectors(ids, inputs_embeds)
-        return self.backbone.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs}
+        return self.backbone.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs, **given)
 
     def hidden_states(
         self,
@@ -169,6 +182,8 @@ class CausalLM(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         *,
         inputs_embeds: Float[Array, "b l d"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The vectors of every layer: n_layers + 1 arrays, the embedding first and `hidden` last.
@@ -176,13 +191,16 @@ class CausalLM(nnx.Module):
         See `Backbone.hidden_states` for the convention. Arguments are those of `__call__`.
         """
         x = self._vectors(ids, inputs_embeds)
-        return self.backbone.hidden_states(x, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs}
+        return self.backbone.hidden_states(x, mask=mask, segment_ids=segment_ids, rngs=rngs, **given)
 
     def _vectors(self, ids, inputs_embeds):
         """What enters the backbone: the vectors of ids, or those that are given."""
         check_one(ids, inputs_embeds, self.config.d_model)
-        if ids is None:
-            return inputs_embeds
+        return inputs_embeds if ids is None else self.vectors(ids)
+
+    def vectors(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """As `embed`, of ids that are checked as far as they are known; see `__call__`."""
         check_ids(ids, self.embedding)
         return self.embed(ids)
 
@@ -214,6 +232,8 @@ class CausalLM(nnx.Module):
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         inputs_embeds: Float[Array, "b l d"] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
         last_only: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b _ v"], tuple]:
@@ -225,6 +245,7 @@ class CausalLM(nnx.Module):
           mask: False where a position is not there.
           segment_ids: as in `__call__`; the first token belongs to the segment that the state ended in.
           inputs_embeds: vectors in place of ids, which are None then.
+          ahead, layer_inputs: as in `__call__`, of these tokens: none of them sees those of a later `extend`.
           last_only: compute the logits of the last position alone, as a prompt needs.
           rngs: as in `__call__`.
 
@@ -232,5 +253,6 @@ class CausalLM(nnx.Module):
           (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
         """
         x = self._vectors(ids, inputs_embeds)
-        hidden, state = self.backbone.extend(x, state, mask=mask, segment_ids=segment_ids, rngs=rngs)
+        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs}
+        hidden, state = self.backbone.extend(x, state, mask=mask, segment_ids=segment_ids, rngs=rngs, **given)
         return self.head(hidden[:, -1:] if last_only else hidden), state

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm import LinearAttentionConfig
 from zoo.layers.attention import Attention
 from zoo.models.build import Model, abstract
+from zoo.models.vision_language import VisionLanguageModel
 from zoo.stack.backbone import Backbone
 from zoo.stack.block import Block
 from zoo.stack.options import write_options
@@ -45,7 +46,7 @@ def seed_from_attention(
     model looks both ways, each direction starts from the same maps.
 
     Args:
-      model: any model with attention layers.
+      model: any model with attention layers; of one that reads images, the language model is converted.
       layers: numbers of the blocks to convert, from 0. None: all that have attention.
       config: options of the new mixers, but for `n_heads`, `n_kv_heads`, `head_dim` and `bias`, which are those of the
         attention, and `init`, which follows from the argument of that name.
@@ -58,6 +59,9 @@ def seed_from_attention(
       ValueError: a layer without attention, or with another mixer beside it; none with it in the model; a model some of
         whose depths share a block.
     """
+    if isinstance(model, VisionLanguageModel):
+        language: Any = seed_from_attention(model.language, layers, config=config, init=init, rngs=rngs)
+        return model.around(language)
     words = list(parse_pattern(model.config.pattern, model.config.n_layers))
     blocks = backbone_of(model).blocks
     known = [i for i, word in enumerate(words) if word.plain.mixers == ("attn",) and not word.shared]

@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.serialization import serializable
 from zoo.models.causal import CausalLM
+from zoo.models.row_images import Images, images_of_rows
+from zoo.models.vision_language import VisionLanguageModel
 from zoo.stack.option_values import settle
 
 Prompts = Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
@@ -72,7 +74,7 @@ class Sampling:
 
 
 def generate(
-    model: CausalLM,
+    model: CausalLM | VisionLanguageModel,
     prompt_ids: Prompts,
     max_new_tokens: int = 20,
     *,
@@ -80,18 +82,21 @@ def generate(
     eos_id: int | Sequence[int] | None = None,
     pad_id: int | None = None,
     mask: np.ndarray | jax.Array | None = None,
+    images: Images | None = None,
     key: jax.Array | None = None,
 ) -> Int[Array, "b l"]:
     """Continues prompts.
 
     Args:
-      model: the language model.
+      model: the language model, perhaps one that reads images.
       prompt_ids: a prompt, or a batch of prompts as an array (b, l) or as sequences of unequal length.
       max_new_tokens: tokens to add to every row.
       sampling: how tokens are chosen; greedily by default.
       eos_id: token or tokens that end a row. A row that has ended is filled with pad_id; the loop stops when all have.
       pad_id: fills ended rows, and the left of shorter prompts. None: the first eos_id, or 0.
       mask: (b, l), False where an array of prompts holds padding, at either end.
+      images: of a `VisionLanguageModel`, for the places that prompts have for them (`with_places`): (b, i, x, y, c), i
+        a row; or for each row a sequence of (x, y, c), of any number. Of a single prompt its images alone.
       key: source of randomness, one key (row i then draws from fold_in(key, i)) or one a row. Needed unless greedy.
 
     Returns:
@@ -99,16 +104,16 @@ def generate(
 
     Raises:
       ValueError: a model that is no causal language model, a text or other things in place of token ids, an empty
-        prompt, a token outside the vocabulary, max_new_tokens below 1, more positions than the model
-        has, no key to draw with, or a prompt that is traced (parameters may be).
+        prompt, a token outside the vocabulary, images that do not fill their places, max_new_tokens below 1, more
+        positions than the model has, no key to draw with, or a prompt that is traced (parameters may be).
     """
-    prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key)
+    prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, images, key)
     new = _decode(*prepared, max_new_tokens=max_new_tokens, greedy=sampling.greedy, filtered=sampling.filtered)
     return jnp.concatenate([prompt, new], axis=1)
 
 
 def generate_stream(
-    model: CausalLM,
+    model: CausalLM | VisionLanguageModel,
     prompt_ids: Prompts,
     max_new_tokens: int = 20,
     *,
@@ -116,6 +121,7 @@ def generate_stream(
     eos_id: int | Sequence[int] | None = None,
     pad_id: int | None = None,
     mask: np.ndarray | jax.Array | None = None,
+    images: Images | None = None,
     key: jax.Array | None = None,
 ) -> Iterator[np.ndarray]:
     """Continues prompts, one array (b,) of new tokens at a time: the same tokens as `generate`, as they come.
@@ -123,7 +129,7 @@ def generate_stream(
     Stops after max_new_tokens, or when every row has ended. Arguments and errors are those of `generate`.
     """
     _, (graphdef, params, decoding, options) = _prepare(
-        model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key
+        model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, images, key
     )
     return _stream(graphdef, params, decoding, options, max_new_tokens, sampling)
 
@@ -162,7 +168,7 @@ class _Options(NamedTuple):
     repetition_penalty: Float[Array, ""]
 
 
-def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, key):
+def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, images, key):
     """Checks everything, runs the prompt, and returns (prompt, arguments of the loop)."""
     if not hasattr(model, "extend"):
         raise ValueError(f"model is a {type(model).__name__}, expected a CausalLM: others do not say what comes next")
@@ -179,6 +185,9 @@ def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, 
     pad = int(_token_ids(eos[0] if pad_id is None and len(eos) else pad_id or 0, vocab_size, "pad_id"))
     prompt, present = _left_pad(prompt_ids, mask, pad, vocab_size)
     b, length = prompt.shape
+    read = {} if images is None else {"images": images_of_rows(images, model, prompt, present)}
+    if images is None and isinstance(model, VisionLanguageModel):
+        model.check_places((prompt == model.config.image_token_id) & present, None)
     try:
         jax.eval_shape(lambda: model.init_state(b, length + max_new_tokens))
     except ValueError as error:
@@ -211,6 +220,7 @@ def _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, 
         params,
         prompt,
         None if everywhere else present,
+        read,
         max_len=length + max_new_tokens,
         penalised=sampling.repetition_penalty != 1,
     )
@@ -257,10 +267,10 @@ def _left_pad(prompt_ids, mask, pad, vocab_size) -> tuple[np.ndarray, np.ndarray
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_len", "penalised"))
-def _prefill(graphdef, params, prompt, present, *, max_len, penalised):
+def _prefill(graphdef, params, prompt, present, read, *, max_len, penalised):
     model = nnx.merge(graphdef, params)
     b = prompt.shape[0]
-    logits, state = model.extend(prompt, model.init_state(b, max_len), mask=present, last_only=True)
+    logits, state = model.extend(prompt, model.init_state(b, max_len), mask=present, last_only=True, **read)
     seen = None
     if penalised:
         # Columns beyond the vocabulary take the padding, whose token may not have been seen.

@@ -19,6 +19,7 @@ from zoo.models.build import Model
 from zoo.models.causal import CausalLM
 from zoo.models.encoder_heads import MaskedLM, SequenceClassifier
 from zoo.models.vision import ImageClassifier
+from zoo.models.vision_language import VisionLanguageModel
 from zoo.stack.backbone_config import word_config
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
@@ -78,6 +79,8 @@ def programs(model: Model, *, max_len: int | None = None) -> dict[str, Program]:
         filled = [(path, value.replace(arrays[".".join(map(str, path))])) for path, value in variables]
         return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
+    if isinstance(model, VisionLanguageModel):
+        raise ValueError("a VisionLanguageModel is not exported, expected one of text or of images alone")
     if isinstance(model, ImageClassifier):
         return _of_images(model, built, taken)
     bound = longest(model.config)

@@ -22,6 +22,7 @@ from zoo.models.encoder import Encoder
 from zoo.models.encoder_heads import MaskedLM, SequenceClassifier
 from zoo.models.flops import depth_flops, weights_met
 from zoo.models.vision import ImageClassifier
+from zoo.models.vision_language import VisionLanguageModel
 from zoo.stack.backbone import Backbone
 from zoo.stack.pattern import format_pattern
 
@@ -30,7 +31,18 @@ _FEW, _MORE, _MANY = 8, 16, 1 << 20
 # What comes before and behind what.
 _ORDER = (
     *("embedding", "word_embeddings", "token_type_embeddings", "patch_embedding", "class_token", "distillation_token"),
-    *("position_embeddings", "encoder", "backbone", "attention_pool", "pooler", "dense", "norm", "bias", "head"),
+    *(
+        "position_embeddings",
+        "embedding_norm",
+        "encoder",
+        "backbone",
+        "attention_pool",
+        "pooler",
+        "dense",
+        "norm",
+        "bias",
+        "head",
+    ),
     *("classifier", "distillation_classifier", "lm_head"),
 )
 _ONCE = ("attention_pool", "pooler", "head", "classifier", "distillation_classifier")  # a row, where it has one vector
@@ -98,9 +110,11 @@ def summary(model: Any, *, seq_len: int | None = None, show: bool = True) -> Sum
     """Prints and returns what a model is made of.
 
     Args:
-      model: a `CausalLM`, an encoder with or without a head, an `ImageClassifier` or a `Backbone`, with any mixers.
+      model: a `CausalLM`, an encoder with or without a head, an `ImageClassifier`, a `VisionLanguageModel` or a
+        `Backbone`, with any mixers.
       seq_len: positions of a row, for what a token of attention costs. None: those the model was made for (max_len, or
-        an image's patches), or 1,024.
+        an image's patches), or 1,024. Of a vision-language model a row of its language model; what an image costs is
+        said for each of the places that it takes there, and so the total is what such a place costs.
       show: whether to print it.
 
     Raises:
@@ -109,9 +123,11 @@ def summary(model: Any, *, seq_len: int | None = None, show: bool = True) -> Sum
     found = next(((path, m) for path, m in nnx.iter_modules(model) if isinstance(m, Backbone)), None)
     if found is None:
         raise ValueError(f"model is a {type(model).__name__}, expected one with a Backbone")
-    if seq_len is None:
-        seq_len = _length(model)
-    rows = list(_parts(model, "", found[1], seq_len, model))
+    if isinstance(model, VisionLanguageModel):
+        seq_len, rows = seq_len or DEFAULT_LENGTH, _of_both(model, seq_len or DEFAULT_LENGTH)
+    else:
+        seq_len = seq_len or _length(model)
+        rows = list(_parts(model, "", found[1], seq_len, model))
     states = [row.state_bytes for row in rows if row.state_bytes is not None]
     made = Summary(
         tuple(rows),
@@ -124,6 +140,22 @@ def summary(model: Any, *, seq_len: int | None = None, show: bool = True) -> Sum
     if show:
         print(made)
     return made
+
+
+def _of_both(model: VisionLanguageModel, seq_len: int) -> list[Row]:
+    """The rows of an image encoder, a connector and a language model. A token is one of the language model's rows:
+    what images cost is spread over those that are theirs."""
+    vision, connector, language, patches = model.vision, model.connector, model.language, _length(model.vision)
+    share = patches / model.config.image_tokens
+    rows = _named("vision", _parts(vision, "", vision.backbone, patches, vision))
+    kind, shape, flops = model.config.connector.kind, ("b", "m", model.config.d_model), 2 * weights_met(connector)
+    made = Row("connector", kind, shape, *_size(connector), None, 0.0, None, flops)
+    rows = [row._replace(flops_per_token=row.flops_per_token * share) for row in (*rows, made)]
+    return [*rows, *_named("language", _parts(language, "", language.backbone, seq_len, language))]
+
+
+def _named(whole: str, rows: Iterator[Row]) -> list[Row]:
+    return [row._replace(part=f"{whole}.{row.part}") for row in rows]
 
 
 def _length(model: Any) -> int:

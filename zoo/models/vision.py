@@ -22,6 +22,7 @@ from zoo.layers.mlp import MLPConfig
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.stack.backbone import Backbone
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
+from zoo.stack.block import make_norm
 from zoo.stack.pattern import mixer_name, pattern_mixers
 
 ClassToken = Literal["none", "first", "middle"]
@@ -66,6 +67,10 @@ class ImageClassifierConfig(BackboneConfig):
     whose logits are averaged with the first one's."""
     pool: Literal["token", "mean"] = "token"
     """An image's vector: the class token's, or the mean of the patches'."""
+    embedding_norm: bool = False
+    """Whether a norm comes behind the embeddings, before the first block (CLIP)."""
+    patch_bias: bool = True
+    """Whether the map of patches to vectors has a bias."""
     embedding_dropout: float = 0.0
     """Share of the embeddings that is dropped in training."""
 
@@ -160,6 +165,7 @@ class ImageClassifier(nnx.Module):
             stride=config.stride,
             channels=config.channels,
             stem=config.stem,
+            bias=config.patch_bias,
             dtype=dtype,
             param_dtype=param_dtype,
             rngs=rngs,
@@ -174,6 +180,7 @@ class ImageClassifier(nnx.Module):
         self.distillation_token = table(1) if config.n_tokens == 2 else None
         learned = config.position == "learned"
         self.position_embeddings = table(config.n_tokens + rows * columns) if learned else None
+        self.embedding_norm = make_norm(config, rngs) if config.embedding_norm else None
         self.dropout = nnx.Dropout(config.embedding_dropout)
         self.backbone = Backbone(config, rngs=rngs)
         options: dict[str, Any] = {"bias": True, "dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -241,6 +248,26 @@ class ImageClassifier(nnx.Module):
         x, grid = self._embed(images, rngs)
         return self.backbone.hidden_states(x, rngs=rngs, grid=grid)
 
+    def patch_vectors(
+        self, images: Float[Array, "b x y c"], *, layer: int = -1, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """The patches' vectors of a layer, row by row, and what training adds to its loss for the model's mixers.
+
+        Args:
+          images: pixels, as in `__call__`.
+          layer: which, as `hidden_states` counts: -1 is the backbone's output. What the others compute on top of an
+            earlier one is not computed under `jax.jit`, and adds nothing to the loss.
+          rngs: as in `__call__`.
+        """
+        x, grid = self._embed(images, rngs)
+        loss = jnp.float32(0)
+        if layer in (-1, self.config.n_layers):
+            x, loss = self.backbone.run(x, rngs=rngs, grid=grid)
+        else:
+            x = self.backbone.hidden_states(x, rngs=rngs, grid=grid)[layer]
+        n = self.config.n_tokens
+        return _without(x, self._place_of_token(x.shape[1] - n), n), loss
+
     def _embed(self, images, rngs):
         """What enters the backbone, and the rows and columns that its positions are the places of, or None."""
         config = self.config
@@ -266,6 +293,8 @@ class ImageClassifier(nnx.Module):
             x = jnp.concatenate([x[:, :at], *tokens, x[:, at:]], axis=1)
         if positions is not None:
             x = x + positions.astype(x.dtype)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x).astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
         return x, None if config.n_tokens else grid

@@ -3,14 +3,15 @@
 from typing import get_args
 
 from zoo.layers.names import unknown_name
-from zoo.published import bert_layout, hybrid_layout, ssm_layout
+from zoo.published import bert_layout, clip_layout, hybrid_layout, ssm_layout
 from zoo.published.tensors import Json
 
 MODEL_TYPES: tuple[str, ...] = (
     *get_args(bert_layout.Family),
     *hybrid_layout.FAMILIES,
     *ssm_layout.MODEL_TYPES,
-    *("deit", "llama", "m2_bert", "vim", "vit"),
+    *clip_layout.MODEL_TYPES,
+    *("deit", "llama", "llava", "m2_bert", "vim", "vit"),
 )
 
 

@@ -18,7 +18,7 @@ from typing import Any, get_args
 from flax import nnx
 
 from zoo.layers.names import unknown_name
-from zoo.models.build import MODELS, Model, ModelConfig
+from zoo.models.build import MODELS, Model, ModelConfig, stacks_of
 from zoo.published.tensors import Entry, Json, Table
 from zoo.reuse.quantize import Bits, Quantized
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, OURS, find_kind
@@ -100,7 +100,7 @@ def tensor_table(model: Model) -> Table:
 
 def _registered(config: ModelConfig) -> list[str]:
     """The mixers of a model that are not the zoo's own."""
-    words = parse_pattern(config.pattern, config.n_layers)
+    words = [word for part in stacks_of(config).values() for word in parse_pattern(part.pattern, part.n_layers)]
     mixers = {mixer_name(mixer) for word in words for mixer in (*word.mixers, word.channel or "") if mixer}
     return sorted(mixers - OURS)
 

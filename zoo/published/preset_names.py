@@ -74,3 +74,4 @@ ImageClassifierName = Literal[
     "ss2d-tiny",
     "ss2d-small",
 ]
+VisionLanguageModelName = Literal["llava-1.5-7b"]

@@ -16,7 +16,14 @@ from zoo.models.causal import CausalLM, CausalLMConfig
 from zoo.models.encoder import EncoderConfig
 from zoo.models.encoder_heads import MaskedLM, MaskedLMConfig, SequenceClassifier, SequenceClassifierConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
-from zoo.published.preset_names import CausalLMName, ImageClassifierName, MaskedLMName, SequenceClassifierName
+from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
+from zoo.published.preset_names import (
+    CausalLMName,
+    ImageClassifierName,
+    MaskedLMName,
+    SequenceClassifierName,
+    VisionLanguageModelName,
+)
 from zoo.published.ssm_layout import official_mlp
 from zoo.stack.hybrid import hybrid_pattern
 from zoo.stack.option_values import with_values
@@ -228,6 +235,33 @@ def _falcon_h1(d_model: int, n_layers: int, vocab_size: int, heads: int, d_ff: i
     return CausalLMConfig(**shape, pattern="mamba2+attn/mlp", tie_embeddings=False, **mixers | fields)
 
 
+def _llava() -> VisionLanguageConfig:
+    # Source: config.json of llava-hf/llava-1.5-7b-hf: CLIP's ViT-L/14 at 336 pixels, read before its last block, and
+    # Vicuna 7B with 64 rows more for its tokens; Liu et al. 2023, arXiv:2310.03744.
+    vision = _vit(
+        1024,
+        n_layers=24,
+        drop_path=0.0,
+        n_classes=0,
+        image_size=336,
+        patch_size=14,
+        norm_eps=1e-5,
+        embedding_norm=True,
+        patch_bias=False,
+        mlp=MLPConfig(d_ff=4096, gated=False, activation="quick_gelu", bias=True),
+    )
+    text = CausalLMConfig(
+        d_model=4096,
+        n_layers=32,
+        pattern="attn/mlp",
+        vocab_size=32_064,
+        tie_embeddings=False,
+        attn=AttentionConfig(n_heads=32),
+        mlp=MLPConfig(d_ff=11_008),
+    )
+    return VisionLanguageConfig(vision=vision, text=text, image_token_id=32_000, vision_layer=-2)
+
+
 presets: dict[str, ModelConfig] = {
     "mamba-130m": _mamba(768, 24),
     "mamba-370m": _mamba(1024, 48),
@@ -406,6 +440,7 @@ presets: dict[str, ModelConfig] = {
     "vim-base": _vim(768),
     "ss2d-tiny": _ss2d(192),
     "ss2d-small": _ss2d(384),
+    "llava-1.5-7b": _llava(),
 }
 
 
@@ -417,6 +452,10 @@ def create(name: MaskedLMName, *, rngs: Seed, kind: None = None, **overrides: An
 def create(name: SequenceClassifierName, *, rngs: Seed, kind: None = None, **overrides: Any) -> SequenceClassifier: ...
 @overload
 def create(name: ImageClassifierName, *, rngs: Seed, kind: None = None, **overrides: Any) -> ImageClassifier: ...
+@overload
+def create(
+    name: VisionLanguageModelName, *, rngs: Seed, kind: None = None, **overrides: Any
+) -> VisionLanguageModel: ...
 @overload
 def create(name: str, *, rngs: Seed, kind: type[Kind], **overrides: Any) -> Kind: ...
 @overload

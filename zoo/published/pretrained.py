@@ -23,15 +23,19 @@ from flax import nnx
 from flax.typing import Dtype
 from jax.sharding import Sharding
 
-from zoo.models.build import Kind, Model, ModelConfig, abstract, require_kind
+from zoo.models.build import Kind, Model, ModelConfig, abstract, in_dtype, require_kind, stacks_of
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
 from zoo.models.frozen import thaw
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
+from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from zoo.published import (
+    adapted_run,
     bert_layout,
+    clip_layout,
     hybrid_layout,
     llama_layout,
+    llava_layout,
     m2_layout,
     native_layout,
     run_folder,
@@ -49,14 +53,21 @@ from zoo.published.plain_weights import copied, require_floating, require_plain_
 from zoo.published.presets import presets
 from zoo.published.sharding_rules import Placing, sharding_of
 from zoo.published.ssm_layout import EMBEDDINGS
-from zoo.published.tensors import Json, Table
+from zoo.published.tensors import Entry, Json, Table
 from zoo.published.transformers_fields import with_both_ways
 from zoo.published.weight_files import FILES, LazyTensor, open_weights, save_weights
-from zoo.reuse.adapt import LoRAWeight
+from zoo.reuse.adapt import LoRAWeight, merge_lora
 from zoo.reuse.linear_maps import ComputedWeight
 from zoo.reuse.quantize import options_of, quantizable, with_options
 
 _CONFIG_FILES = ("config.json", "params.json")  # the second is Codestral-Mamba's
+# Layouts whose files have prefixes that our tables leave out.
+_SHORTENING: tuple[tuple[Any, Callable[[Json], bool]], ...] = (
+    (vit_layout, vit_layout.is_vit),
+    (hybrid_layout, hybrid_layout.is_hybrid),
+    (clip_layout, clip_layout.is_clip),
+    (llava_layout, llava_layout.is_llava),
+)
 _ADAPTER_FILE = "adapter_config.json"  # peft's, of a LoRA say
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "consolidated.safetensors", "*.pth")  # the first there alone
 _TOKEN_VECTORS = (
@@ -66,7 +77,7 @@ _TOKEN_VECTORS = (
     m2_layout.WORD_EMBEDDINGS,
     *bert_layout.WORD_EMBEDDINGS,
 )
-_INPUTS = (*_TOKEN_VECTORS, vit_layout.PATCHES, vim_layout.PATCHES)
+_INPUTS = (*_TOKEN_VECTORS, llava_layout.WORD_EMBEDDINGS, vit_layout.PATCHES, vim_layout.PATCHES, clip_layout.PATCHES)
 
 
 @overload
@@ -106,8 +117,9 @@ def from_pretrained(
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
-    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, BERTs, ViT and DeiT, and hybrids:
-    mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
+    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, BERTs, ViT and DeiT, the image
+    encoders of CLIP and SigLIP, LLaVA, and hybrids: mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid),
+    Nemotron-H and -3, Zamba2.
 
     A `CausalLM`; published encoders are a `MaskedLM`, or what the file holds instead of that head: a
     `SequenceClassifier`, with n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding
@@ -125,8 +137,8 @@ def from_pretrained(
       path_or_repo: a folder with config.json (or params.json) and weights, in our own layout or that of
         state-spaces/mamba, of HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of
         hustvl/Vim, or a folder with one; the folder of a training run (needs orbax-checkpoint), whose parameters are
-        their running mean where training kept one; or else a name on the Hugging Face hub, "owner/name" or
-        "owner/name/file.pth", from its cache or the network.
+        their running mean where training kept one, with adapters merged; or else a name on the Hugging Face hub,
+        "owner/name" or "owner/name/file.pth", from its cache or the network.
       kind: the class that the model must be of, e.g. `zoo.CausalLM`, by which type checkers know what they get. None:
         any.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored, or as a config of ours says. Decay
@@ -149,6 +161,11 @@ def from_pretrained(
       ImportError: a hub name without the package huggingface_hub, a run without orbax-checkpoint.
     """
     place = _find(path_or_repo, None if revision is None else str(revision))
+    if run_folder.is_run(place) and adapted_run.is_adapted(place):
+        run_folder.find_checkpoint(place, revision)  # before the base is read
+        load: Any = functools.partial(from_pretrained, kind=kind, dtype=dtype, sharding=sharding)
+        base: Model = load(adapted_run.base_of(place), allow_nonfinite=allow_nonfinite)
+        return merge_lora(adapted_run.load_trained(place, base, revision))
     if run_folder.is_run(place):
         opened = _open_run(place, kind, revision)
     elif inside := run_folder.runs_inside(place):
@@ -163,9 +180,9 @@ def from_pretrained(
     config = opened.config
     with _errors_name(opened.source):
         if dtype is not None or opened.stored is not None:
-            name = jnp.dtype(opened.stored if dtype is None else dtype).name
-            config = dataclasses.replace(config, dtype=name, param_dtype=name)
-        require_layers(config.n_layers, config.pattern, len(opened.tensors))
+            config = in_dtype(config, jnp.dtype(opened.stored if dtype is None else dtype).name)
+        for stack in stacks_of(config).values():
+            require_layers(stack.n_layers, stack.pattern, len(opened.tensors))
         model = with_options(abstract(config), opened.quantized)
         params = dict(nnx.to_flat_state(nnx.state(model, native_layout.STORED)))
         require_values(params, opened.tensors.values())
@@ -210,7 +227,9 @@ def _open_native(place: Path, raw: Json, source: Path, kind: type | None) -> _Op
     tensors = open_weights(place)
     with _errors_name(source):
         require_plain_config(raw)
-        require_layers(raw["config"].get("n_layers"), raw["config"].get("pattern"), len(tensors))
+        for stack in (raw["config"], *(raw["config"].get(name) for name in ("vision", "text"))):
+            if isinstance(stack, dict):
+                require_layers(stack.get("n_layers"), stack.get("pattern"), len(tensors))
         require_widths(raw["config"], tensors.values())
         config = native_layout.read_config(raw)
         require_kind(kind, config, "the model")
@@ -232,16 +251,16 @@ def _open_published(place: Path, raw: Json, source: Path, kind: type | None, *, 
                 bert_layout.short_names(tensors),
                 bert_layout.read_pooling(folder, leave_dense=leave_dense),
             )
-        if vit_layout.is_vit(raw):
-            tensors = vit_layout.short_names(tensors)
-        if hybrid_layout.is_hybrid(raw):
-            tensors = hybrid_layout.short_names(tensors)
+        for layout_of, belongs in _SHORTENING:
+            if belongs(raw):
+                tensors = layout_of.short_names(tensors)
         n_labels = tensors["classifier.weight"].shape[0] if "classifier.weight" in tensors else 0
         config = _read_config(raw, {name: tensor.shape for name, tensor in tensors.items()}, n_labels, pooling)
         require_kind(kind, config, "the model")
         config = _fit_vocabulary(config, tensors)
     stored = next((tensors[name].dtype for name in _INPUTS if name in tensors), jnp.float32)
-    layout: Layout = "transformers" if EMBEDDINGS["transformers"] in tensors else "official"
+    theirs = EMBEDDINGS["transformers"] in tensors or llava_layout.is_llava(raw)
+    layout: Layout = "transformers" if theirs else "official"
     return _Opened(source, config, tensors, lambda model: _table(model, layout, raw), stored)
 
 
@@ -258,14 +277,15 @@ def save_pretrained(
     Args:
       model: any, for the layout "native". The published layouts hold Mamba-1, Mamba-2 or Mamba-3, alone or with gated
         channel mixers, with attention in some layers or none, Vision Mamba, Llama (a causal attn/mlp), a hybrid as
-        Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are, M2-BERT, BERT, ModernBERT, ViT or DeiT.
+        Jamba, Bamba, Falcon-H1, Granite, Nemotron-H or Zamba2 are, M2-BERT, BERT, ModernBERT, ViT, DeiT, the encoders
+        of CLIP or SigLIP, or a vision-language model as LLaVA is.
       folder: made if it does not exist.
       layout: "native", ours (config.json, model.safetensors), which holds every model, those with mixers of one's own
         too; "official", what state-spaces/mamba or HazyResearch/m2 loads (config.json, pytorch_model.bin) or what
         hustvl/Vim loads (checkpoint.pth; the config.json is for us); or "transformers" (config.json,
         model.safetensors), which has neither Mamba-3 nor Vision Mamba nor M2-BERT nor mamba2attn, and alone has Llama,
-        the other hybrids, BERT, ModernBERT, ViT and DeiT; an encoder of text without a head is written for
-        sentence-transformers too, with how its rows are pooled.
+        the other hybrids, BERT, ModernBERT, ViT, DeiT, CLIP's and SigLIP's encoders and LLaVA; an encoder of text
+        without a head is written for sentence-transformers too, with how its rows are pooled.
       extra: more fields of config.json that do not change the model, such as eos_token_id for transformers, or
         id2label, {0: "no", 1: "yes"}, what the classes are called.
       max_shard_bytes: largest file; more become numbered shards with an index. A `.pth` is never cut.
@@ -370,6 +390,9 @@ def _full_name(name: str, model: Model, raw: Json) -> str:
         return llama_layout.full_name(name)
     if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
         return vit_layout.full_name(name, model.config)
+    if isinstance(model, VisionLanguageModel):
+        language, text = model.language, llava_layout.parts(raw)[1]
+        return llava_layout.full_name(name, lambda inner: _full_name(inner, language, text))
     return name
 
 
@@ -379,10 +402,17 @@ def tensor_names(config: ModelConfig, layout: Layout) -> dict[tuple, str]:
     Raises:
       ValueError: a model that the layout cannot describe.
     """
+    return {path: name for path, (name, _) in published_tensors(config, layout).items()}
+
+
+def published_tensors(config: ModelConfig, layout: Layout) -> dict[tuple, tuple[str, Entry]]:
+    """The same, and how the tensor lies there."""
     model, raw = abstract(config), _write_config(config, layout)
     table = _table(model, layout, raw)
-    alone = {entry.paths[0]: name for name, entry in table.entries.items() if len(entry.paths) == 1}
-    return {path: _full_name(name, model, raw) for path, name in alone.items() if name not in table.stacks}
+    alone = {entry.paths[0]: (name, entry) for name, entry in table.entries.items() if len(entry.paths) == 1}
+    return {
+        path: (_full_name(name, model, raw), entry) for path, (name, entry) in alone.items() if name not in table.stacks
+    }
 
 
 def _find(path_or_repo: str | os.PathLike, revision: str | None) -> Path:
@@ -500,6 +530,12 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
         return vim_layout.read_config(raw, tensors)
     if vit_layout.is_vit(raw):
         return vit_layout.read_config(raw, tensors, n_labels)
+    if clip_layout.is_clip(raw):
+        return clip_layout.read_config(raw)
+    if llava_layout.is_llava(raw):
+        for part in llava_layout.parts(raw):
+            require_counts(part, len(tensors))
+        return llava_layout.read_config(raw, ssm_layout.read_config)
     if m2_layout.is_m2_bert(raw):
         return m2_layout.read_config(raw, tensors, n_labels)
     if _is_bert(raw):
@@ -509,8 +545,14 @@ def _read_config(raw: Json, tensors: Mapping[str, tuple[int, ...]], n_labels: in
 
 
 def _write_config(config: ModelConfig, layout: Layout) -> Json:
+    require_layout(layout)
+    if isinstance(config, VisionLanguageConfig):
+        if layout != "transformers":
+            raise ValueError(f"a VisionLanguageModel has no {layout} layout, expected 'native' or 'transformers'")
+        return llava_layout.write_config(config, ssm_layout.write_config(config.text, layout))
+    if isinstance(config, ImageClassifierConfig) and layout == "transformers" and clip_layout.describes(config):
+        return clip_layout.write_config(config)
     if isinstance(config, ImageClassifierConfig):
-        require_layout(layout)
         return (vim_layout if layout == "official" else vit_layout).write_config(config)
     if not isinstance(config, EncoderConfig):
         return ssm_layout.write_config(config, layout)
@@ -522,6 +564,10 @@ def _write_config(config: ModelConfig, layout: Layout) -> Json:
 def _table(model: Model, layout: Layout, raw: Json) -> Table:
     if isinstance(model, CausalLM) and hybrid_layout.is_hybrid(raw):
         return hybrid_layout.tensor_table(model, raw["model_type"])
+    if isinstance(model, VisionLanguageModel):
+        return llava_layout.tensor_table(model, _table(model.language, layout, llava_layout.parts(raw)[1]))
+    if isinstance(model, ImageClassifier) and clip_layout.is_clip(raw):
+        return clip_layout.tensor_table(model)
     if isinstance(model, ImageClassifier):
         return (vim_layout if vim_layout.describes(model.config) else vit_layout).tensor_table(model)
     if isinstance(model, CausalLM):
@@ -533,7 +579,7 @@ def _table(model: Model, layout: Layout, raw: Json) -> Table:
 
 def _fit_vocabulary(config: ModelConfig, tensors: Mapping[str, LazyTensor]) -> ModelConfig:
     """Takes the padding of the vocabulary from the embedding, where it is to a usual multiple that the config omits."""
-    if isinstance(config, ImageClassifierConfig):
+    if isinstance(config, ImageClassifierConfig | VisionLanguageConfig):
         return config
     shapes = [tensors[name].shape for name in _TOKEN_VECTORS if name in tensors]
     rows = next((shape[0] for shape in shapes if shape), config.padded_vocab_size)

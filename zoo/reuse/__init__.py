@@ -1,1 +1,1 @@
-"""A trained model into another: merged, adapted, quantised. Pure functions, from models to models."""
+"""A trained model into another: grown, merged, adapted, pruned, factorised, quantised. Functions, model to model."""

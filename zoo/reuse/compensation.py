@@ -54,7 +54,8 @@ def round_in_order(
     Args:
       weight: W.
       moment: H, damped here by `DAMPING`.
-      levels: largest code; the largest weight of a group has it, as the group is when its turn comes.
+      levels: largest code; the largest weight of a group has it, as the group is when its turn comes. 0: codes are
+        signs, and the scale is the mean size.
       group_size: q inputs share a scale, for each output. The last group is filled up with zeros.
     """
     wide = jnp.promote_types(weight.dtype, jnp.float32)
@@ -68,12 +69,16 @@ def round_in_order(
 
     def group(g, carry):
         W, codes, scales = carry
-        largest = jnp.max(jnp.abs(lax.dynamic_slice_in_dim(W, g * group_size, group_size)), axis=0)
-        scale = jnp.where(largest == 0, 1, largest / levels)
+        sizes = jnp.abs(lax.dynamic_slice_in_dim(W, g * group_size, group_size))
+        if levels:
+            largest = jnp.max(sizes, axis=0)
+            scale = jnp.where(largest == 0, 1, largest / levels)
+        else:
+            scale = jnp.sum(sizes, axis=0) / jnp.minimum(group_size, weight.shape[0] - g * group_size)
 
         def one(t, carry):
             W, codes = carry
-            code = jnp.clip(jnp.round(W[t] / scale), -levels, levels)
+            code = jnp.clip(jnp.round(W[t] / scale), -levels, levels) if levels else jnp.where(W[t] < 0, -1.0, 1.0)
             lost = W[t] - code * scale
             after = jnp.where(jnp.arange(len(W)) > t, shares[t], 0)
             return W - after[:, None] * lost, codes.at[t].set(code.astype(jnp.int8))

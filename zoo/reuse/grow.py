@@ -12,8 +12,8 @@ Depth: blocks that add nothing, or copies of those that there are.
 `coalesce` is the way back: what copies write is averaged, what reads them is added up. Together, and with
 `interpolate`, they make the V-cycle: train large for a little, coalesce, train small, grow, interpolate, train large.
 
-Source: Chen et al. 2021, arXiv:2110.07143, sections 3.2-3.4 (bert2BERT: FPI, AKI, depth); Wang et al. 2023,
-arXiv:2309.12763 (V-cycle: coalescing, de-coalescing, interpolation).
+Source: Chen et al. 2021, arXiv:2110.07143, sections 3.2-3.4 (bert2BERT: FPI, AKI, depth); Zou et al. 2024,
+arXiv:2404.07999 (V-cycle: coalescing, de-coalescing, interpolation).
 """
 
 import contextlib
@@ -33,6 +33,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.mlp import MLP
 from zoo.layers.moe import MoE
 from zoo.models.build import Model, ModelConfig, abstract
+from zoo.models.vision_language import VisionLanguageModel
 from zoo.reuse.linear_maps import copied
 from zoo.reuse.merge import merge
 from zoo.reuse.widths import Axes, Axis, Path, sizes, widths
@@ -41,7 +42,7 @@ from zoo.stack.pattern import format_pattern, parse_pattern
 Method = Literal["fpi", "aki"]
 Depth = Literal["zero", "copy"]
 # Widths that a word of the pattern may say.
-_SAID_IN_WORDS = re.compile(r"\b(?:n_heads|n_kv_heads|head_dim|dt_rank|d_ssm|n_filters|d_ff|d_ff_shared|d_latent)\b")
+SAID_IN_WORDS = re.compile(r"\b(?:n_heads|n_kv_heads|head_dim|dt_rank|d_ssm|n_filters|d_ff|d_ff_shared|d_latent)\b")
 # The maps that a block ends in.
 _LAST = ("out_proj", "o_proj", "out_linear", "down_proj", "wo", "expand")
 
@@ -134,9 +135,11 @@ def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
       ValueError: options in the pattern that say a width, or counts that do not divide.
     """
     config: Any = model.config
+    if isinstance(model, VisionLanguageModel):
+        raise ValueError("a VisionLanguageModel keeps its size, expected a language model, before they are joined")
     if d_model == config.d_model and d_ff is None:
         return config
-    if said := _SAID_IN_WORDS.search(config.pattern):
+    if said := SAID_IN_WORDS.search(config.pattern):
         raise ValueError(f"pattern={config.pattern!r} says {said[0]}, a width: it would stay while d_model changes")
     changes: dict[str, Any] = {"d_model": d_model}
 
@@ -193,7 +196,7 @@ def _widened(model: Model, config: ModelConfig, method: Method, rngs: nnx.Rngs) 
             other = _expanded(params[above], before[above], axes, copies)
             value = jnp.where(_only_copies(before[path], axes, copies), other, value)
         values[path] = value
-    return _filled(target, values, model)
+    return filled(target, values, model)
 
 
 def _narrowed(model: Model, config: ModelConfig) -> Model:
@@ -214,7 +217,7 @@ def _narrowed(model: Model, config: ModelConfig) -> Model:
                 total /= np.bincount(index, minlength=small.size).reshape(-1, *[1] * (value.ndim - 1))
             value = jnp.moveaxis(total, 0, number)
         values[path] = value.astype(params[path].dtype)
-    return _filled(target, values, model)
+    return filled(target, values, model)
 
 
 def _copies(width: str, n: int, more: int, seed: int) -> np.ndarray:
@@ -278,7 +281,7 @@ def _above(path: Path, params: dict[Path, Array]) -> Path | None:
     return (*path[:at], same[0], *path[at + 1 :]) if same else None
 
 
-def _filled(target: Model, values: dict[Path, Array], model: Model) -> Model:
+def filled(target: Model, values: dict[Path, Array], model: Model) -> Model:
     """A model with these parameters; its other variables are those of another model."""
     graphdef, state = nnx.split(target)
     theirs = dict(nnx.to_flat_state(nnx.state(model)))
@@ -291,10 +294,10 @@ def _deepened(model: Model, n_layers: int, depth: Depth, rngs: nnx.Rngs) -> Mode
     if n_layers == config.n_layers:
         return model
     words = parse_pattern(config.pattern, config.n_layers)
-    _require_own_blocks(config, words)
+    require_own_blocks(config, words)
     if depth == "copy":
         sources = [i * config.n_layers // n_layers for i in range(n_layers)]
-        after = _pattern_of(tuple(words[i] for i in sources), config.pattern)
+        after = pattern_of(tuple(words[i] for i in sources), config.pattern)
         zeroed: set[int] = set()
     else:
         if config.norm_place != "pre" or not config.mixer_residual:
@@ -307,9 +310,9 @@ def _deepened(model: Model, n_layers: int, depth: Depth, rngs: nnx.Rngs) -> Mode
             more = words + tuple(words[i % len(words)] for i in range(n_layers - config.n_layers))
         last = {word: i for i, word in enumerate(words)}
         sources = [*range(config.n_layers), *(last[word] for word in more[config.n_layers :])]
-        after, zeroed = _pattern_of(more, config.pattern), set(range(config.n_layers, n_layers))
+        after, zeroed = pattern_of(more, config.pattern), set(range(config.n_layers, n_layers))
     changed = dataclasses.replace(config, n_layers=n_layers, pattern=after)
-    return _of_layers(model, changed, [[i] for i in sources], zeroed)
+    return of_layers(model, changed, [[i] for i in sources], zeroed)
 
 
 def _averaged(model: Model, n_layers: int) -> Model:
@@ -317,16 +320,16 @@ def _averaged(model: Model, n_layers: int) -> Model:
     if n_layers == config.n_layers:
         return model
     words, several = parse_pattern(config.pattern, config.n_layers), config.n_layers // n_layers
-    _require_own_blocks(config, words)
+    require_own_blocks(config, words)
     groups = [list(range(i, i + several)) for i in range(0, config.n_layers, several)]
     for group in groups:
         if len({words[i] for i in group}) > 1:
             raise ValueError(f"n_layers={n_layers}, but layers {group[0]} to {group[-1]} are not of one word")
-    pattern = _pattern_of(tuple(words[group[0]] for group in groups), config.pattern)
-    return _of_layers(model, dataclasses.replace(config, n_layers=n_layers, pattern=pattern), groups, set())
+    pattern = pattern_of(tuple(words[group[0]] for group in groups), config.pattern)
+    return of_layers(model, dataclasses.replace(config, n_layers=n_layers, pattern=pattern), groups, set())
 
 
-def _of_layers(model: Model, config: ModelConfig, sources: list[list[int]], zeroed: set[int]) -> Model:
+def of_layers(model: Model, config: ModelConfig, sources: list[list[int]], zeroed: set[int]) -> Model:
     """A model of layers that are each the mean of some of another's; those in `zeroed` end in a map of zeros."""
     target = abstract(config)
     theirs = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model))}
@@ -351,12 +354,12 @@ def _mean(several: list[Array]) -> Array:
     return jnp.mean(wide, axis=0).astype(several[0].dtype)
 
 
-def _require_own_blocks(config: Any, words: tuple) -> None:
+def require_own_blocks(config: Any, words: tuple) -> None:
     if any(word.shared for word in words):
         raise ValueError(f"pattern={config.pattern!r} has blocks that depths share, whose number cannot be changed")
 
 
-def _pattern_of(words: tuple, pattern: str) -> str:
+def pattern_of(words: tuple, pattern: str) -> str:
     """The pattern as it is written, where it gives these words."""
     with contextlib.suppress(ValueError):  # it has more blocks
         if parse_pattern(pattern, len(words)) == words:

@@ -1,14 +1,16 @@
-"""Weights in 2 to 8 bits: kept as whole numbers and scales, in memory and in files, and multiplied when they are read.
+"""Weights in 1 to 8 bits: kept as whole numbers and scales, in memory and in files, and multiplied when they are read.
 
     model = zoo.quantize(model, bits=4, group_size=64)        generates, and can be adapted: zoo.add_lora(model, ...)
     model = zoo.quantize(model, bits=4, method="hessian", moments=zoo.calibrate(model, batches))
+    model = zoo.quantize(model, mixed=2_000_000, moments=zoo.calibrate(model, batches))        2, 4 or 8 bits, by map
 
 Some inputs of one output make a group and share a scale: w = scale * code, where code is a whole number, at most
-2^(bits - 1) - 1 from 0. Decays, steps, convolutions, norms and biases of state spaces stay as they are: a recurrence
-multiplies their errors.
+2^(bits - 1) - 1 from 0; of 1 bit it is the sign, and the scale the mean size. Decays, steps, convolutions, norms and
+biases of state spaces stay as they are: a recurrence multiplies their errors.
 
 Source: Shen et al. 2019, arXiv:1909.05840, section 3 (groups, symmetric scales); Frantar et al. 2022, arXiv:2210.17323,
-section 4 and Algorithm 1 (groups of inputs; rounding in order, by the inputs' second moments).
+section 4 and Algorithm 1 (groups of inputs; rounding in order, by the inputs' second moments); Qin et al. 2022,
+arXiv:2203.06390, section 3 (1 bit: signs and mean sizes).
 
 Axes: i inputs, o outputs, k groups, q inputs of a group, s bytes of a group.
 """
@@ -19,15 +21,18 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from zoo.reuse.calibration import Moments
-from zoo.reuse.compensation import round_in_order
+from zoo.reuse.compensation import cost, round_in_order
 from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps
+from zoo.reuse.mixed_bits import Choice, allocate
 
-Bits = Literal[2, 3, 4, 8]
+Bits = Literal[1, 2, 3, 4, 8]
 Method = Literal["round", "hessian"]
+_MIXED: tuple[Bits, ...] = (2, 4, 8)
 
 
 class Quantized(nnx.Variable):
@@ -37,7 +42,7 @@ class Quantized(nnx.Variable):
 class QuantizedWeight(ComputedWeight):
     """A weight as codes of a few bits, and a scale for each group of inputs of each output.
 
-    Codes of 2 bits lie four in a byte, those of 3 and 4 bits two.
+    Codes of 1 bit lie eight in a byte, those of 2 bits four, of 3 and 4 bits two.
     """
 
     def __init__(
@@ -87,6 +92,8 @@ def quantize_groups(
 ) -> tuple[Int[Array, "*b k q o"], Float[Array, "*b k 1 o"]]:
     """(codes, scales): each weight is the code that is nearest, and the largest of a group is 2^(bits - 1) - 1 scales.
 
+    Of 1 bit: the sign, and the mean size of a group, which is the scale that is off least.
+
     Groups are of `group_size` inputs, or of all where there are fewer; the last one is filled up with zeros.
     """
     group_size = min(group_size, weight.shape[-2])
@@ -94,6 +101,10 @@ def quantize_groups(
     wide = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
     wide = jnp.pad(wide, [(0, 0)] * (weight.ndim - 2) + [(0, missing), (0, 0)])
     groups = wide.reshape(*weight.shape[:-2], -1, group_size, weight.shape[-1])
+    if bits == 1:
+        counts = np.minimum(group_size, weight.shape[-2] - group_size * np.arange(groups.shape[-3]))
+        scales = jnp.sum(jnp.abs(groups), axis=-2, keepdims=True) / counts[:, None, None]
+        return jnp.where(groups < 0, -1, 1).astype(jnp.int8), scales
     largest = jnp.max(jnp.abs(groups), axis=-2, keepdims=True)
     scales = jnp.where(largest == 0, 1, largest / (2 ** (bits - 1) - 1))
     return jnp.round(groups / scales).astype(jnp.int8), scales
@@ -115,7 +126,7 @@ def pack(codes: Int[Array, "*b k q o"], bits: Bits) -> Int[Array, "*b k q o"] | 
     width, each = _width(bits)
     missing = -codes.shape[-2] % each
     codes = jnp.pad(codes, [(0, 0)] * (codes.ndim - 2) + [(0, missing), (0, 0)])
-    fields = (codes + 2 ** (width - 1)).astype(jnp.uint8)
+    fields = ((codes + 1) // 2 if bits == 1 else codes + 2 ** (width - 1)).astype(jnp.uint8)
     fields = jnp.split(fields, each, axis=-2)
     return sum((field << (width * j) for j, field in enumerate(fields)), jnp.uint8(0)).astype(jnp.uint8)
 
@@ -126,12 +137,13 @@ def unpack(packed: Array, bits: Bits, group_size: int) -> Int[Array, "*b k q o"]
         return packed
     width, each = _width(bits)
     fields = [(packed >> (width * j)) & (2**width - 1) for j in range(each)]
-    return jnp.concatenate(fields, axis=-2)[..., :group_size, :].astype(jnp.int8) - 2 ** (width - 1)
+    codes = jnp.concatenate(fields, axis=-2)[..., :group_size, :].astype(jnp.int8)
+    return 2 * codes - 1 if bits == 1 else codes - 2 ** (width - 1)
 
 
 def _width(bits):
     """(bits that a code takes in a byte, codes in a byte)"""
-    width = 2 if bits == 2 else 4
+    width = bits if bits <= 2 else 4
     return width, 8 // width
 
 
@@ -149,6 +161,7 @@ def quantize(
     embeddings: bool = False,
     method: Method = "round",
     moments: Moments | None = None,
+    mixed: int | None = None,
 ) -> Model:
     """A model whose linear maps are kept in a few bits; all else is the given model's, which stays as it is.
 
@@ -161,11 +174,13 @@ def quantize(
         One that is the head of a language model as well is read whole at each step.
       method: round: each weight to the nearest code. hessian: one input after the other, and the later ones make up for
         what the earlier lost, as what the maps read has it; maps without moments are rounded.
-      moments: what the maps read, from `calibrate`; "hessian" needs it.
+      moments: what the maps read, from `calibrate`; "hessian" and mixed need it.
+      mixed: bytes of all these maps, codes and scales: each has 2, 4 or 8 bits, more where rounding costs more, see
+        `mixed_bits`. None: all have `bits`.
 
     Raises:
       ValueError: other bits or another method; group_size below 1; nothing that `targets` names; a map that is
-        quantised already; "hessian" without moments of any of the maps.
+        quantised already; "hessian" or mixed without moments of any of the maps; fewer bytes than 2 bits take.
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}")
@@ -176,12 +191,15 @@ def quantize(
     model = copied(model)
     maps = linear_maps(model, targets) | (_embeddings(model) if embeddings else {})
     known = (moments or {}) if method == "hessian" else {}
-    if method == "hessian" and not known.keys() & maps.keys():
-        raise ValueError("method='hessian', expected moments of these maps: zoo.calibrate(model, batches)")
+    for what, asked in (("method='hessian'", method == "hessian"), (f"mixed={mixed}", mixed is not None)):
+        if asked and not (moments or {}).keys() & maps.keys():
+            raise ValueError(f"{what}, expected moments of these maps: zoo.calibrate(model, batches)")
     for name, linear in maps.items():
         if not isinstance(linear.weight, nnx.Variable):
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
-        of_this: Bits = 8 if linear.attribute == "embedding" else bits
+    of_each = {} if mixed is None else allocate(_choices(maps, moments or {}, group_size), mixed)
+    for name, linear in maps.items():
+        of_this: Any = of_each.get(name, 8 if linear.attribute == "embedding" else bits)
         made = QuantizedWeight(
             linear.weight[...],
             linear.axes,
@@ -192,6 +210,23 @@ def quantize(
         )
         linear.replace(made)
     return model
+
+
+def _choices(maps: Mapping[str, LinearMap], moments: Moments, group_size: int | None) -> dict[str, list[Choice]]:
+    """What each map costs in 2, 4 and 8 bits; where nothing is known of what it reads, as if all inputs were alike."""
+    found: dict[str, list[Choice]] = {}
+    for name, linear in maps.items():
+        weight = _inputs_first(linear.weight[...].astype(jnp.float32), linear.axes)
+        moment = moments.get(
+            name, jnp.broadcast_to(jnp.eye(weight.shape[-2]), (*weight.shape[:-2], *[weight.shape[-2]] * 2))
+        )
+        whole = float(jnp.sum(cost(weight, moment)))
+        for bits in _MIXED:
+            small = QuantizedWeight(linear.weight[...], linear.axes, bits=bits, group_size=group_size)
+            lost = weight - _inputs_first(small.whole().astype(jnp.float32), linear.axes)
+            share = float(jnp.sum(cost(lost, moment))) / max(whole, 1e-30)
+            found.setdefault(name, []).append(Choice(bits, small.nbytes, weight.size * share))
+    return found
 
 
 def options_of(model: nnx.Module) -> dict[str, dict[str, int]]:

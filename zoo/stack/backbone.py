@@ -13,12 +13,13 @@ from ssm.sequence_cut import cut_of
 from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
-from zoo.stack.backbone_config import BackboneConfig, word_config
+from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.block import Block, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
-from zoo.stack.pattern import Folded, fold, parse_pattern
-from zoo.stack.pieces import run_in_pieces, takes_pieces
+from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
+from zoo.stack.pattern import Folded, fold, mixer_name, parse_pattern
+from zoo.stack.pieces import run_halves, run_in_pieces, takes_halves, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
 # Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores,
@@ -62,6 +63,8 @@ class Backbone(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         rngs: nnx.Rngs | None = None,
         grid: tuple[int, int] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> Float[Array, "b l d"]:
         """Runs the stack over whole sequences.
 
@@ -71,11 +74,17 @@ class Backbone(nnx.Module):
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           rngs: stream "dropout" switches dropout on; None leaves it off.
           grid: rows and columns of an image whose places the positions are, for mixers that go by them.
+          ahead: who sees what comes later (`zoo.layers.seen`): each position `LOOKS_AHEAD`, `SEEN_AHEAD` or 0. None:
+            nobody does, where the stack is causal.
+          layer_inputs: what is added to the residual stream before some blocks, by their number from 0 (DeepStack).
 
         Raises:
-          ValueError: a mixer of images without a grid.
+          ValueError: a mixer of images without a grid; one that cannot look ahead, such as a state space, with `ahead`;
+            layer_inputs of a block that there is not, or of another shape than x.
         """
-        return self.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs, grid=grid)[0]
+        given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "grid": grid}
+        given |= {"ahead": ahead, "layer_inputs": layer_inputs}
+        return self.run(x, rngs=rngs, **given)[0]
 
     def run(
         self,
@@ -85,17 +94,19 @@ class Backbone(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         rngs: nnx.Rngs | None = None,
         grid: tuple[int, int] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
         if 0 in x.shape:
             x = self._enter(x)
             return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-        run, carry, noise, leave = self._begin(x, mask, segment_ids, rngs, grid)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs)
         blocks = [nnx.split(block) for block in self.blocks]
         done, items = self._items
         if done:
-            carry = run(*blocks[0], carry, _of_block(noise, 0))
-        rest = jax.tree.map(lambda a: a[done:], noise)
+            carry = run(*blocks[0], carry, _of_block(each, 0))
+        rest = jax.tree.map(lambda a: a[done:], each)
         x, loss = run_blocks(run, items, blocks[done:], rest, carry)
         return leave(self._normed(x)), loss
 
@@ -107,50 +118,79 @@ class Backbone(nnx.Module):
         segment_ids: Int[Array, "b l"] | None = None,
         rngs: nnx.Rngs | None = None,
         grid: tuple[int, int] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The residual stream before the first block and behind each: n_layers + 1 arrays.
 
         The convention of transformers' output_hidden_states for BERT, Llama and hybrids: the first is the input, and
         the last is what `__call__` gives, behind the final normalisation where there is one; those between are not
-        normalised. (There Mamba leaves out the first, and ViT the last normalisation.) Blocks run one by one, also with
-        scan_layers.
+        normalised. (There Mamba leaves out the first, and ViT the last normalisation.) What `layer_inputs` adds before
+        a block is in what comes behind it. Blocks run one by one, also with scan_layers.
         """
         if 0 in x.shape:
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
-        run, carry, noise, leave = self._begin(x, mask, segment_ids, rngs, grid)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
-            carry = run(*nnx.split(block), carry, _of_block(noise, i))
+            carry = run(*nnx.split(block), carry, _of_block(each, i))
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
-    def _begin(self, x, mask, segment_ids, rngs, grid):
-        """What runs one block, what enters the first (the stream, no losses yet), the noise of all, the way out."""
+    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs):
+        """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""
         self._check_cut(x)
+        self._check_ahead(ahead)
         x, noise = self._enter(x), self._noise(rngs)
-        x, mask, segment_ids, leave = _close(x, mask, segment_ids)
+        x, mask, segment_ids, ahead, added, leave = _close(
+            x, mask, segment_ids, ahead, groups_of(layer_inputs, x, len(self.words))
+        )
         x = placed_rows(x)
-        given = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "embeddings": x, "shared": self._shared}
+        given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "grid": grid, "embeddings": x}
+        given["shared"] = self._shared
 
-        def run(graphdef, params, carry, noise):
-            (x, total), (key, skip) = carry, noise or (None, None)
+        def run(graphdef, params, carry, own):
+            (x, total), (noise, place) = carry, own
+            key, skip = noise or (None, None)
             block = nnx.merge(graphdef, gathered(params))
-            x, loss = block.run(x, key=key, skip=skip, **given)
+            x, loss = block.run(plus(x, added, place), key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
         whole = self._rounding(run, x.dtype) if self.config.remat_rounds else self._recomputed(run)
+        each = noise, places_of(layer_inputs, len(self.words))
+        start = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         size = self.config.remat_positions
         if size is None or noise is not None:
-            return whole, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+            return whole, start, each, leave
 
-        def run_piecewise(graphdef, params, carry, noise):
+        def run_by_halves(graphdef, params, x):
+            return run_halves(nnx.merge(graphdef, gathered(params)), x, size, mask=mask, segment_ids=segment_ids)
+
+        halves = jax.checkpoint(run_by_halves, static_argnums=0)
+
+        def run_piecewise(graphdef, params, carry, own):
             block, (x, total) = nnx.merge(graphdef, gathered(params)), carry
-            if not takes_pieces(block, x, size):
-                return whole(graphdef, params, carry, noise)
-            return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+            in_pieces = takes_pieces(block, x, size)
+            if not in_pieces and not takes_halves(block, x, size):
+                return whole(graphdef, params, carry, own)
+            x = plus(x, added, own[1])
+            if in_pieces:
+                return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
+            return halves(graphdef, params, x), total
 
-        return run_piecewise, (x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))), noise, leave
+        return run_piecewise, start, each, leave
+
+    def _check_ahead(self, ahead):
+        """Raises a ValueError that names a mixer which cannot see what comes later."""
+        for word in {} if ahead is None else set(self.words):
+            for mixer in word.mixers:
+                if "ahead" not in mixer_needs(self.config, mixer):
+                    raise ValueError(
+                        f"ahead is given to {mixer_name(mixer)}, which reads from left to right: what it gives at a "
+                        "position is made of what came before, so nothing behind it can be seen there; expected "
+                        "ahead=None, or attention alone"
+                    )
 
     def _check_cut(self, x):
         """Raises a NotImplementedError that names a mixer which may not be called with rows cut over devices."""
@@ -199,24 +239,34 @@ class Backbone(nnx.Module):
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         rngs: nnx.Rngs | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
-        """Goes on from `state` by l positions; any split gives the same as the whole. `rngs` is as in `__call__`."""
+        """Goes on from `state` by l positions; any split gives the same as the whole.
+
+        The other arguments are those of `__call__`. What is seen ahead is among the l positions: a split leaves out
+        what it cuts off.
+        """
         if 0 in x.shape:
             return self._normed(self._enter(x)), state
         self._check_cut(x)
-        x, noise, after = self._enter(x), self._noise(rngs), []
-        x, mask, segment_ids, leave = _close(x, mask, segment_ids, goes_on=True)
-        given = {"mask": mask, "segment_ids": segment_ids, "embeddings": x, "shared": self._shared}
+        self._check_ahead(ahead)
+        x, after = self._enter(x), []
+        each = self._noise(rngs), places_of(layer_inputs, len(self.words))
+        added = groups_of(layer_inputs, x, len(self.words))
+        x, mask, segment_ids, ahead, added, leave = _close(x, mask, segment_ids, ahead, added, goes_on=True)
+        given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "embeddings": x, "shared": self._shared}
 
-        def run(graphdef, params, x, state, noise):
+        def run(graphdef, params, x, state, own):
+            noise, place = own
             key, skip = noise or (None, None)
             block = nnx.merge(graphdef, gathered(params))
-            x, state = block.extend(x, state, key=key, skip=skip, **given)
+            x, state = block.extend(plus(x, added, place), state, key=key, skip=skip, **given)
             return placed_rows(x), state
 
         run = self._recomputed(run)
         for i, (block, block_state) in enumerate(zip(self.blocks, state, strict=True)):
-            x, block_state = run(*nnx.split(block), x, block_state, _of_block(noise, i))
+            x, block_state = run(*nnx.split(block), x, block_state, _of_block(each, i))
             after.append(block_state)
         return leave(self._normed(x)), tuple(after)
 
@@ -262,14 +312,18 @@ class Backbone(nnx.Module):
         return placed_rows(x)
 
 
-def _close(x, mask, segment_ids, *, goes_on=False):
-    """Rows, mask and segments as they run, and what puts rows back: absent positions blank, and no gaps between."""
+def _close(x, mask, segment_ids, ahead, added, *, goes_on=False):
+    """All of it as it runs, and what puts rows back: absent positions blank, and no gaps between."""
     if mask is None:
-        return x, mask, segment_ids, lambda x: x
+        return x, mask, segment_ids, ahead, added, lambda x: x
     closed = close_gaps(mask, segment_ids, goes_on=goes_on)
-    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, closed.open
+    if ahead is not None:
+        ahead = jnp.take_along_axis(ahead, closed.source, axis=1)
+    if added is not None:
+        added = [closed.close(blank(mask, value)) for value in added]
+    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, closed.open
 
 
-def _of_block(noise, i):
-    """A block's own part of the noise of several, or None."""
-    return jax.tree.map(lambda a: a[i], noise)
+def _of_block(each, i):
+    """A block's own part of what several have, or None."""
+    return jax.tree.map(lambda a: a[i], each)

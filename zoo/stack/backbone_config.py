@@ -36,6 +36,8 @@ class BackboneConfig:
     """Share of the rows that skip the last block's mixers in training, less in earlier blocks in a line from 0."""
     layer_scale: float | None = None
     """Initial value of a learned factor for each channel of each mixer's output. None: no such factors."""
+    shortcut_rank: int | None = None
+    """Rank of a learned map beside each sequence mixer, added to what it gives; see `AugmentedShortcut` (PanGu-pi)."""
     residual_multiplier: float = 1.0
     """Multiplies each mixer's output before it is added to its input (Granite)."""
     norm: Literal["rms", "layer"] = "rms"
@@ -67,8 +69,9 @@ class BackboneConfig:
     """With remat, and norms before mixers: whether blocks read the residual stream rounded to dtype. What is kept of it
     for the backward pass then takes half the memory where dtype is bfloat16. The stream itself stays as it is."""
     remat_positions: int | None = None
-    """With remat, of how many positions at a time, for rows of any length in little memory. None: of whole rows, as it
-    is in any case in blocks with attention, m2 or moe, with dropout, and where rows are cut over devices."""
+    """With remat, of how many positions at a time, for rows of any length in little memory; of m2 as many numbers,
+    whole rows of some channels; of attention whole rows. None: of whole rows, as it is in any case in blocks with moe,
+    with dropout, and where rows are cut over devices."""
     scan_layers: bool = False
     """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
     compiled as the canonical pattern has words. Each call stacks a copy of the parameters, where they are not kept
@@ -106,6 +109,8 @@ class BackboneConfig:
         settle(self)
         if self.remat_positions is not None and (self.remat_positions < 1 or not self.remat):
             raise ValueError(f"remat_positions={self.remat_positions}, expected None, or at least 1 with remat=True")
+        if self.shortcut_rank is not None and self.shortcut_rank < 1:
+            raise ValueError(f"shortcut_rank={self.shortcut_rank}, expected None or at least 1")
         if self.remat_rounds and not (self.remat and self.norm_place == "pre" and self.mixer_residual):
             raise ValueError("remat_rounds=True, expected remat=True, norm_place='pre' and mixer_residual=True with it")
         for name in ("d_model", "n_layers"):

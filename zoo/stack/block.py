@@ -12,6 +12,7 @@ from ssm.absent import blank
 from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
 from zoo.layers.norm import norm
 from zoo.layers.parallel import Parallel
+from zoo.layers.shortcut import AugmentedShortcut
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.stack.pattern import Word, mixer_name
@@ -53,6 +54,7 @@ class Block(nnx.Module):
         self.norm2 = make_norm(config, rngs) if word.channel else None
         self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None
         self.mlp_needs = mixer_needs(config, word.channel) if word.channel else ()
+        self.shortcut = _shortcut(config, **kwargs) if mixers else None
         self.scale = _layer_scale(config) if mixers else None
         self.scale2 = _layer_scale(config) if word.channel else None
         self.dropout = nnx.Dropout(config.dropout)
@@ -103,6 +105,14 @@ class Block(nnx.Module):
         y, after, _ = self._run(blank(mask, x), mix, given, key, skip)
         return y, state if self.mixer is None else after
 
+    def mix(self, x, mixer):
+        """The half of the sequence mixer alone, without dropout, `mixer(x)` in its place."""
+        return self._mixed(x, lambda x: (mixer(x), (), jnp.float32(0)), None, None)[0]
+
+    def feed(self, x):
+        """The half of the channel mixer alone, without dropout; of one that needs nothing besides."""
+        return x if self.mlp is None else self._fed(x, {}, None, None)[0]
+
     def _handed(self, given):
         """What the mixer is called with: several side by side choose themselves."""
         return given if isinstance(self.mixer, Parallel) else hand(self.mixer, (*POSITIONS, *self.needs), given)
@@ -111,18 +121,30 @@ class Block(nnx.Module):
         """The block around `mix`, which gives the mixer's output, its state and its loss: all three of the block."""
         rngs, state, loss = None if key is None else nnx.Rngs(dropout=key), (), jnp.float32(0)
         if self.mixer is not None:
-            y, state, loss = mix(self.norm(x) if self.norm_first and self.norm is not None else x)
-            y = self._drop(self._scaled(y, self.scale), rngs, skip)
-            x = x + y if self.mixer_residual else y.astype(x.dtype)
-            if not self.norm_first and self.norm is not None:
-                x = self.norm(x)
+            x, state, loss = self._mixed(x, mix, rngs, skip)
         if self.mlp is not None:
-            y = self.norm2(x) if self.norm_first else x
-            y, more = run_mixer(self.mlp, y, rngs=rngs, **hand(self.mlp, self.mlp_needs, given))
-            x, loss = x + self._drop(self._scaled(y, self.scale2), rngs, skip), loss + more
-            if not self.norm_first:
-                x = self.norm2(x)
+            x, more = self._fed(x, given, rngs, skip)
+            loss = loss + more
         return x, state, loss
+
+    def _mixed(self, x, mix, rngs, skip):
+        """The sequence mixer's half."""
+        entering = self.norm(x) if self.norm_first and self.norm is not None else x
+        y, state, loss = mix(entering)
+        if self.shortcut is not None:
+            y = y + self.shortcut(entering).astype(y.dtype)
+        y = self._drop(self._scaled(y, self.scale), rngs, skip)
+        x = x + y if self.mixer_residual else y.astype(x.dtype)
+        if not self.norm_first and self.norm is not None:
+            x = self.norm(x)
+        return x, state, loss
+
+    def _fed(self, x, given, rngs, skip):
+        """The channel mixer's half."""
+        y = self.norm2(x) if self.norm_first else x
+        y, loss = run_mixer(self.mlp, y, rngs=rngs, **hand(self.mlp, self.mlp_needs, given))
+        x = x + self._drop(self._scaled(y, self.scale2), rngs, skip)
+        return x if self.norm_first else self.norm2(x), loss
 
     def _scaled(self, y, scale):
         y = y if scale is None else y * scale[...]
@@ -142,6 +164,10 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     if config.layer_scale is None:
         return None
     return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False, axes=(None,))
+
+
+def _shortcut(config: BackboneConfig, *, residual_scale: float, **kwargs) -> AugmentedShortcut | None:
+    return None if config.shortcut_rank is None else AugmentedShortcut(config.d_model, config.shortcut_rank, **kwargs)
 
 
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:

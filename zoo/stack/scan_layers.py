@@ -15,7 +15,7 @@ def run_blocks(
     run: Callable,
     items: Folded,
     blocks: Sequence[tuple[nnx.GraphDef, Any]],
-    noise: Any,
+    each: Any,
     carry: Any,
 ) -> Any:
     """Runs blocks one after another. What their pattern repeats is a loop whose body is compiled once.
@@ -23,13 +23,13 @@ def run_blocks(
         ((mamba2*3 attn/mlp)*4 mamba2)  ->  a loop of 4 steps, each a loop of 3 and a block, and then another block
 
     Args:
-      run: run(graphdef, params, carry, noise) -> carry, for one block.
+      run: run(graphdef, params, carry, own) -> carry, for one block.
       items: the blocks' words, as `fold` gives them; or as they are, which makes no loops.
       blocks: graphdef and parameters of each block. Those of one word have equal graphdefs.
-      noise: a pytree of arrays with a row for each block, or None.
+      each: a pytree of arrays with a row for each block, its own, or None.
       carry: what enters the first block, arrays in a pytree.
     """
-    return _run(run, items, blocks, _stack(items, blocks, noise, np.array(0)), 0, carry)
+    return _run(run, items, blocks, _stack(items, blocks, each, np.array(0)), 0, carry)
 
 
 def looped_blocks(items: Folded) -> tuple[tuple[int, ...], ...]:
@@ -58,8 +58,8 @@ def _is_stacked(item: Word, loops: int) -> bool:
     return loops > 0 and not item.shared
 
 
-def _stack(items: Folded, blocks, noise, depths: np.ndarray) -> list:
-    """Parameters and noise of each item's blocks, with an axis for each loop that they are in, the outermost first.
+def _stack(items: Folded, blocks, each, depths: np.ndarray) -> list:
+    """Parameters and each block's own of every item, with an axis for each loop that they are in, the outermost first.
 
     Blocks outside of loops, and those that share their parameters, have no stack of them, None.
 
@@ -68,14 +68,14 @@ def _stack(items: Folded, blocks, noise, depths: np.ndarray) -> list:
     stacked: list = []
     for item in items:
         if isinstance(item, Repeat):
-            stacked.append(_stack(item.items, blocks, noise, _again(item, depths)))
+            stacked.append(_stack(item.items, blocks, each, _again(item, depths)))
         else:
             params = None
             if _is_stacked(item, depths.ndim):
                 shape = depths.shape
                 several = (blocks[i][1] for i in depths.flat)
                 params = jax.tree.map(lambda *a, shape=shape: jnp.stack(a).reshape(*shape, *a[0].shape), *several)
-            stacked.append((params, jax.tree.map(lambda a, here=depths: a[here], noise)))
+            stacked.append((params, jax.tree.map(lambda a, here=depths: a[here], each)))
         depths = np.asarray(depths + _length((item,)))
     return stacked
 
@@ -89,9 +89,9 @@ def _run(run, items: Folded, blocks, stacked: list, depth: int, carry):
 
             carry, _ = jax.lax.scan(step, carry, given, length=item.times)
         else:
-            params, noise = given
+            params, own = given
             graphdef, alone = blocks[depth]  # its parameters, if they are not one of a loop's
-            carry = run(graphdef, alone if params is None else params, carry, noise)
+            carry = run(graphdef, alone if params is None else params, carry, own)
         depth += _length((item,))
     return carry
 

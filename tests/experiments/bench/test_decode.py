@@ -23,6 +23,7 @@ def run(run_command):
     return functools.partial(run_command, bench_decode)
 
 
+@pytest.mark.slow
 def test_a_row_for_each_pattern_and_context_a_picture_and_a_record(tmp_path, run):
     record, picture = tmp_path / "out.json", tmp_path / "out.png"
     status, out, err = run(*TINY, "--contexts", 8, 32, "--json", record, "--plot", picture)

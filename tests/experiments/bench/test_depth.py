@@ -13,6 +13,7 @@ def run(run_command):
     return functools.partial(run_command, depth)
 
 
+@pytest.mark.slow
 def test_a_row_for_each_depth_and_switch_and_remat_saves_memory(tmp_path, run):
     path = tmp_path / "out.json"
     sizes = ("--d-model", 16, "--batch", 2, "--length", 64, "--vocab-size", 16)

@@ -79,6 +79,7 @@ def test_a_missing_package_is_one_line_that_says_how_to_install_it(monkeypatch, 
     assert "transformers, chunk 64: pip install torch transformers\n" in out
 
 
+@pytest.mark.slow
 def test_monarch_mixer_and_what_it_replaces_over_lengths(tmp_path, run):
     picture = tmp_path / "speed.png"
     arguments = ("--only", "zoo", "Monarch", "--lengths", 8, 16, "--passes", "forward", "--plot", picture)
@@ -98,6 +99,7 @@ def test_each_convolution_is_the_same_one():
             assert_close(call(), expected[which](), gradient=which == "backward")
 
 
+@pytest.mark.slow
 def test_the_head_at_every_position_costs_more_and_gives_the_same():
     contenders = masked_lm.CONTENDERS["mlm"]
     gathered, everywhere = (contenders[name](SIZES) for name in ("attn/mlp", "attn/mlp, all logits"))

@@ -36,6 +36,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(recall, "MODELS", {"one": "-/mlp", "other": "attn/mlp"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_every_run_is_done_once_and_in_table_picture_and_record(tmp_path, run, monkeypatch):
     arguments = ("--seeds", 0, 1, "--steps", 2, "--run-dir", "runs", "--json", "out.json", "--plot", "out.png")

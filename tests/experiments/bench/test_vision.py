@@ -15,6 +15,7 @@ def run(run_command):
     return functools.partial(run_command, vision)
 
 
+@pytest.mark.slow
 def test_a_row_for_each_pattern_part_and_size_a_picture_and_a_record(tmp_path, run):
     record, picture = tmp_path / "out.json", tmp_path / "out.png"
     arguments = ("--sizes", 16, 32, "--patterns", "attn/mlp", "m2[conv=2d]/mlp", "--json", record, "--plot", picture)

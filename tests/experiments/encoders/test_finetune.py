@@ -104,6 +104,7 @@ def test_learns_and_predicts_from_its_folder(words, tmp_path, command):
     assert again.split("after the last step:")[1] == out.split("after the last step:")[1]
 
 
+@pytest.mark.slow
 def test_several_seeds_and_a_stop_end_where_one_run_would(words, tmp_path, command):
     rest = ("--data.path", words, *SMALL, "--epochs", 2, "--train.save-every", 3)
     status, out, err = command("tiny", *rest, "--run-dir", "several", "--seeds", 3, 5)
@@ -219,6 +220,7 @@ def test_numbers(words, tmp_path, command):
     assert "--metrics f1, expected some of pearson, spearman, rmse" in err
 
 
+@pytest.mark.slow
 def test_several_classes_of_a_text_and_rare_ones(tmp_path, command):
     sets = (["left"], ["right", "rare"], ["left"], ["right"], [])
     rows = [{"text": f"{'xyxyz'[i % 5]} {'!' if i % 5 == 1 else ''} {i}", "labels": sets[i % 5]} for i in range(60)]
@@ -235,6 +237,7 @@ def test_several_classes_of_a_text_and_rare_ones(tmp_path, command):
     assert np.shape(said.scores) == (3, 3)
 
 
+@pytest.mark.slow
 def test_integers_are_said_to_be_classes(tmp_path, command):
     path = write(tmp_path / "stars.jsonl", [{"text": f"t{i}", "label": i % 3} for i in range(30)])
     status, out, err = command(

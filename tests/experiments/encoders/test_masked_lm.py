@@ -128,6 +128,7 @@ def test_a_run_begun_from_another_resumes_without_it_and_its_flags_agree_with_it
     assert jax.tree.all(jax.tree.map(np.array_equal, parameters("more"), whole))
 
 
+@pytest.mark.slow
 def test_every_preset_builds_and_its_config_comes_back_from_json(tmp_path):
     for name, (_, config) in masked_lm.PRESETS.items():
         flags.save_config(config, tmp_path / "config.json")

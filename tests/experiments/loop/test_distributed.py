@@ -59,7 +59,7 @@ def free_port():
         return one.getsockname()[1]
 
 
-def start(count, words, *, devices=1, each=lambda index: []):
+def start(count, words, *, devices=1, each=lambda index: [], cwd=ROOT):
     """Starts processes of a command, each with some devices, and what only it is told."""
     port, started = free_port(), []
     for index in range(count):
@@ -69,10 +69,11 @@ def start(count, words, *, devices=1, each=lambda index: []):
         environment = os.environ | {
             "XLA_FLAGS": f"{optimise} --xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu",
+            "PYTHONPATH": str(ROOT),
         }
         arguments = [sys.executable, *words, *several, *each(index)]
         output, errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115 as long as the process
-        process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=output, stderr=errors)
+        process = subprocess.Popen(arguments, cwd=cwd, env=environment, stdout=output, stderr=errors)
         started.append(Started(process, output, errors))
     return started
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 import zoo
 from experiments import reuse
+from experiments.data.tokenizers import ByteTokenizer, save_tokenizer
 from tests.places import PUBLISHED
 from tests.zoo.reuse.models import IDS, causal
 from tests.zoo.reuse.test_adapt import moved
@@ -79,3 +80,24 @@ def test_an_adapter_is_folded_in_and_what_lies_beside_a_model_goes_along(folders
     assert status == 1
     assert "is no adapter of a map of this model" in err
     assert not (empty_folder / "other").exists()
+
+
+@pytest.mark.slow
+def test_what_is_needed_least_goes(empty_folder, run_command):
+    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(500)))
+    config = zoo.CausalLMConfig(d_model=8, n_layers=2, pattern="mamba/mlp", vocab_size=257)
+    zoo.save_pretrained(zoo.CausalLM(config, rngs=nnx.Rngs(0)), "base")
+    save_tokenizer(ByteTokenizer(), empty_folder / "base")
+    text = ("--data.path", "my.txt", "--data.seq-len", "16", "--calibration.batches", "2")
+    status, out, err = run_command(reuse, "prune", "base", "small", *text, "--n-heads", "8", "--n-layers", "1")
+    assert status == 0, err
+    assert "perplexity of held-out text" in out
+    small = zoo.from_pretrained("small")
+    assert (small.config.n_layers, small.config.mamba.expand) == (1, 1.0)
+    assert (empty_folder / "small/tokenizer.json").is_file()
+    status, out, err = run_command(reuse, "factorize", "base", "other", *text, "--n-blocks", "2")
+    assert status == 0, err
+    assert zoo.from_pretrained("other").config.pattern == "mamba/monarch*2"
+    status, out, err = run_command(reuse, "quantize", "base", "few", *text, "--mixed-mb", "0.003", "--group-size", "8")
+    assert status == 0, err
+    assert len({weight.weight.bits for weight in quantized_weights(zoo.from_pretrained("few")).values()}) > 1

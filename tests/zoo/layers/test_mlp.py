@@ -105,3 +105,34 @@ def test_the_output_may_have_a_bias_of_its_own(options, biases):
 def test_config_errors_name_the_option(unchecked, options, message):
     with pytest.raises(ValueError, match=message):
         zoo.MLPConfig(**options)
+
+
+def test_a_series_of_one_more_term_begins_as_the_activation_itself(x64):
+    x = normal(jax.random.key(1), 2, 3, 5)
+    one, two = (zoo.MLP(5, zoo.MLPConfig(d_ff=7, series=n), param_dtype=jnp.float64, rngs=nnx.Rngs(0)) for n in (1, 2))
+    assert one.terms is None
+    assert_close(two(x), one(x))
+    slopes = nnx.grad(lambda mlp: mlp(x).sum())(two)
+    assert (np.asarray(slopes.terms.scale[...])[1] != 0).all()
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_series_adds_what_its_terms_give(gated, x64):
+    mlp, x = make_mlp(series=3, gated=gated, activation="gelu"), normal(jax.random.key(1), 2, 3, 5)
+    act, (a, b) = np.vectorize(FORMULAS["gelu"]), (np.asarray(p[...]) for p in (mlp.terms.scale, mlp.terms.shift))
+    up = apply(mlp.up_proj, np.asarray(x))
+    inside = apply(mlp.gate_proj, np.asarray(x)) if gated else up
+    hidden = sum(act(a[i] * inside + b[i]) for i in range(3)) * (up if gated else 1)
+    assert_close(mlp(x), apply(mlp.down_proj, hidden))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"series": 0}, "series=0, expected at least 1"),
+        ({"series": 2, "activation": "relu"}, "activation='relu' with 2 terms, expected one that has a slope at 0"),
+    ],
+)
+def test_series_that_cannot_be(options, message, x64):
+    with pytest.raises(ValueError, match=message):
+        make_mlp(**options)

@@ -40,10 +40,12 @@ def test_adapters_come_back_alone(pattern, dora, tmp_path):
 def test_what_is_no_adapter_is_said(tmp_path):
     model = causal("attn/mlp")
     tuned = zoo.add_lora(model, rank=2, rngs=nnx.Rngs(0))
+    biased = zoo.MLP(4, zoo.MLPConfig(d_ff=6, bias=True), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="the model has no adapters"):
         zoo.save_adapter(model, tmp_path)
-    with pytest.raises(ValueError, match=r"norm_f is trained and no adapter"):
-        zoo.save_adapter(zoo.add_lora(model, trained="norm_f.*", rngs=nnx.Rngs(0)), tmp_path)
+    partly = zoo.add_lora(biased, targets="down_proj", trained="up_proj.bias", rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"up_proj is trained but for its kernel"):
+        zoo.save_adapter(partly, tmp_path)
     with pytest.raises(ValueError, match="adapter upon another"):
         zoo.save_adapter(zoo.add_lora(tuned, rngs=nnx.Rngs(0)), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json"):
@@ -64,6 +66,19 @@ def test_what_is_no_adapter_is_said(tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(raw | change))
         with pytest.raises(ValueError, match=message):
             zoo.load_adapter(model, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["attn/mlp", "mamba2/mlp m2/monarch"])
+def test_what_is_trained_as_it_is_lies_beside_the_adapters(family, tmp_path):
+    model = causal(family)
+    tuned = moved(zoo.add_lora(model, rank=2, trained="norm_f.*|embedding.embedding", rngs=nnx.Rngs(0)))
+    zoo.save_adapter(tuned, tmp_path)
+    again = zoo.load_adapter(model, tmp_path)
+    assert nnx.split(again)[0] == nnx.split(tuned)[0]
+    assert_close(adapters(again), adapters(tuned), tolerance=0.0)
+    modules = json.loads((tmp_path / "adapter_config.json").read_text())["modules_to_save"]
+    assert len(modules) == 2
+    assert ("model.norm" in modules) == (family == "attn/mlp")
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -84,6 +84,7 @@ from zoo.published import preset_names
         ("vim-tiny", 7_148_008),
         ("vim-small", 25_796_584),
         ("vim-base", 97_598_440),
+        ("llava-1.5-7b", 7_063_427_072),
         # Ours: VMamba's blocks at one resolution. The published model, of four stages, has other numbers.
         ("ss2d-tiny", 6_363_544),
         ("ss2d-small", 24_736_840),
@@ -91,6 +92,13 @@ from zoo.published import preset_names
 )
 def test_has_as_many_parameters_as_its_checkpoint(name, parameters):
     # All layers are alike, or all periods of the pattern but for its first norm, and building them takes a while.
+    if isinstance(preset := zoo.presets[name], zoo.VisionLanguageConfig):
+        few, vision, text = (
+            count_parameters(name, vision={"n_layers": v}, text={"n_layers": t}) for v, t in ((1, 1), (2, 1), (1, 2))
+        )
+        more = (preset.vision.n_layers - 1) * (vision - few) + (preset.text.n_layers - 1) * (text - few)
+        assert few + more == parameters
+        return
     n_layers, pattern = zoo.presets[name].n_layers, zoo.presets[name].pattern
     if "(" in pattern:  # no period
         words = list(map(str, zoo.parse_pattern(pattern, n_layers)))
@@ -242,7 +250,9 @@ def test_every_preset_is_tested():
     assert tested == set(zoo.presets)
 
 
-@pytest.mark.parametrize("kind", [zoo.CausalLM, zoo.MaskedLM, zoo.SequenceClassifier, zoo.ImageClassifier])
+@pytest.mark.parametrize(
+    "kind", [zoo.CausalLM, zoo.MaskedLM, zoo.SequenceClassifier, zoo.ImageClassifier, zoo.VisionLanguageModel]
+)
 def test_the_names_of_each_kind_are_those_of_its_presets(kind):
     of_kind = [name for name, config in zoo.presets.items() if MODELS[type(config)] is kind]
     assert [*get_args(getattr(preset_names, f"{kind.__name__}Name"))] == of_kind

@@ -28,6 +28,7 @@ OTHERS = (
     "deit",
     "vim",
     "llama",
+    "llava",
     "jamba",
     "bamba",
     "falcon_h1",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.places import ROOT
 
-ANY = "CausalLM | MaskedLM | SequenceClassifier | TokenClassifier | ImageClassifier"
+ANY = "CausalLM | MaskedLM | SequenceClassifier | TokenClassifier | ImageClassifier | VisionLanguageModel"
 # Each line with what mypy says of it: the type that it reveals, an error's code, or nothing.
 LINES = (
     ('zoo.generate(zoo.create("mamba-130m", rngs=RNGS), [[1]], max_new_tokens=2)', None),
@@ -19,6 +19,7 @@ LINES = (
     ('reveal_type(zoo.create("bert-base", rngs=RNGS))', "MaskedLM"),
     ('reveal_type(zoo.create("m2-bert-80m-8k-retrieval", rngs=RNGS))', "SequenceClassifier"),
     ('reveal_type(zoo.create("vit-base", rngs=RNGS))', "ImageClassifier"),
+    ('reveal_type(zoo.create("llava-1.5-7b", rngs=RNGS))', "VisionLanguageModel"),
     ("reveal_type(zoo.create(NAME, rngs=RNGS, kind=zoo.MaskedLM))", "MaskedLM"),
     ("reveal_type(zoo.create(NAME, rngs=RNGS))", ANY),
     ('reveal_type(zoo.from_pretrained("x", kind=zoo.CausalLM, dtype="bfloat16"))', "CausalLM"),

@@ -9,7 +9,9 @@ from flax import nnx
 import zoo
 from tests.numerics import assert_close, jitted, rms_ratio
 from tests.zoo.reuse.models import IDS, causal
+from zoo.reuse.compensation import round_in_order
 from zoo.reuse.linear_maps import linear_maps
+from zoo.reuse.mixed_bits import Choice, allocate
 from zoo.reuse.quantize import pack, quantize_groups, quantized_weights, unpack
 
 
@@ -34,6 +36,42 @@ def test_each_weight_is_within_half_a_step_of_its_group_and_codes_come_back(bits
     assert pack(codes, bits).nbytes == codes.size * {2: 2, 3: 4, 4: 4, 8: 8}[bits] // 8
     odd, _ = quantize_groups(jnp.asarray(weight), bits, 3)  # groups that bytes do not divide
     assert np.array_equal(unpack(pack(odd, bits), bits, 3), odd)
+
+
+def test_one_bit_is_the_sign_and_the_mean_size():
+    weight = np.random.default_rng(0).standard_normal((10, 5)).astype(np.float32)
+    codes, scales = quantize_groups(jnp.asarray(weight), 1, 4)
+    assert np.array_equal((codes.reshape(12, 5)[:10] > 0), weight >= 0)
+    sizes = [np.abs(weight[start : start + 4]).mean(0) for start in (0, 4, 8)]
+    np.testing.assert_allclose(scales[:, 0], sizes, rtol=1e-6)
+    assert np.array_equal(unpack(pack(codes, 1), 1, 4), codes)
+    assert pack(codes, 1).nbytes == 3 * 1 * 5
+    moment = jnp.eye(10)
+    in_order, also = round_in_order(jnp.asarray(weight), moment, levels=0, group_size=4)  # nothing to make up for
+    assert np.array_equal(in_order.reshape(12, 5)[:10], codes.reshape(12, 5)[:10])
+    np.testing.assert_allclose(also, scales, rtol=1e-5)
+
+
+def test_bits_go_where_rounding_costs_most_and_fit_the_budget():
+    steps = {"a": [Choice(2, 10, 1.0), Choice(4, 20, 0.1)], "b": [Choice(2, 10, 0.2), Choice(4, 20, 0.1)]}
+    assert allocate(steps, 20) == {"a": 2, "b": 2}
+    assert allocate(steps, 35) == {"a": 4, "b": 2}
+    assert allocate(steps, 40) == {"a": 4, "b": 4}
+    assert allocate({"a": [Choice(2, 10, 1.0), Choice(4, 20, 1.0), Choice(8, 40, 0.0)]}, 40) == {"a": 8}
+    with pytest.raises(ValueError, match="mixed=19, expected at least 20 bytes"):
+        allocate(steps, 19)
+    model = causal("mamba/mlp")
+    moments = zoo.calibrate(model, [{"ids": IDS}])
+    sizes = [
+        sum(w.weight.nbytes for w in quantized_weights(zoo.quantize(model, bits=b, group_size=4)).values())
+        for b in (2, 4)
+    ]
+    budget = sum(sizes) // 2
+    mixed = quantized_weights(zoo.quantize(model, group_size=4, moments=moments, mixed=budget))
+    assert sizes[0] < sum(w.weight.nbytes for w in mixed.values()) <= budget
+    assert len({w.weight.bits for w in mixed.values()}) > 1
+    with pytest.raises(ValueError, match="mixed=1000, expected moments"):
+        zoo.quantize(model, mixed=1000)
 
 
 def test_every_family_is_kept_in_few_bits_and_generates():
@@ -61,7 +99,7 @@ def test_bytes_are_those_of_codes_and_scales(unchecked):
     small = zoo.quantize(model, bits=4, group_size=8)
     for linear in quantized_weights(small).values():
         assert linear.weight.nbytes == linear.weight.scales[...].nbytes + np.prod(linear.weight.shape) / 2
-    with pytest.raises(ValueError, match="bits=5, expected one of 2, 3, 4, 8"):
+    with pytest.raises(ValueError, match="bits=5, expected one of 1, 2, 3, 4, 8"):
         zoo.quantize(model, bits=5)
     with pytest.raises(ValueError, match="group_size=0, expected at least 1"):
         zoo.quantize(model, group_size=0)

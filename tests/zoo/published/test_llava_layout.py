@@ -1,0 +1,143 @@
+"""LLaVA, and the image encoders of CLIP and SigLIP: transformers' numbers, their files in and out, what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import zoo
+from tests.numerics import jitted
+from tests.places import PUBLISHED
+from zoo.published.weight_files import open_weights, save_weights
+
+NAMES = ("llava_clip", "llava_siglip")
+
+
+def arrays(folder):
+    return {key: tensor.read() for key, tensor in open_weights(folder).items()}
+
+
+def test_every_published_file_is_tested():
+    assert sorted(NAMES) == sorted(folder.name for folder in PUBLISHED.iterdir() if folder.name.startswith("llava"))
+
+
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow)])
+def test_gives_transformers_numbers(name):
+    """An image a row and padding, two images in a row, text alone; and what follows."""
+    model = zoo.from_pretrained(PUBLISHED / name)
+    expected = np.load(PUBLISHED / name / "expected.npz")
+    images, mask = expected["images"].transpose(0, 2, 3, 1), expected["mask_one"].astype(bool)
+    run, params = jitted(model)
+    tokens, _ = model.encode(jnp.asarray(images[:1]))
+    np.testing.assert_allclose(tokens[0, 0], expected["features"].reshape(16, 24), rtol=0, atol=1e-4)
+    one = run(params, expected["ids_one"], mask, images=images[:2, None])
+    np.testing.assert_allclose(one[mask], expected["logits_one"][mask], rtol=0, atol=1e-4)
+    two = run(params, expected["ids_two"], images=images[None, 1:])
+    np.testing.assert_allclose(two, expected["logits_two"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(run(params, expected["ids_text"]), expected["logits_text"], rtol=0, atol=1e-4)
+    new = zoo.generate(model, expected["ids_two"], 8, images=images[None, 1:])
+    np.testing.assert_array_equal(new[:, -8:], expected["greedy"])
+    assert expected["logits_one"].std() > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_goes_out_as_it_came_in(name, tmp_path):
+    model = zoo.from_pretrained(PUBLISHED / name)
+    zoo.save_pretrained(model, tmp_path, "transformers")
+    theirs, ours = arrays(PUBLISHED / name), arrays(tmp_path)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        np.testing.assert_array_equal(ours[key], value, err_msg=key)
+    back = zoo.from_pretrained(tmp_path)
+    assert back.config == model.config
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(back), nnx.state(model))
+
+
+@pytest.mark.parametrize(
+    "renaming",
+    [
+        {
+            "language_model.model.": "model.language_model.",
+            "language_model.lm_head": "lm_head",
+            "vision": "model.vision",
+        },
+        {"vision_tower.": "vision_tower.vision_model."},
+    ],
+    ids=["transformers 4.52", "the released files"],
+)
+def test_names_of_other_releases_are_read_too(renaming, tmp_path):
+    renamed = {}
+    for name, value in arrays(PUBLISHED / "llava_clip").items():
+        for theirs, other in renaming.items():
+            name = other + name.removeprefix(theirs) if name.startswith(theirs) else name
+        renamed[name] = value
+    shutil.copy(PUBLISHED / "llava_clip/config.json", tmp_path)
+    save_weights(tmp_path, renamed, format="safetensors")
+    model, other = zoo.from_pretrained(tmp_path), zoo.from_pretrained(PUBLISHED / "llava_clip")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(model), nnx.state(other))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vision_feature_layer": -1}, "vision_feature_layer=-1, expected one layer before the last"),
+        ({"vision_feature_layer": [-2, -3]}, r"vision_feature_layer=\[-2, -3\], expected one layer"),
+        ({"vision_feature_select_strategy": "full"}, "expected 'default': the encoder's class token is left out"),
+        ({"multimodal_projector_bias": False}, "multimodal_projector_bias=False is not supported"),
+        (
+            {"vision_config": {"model_type": "pixtral"}},
+            "vision_config.model_type='pixtral', expected one of clip_vision",
+        ),
+        ({"text_config": None}, "text_config=None, expected the config of a part"),
+        ({"image_token_index": 40}, "image_token_id=40, expected a token of 40"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_an_error(change, message, tmp_path):
+    folder = shutil.copytree(PUBLISHED / "llava_clip", tmp_path / "llava")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        zoo.from_pretrained(folder)
+
+
+def test_what_the_layout_has_no_word_for_is_named(tmp_path):
+    model = zoo.from_pretrained(PUBLISHED / "llava_clip")
+    for changes, message in (
+        ({"deepstack": 2, "text": dataclasses.replace(model.config.text, n_layers=4)}, "deepstack=2 cannot be written"),
+        (
+            {"connector": zoo.ConnectorConfig(kind="scan")},
+            "connector.kind='scan' cannot be written in the layout of llava",
+        ),
+        ({"vision_layer": -1}, "vision_layer=-1 cannot be written"),
+    ):
+        other = nnx.eval_shape(
+            lambda c=changes: zoo.VisionLanguageModel(dataclasses.replace(model.config, **c), rngs=0)
+        )
+        with pytest.raises(ValueError, match=message):
+            zoo.save_pretrained(other, tmp_path, "transformers")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_encoder_alone_goes_in_and_out(name, tmp_path):
+    """Under the names that CLIPVisionModel and SiglipVisionModel give, with and without their prefix."""
+    vision = zoo.from_pretrained(PUBLISHED / name).vision
+    zoo.save_pretrained(vision, tmp_path, "transformers")
+    assert "pre_layrnorm.weight" in arrays(tmp_path) or name == "llava_siglip"
+    back = zoo.from_pretrained(tmp_path, kind=zoo.ImageClassifier)
+    assert back.config == vision.config
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(back), nnx.state(vision))
+    prefixed = {f"vision_model.{key}": value for key, value in arrays(tmp_path).items()}
+    save_weights(tmp_path, prefixed, format="safetensors")
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(zoo.from_pretrained(tmp_path)), nnx.state(vision))
+
+
+def test_a_part_s_dtype_is_that_of_the_file(tmp_path):
+    low = zoo.from_pretrained(PUBLISHED / "llava_clip", dtype="bfloat16")
+    assert low.language.embedding.embedding.dtype == jnp.bfloat16
+    assert low.vision.backbone.layers[0].mixer.q_proj.kernel.dtype == jnp.bfloat16
+    assert low.vision.embedding_norm.scale.dtype == jnp.float32

@@ -1,0 +1,183 @@
+"""The layout of transformers' LLaVA: a CLIP or SigLIP image encoder, two linear maps, a causal language model.
+
+The language model is of any layout that transformers has and this library reads; the released ones are Llama's. The
+encoder is read before its last block and without its class token, as they do.
+
+Source: transformers' configuration_llava.py and modeling_llava.py; Liu et al. 2023, arXiv:2304.08485, 2310.03744.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from zoo.layers.connectors import ConnectorConfig
+from zoo.models.causal import CausalLMConfig
+from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
+from zoo.published import clip_layout
+from zoo.published.layout_options import Blocker, require_held
+from zoo.published.tensors import Entry, Json, Table
+from zoo.published.transformers_fields import ACTIVATIONS, read_activation, write_activation
+
+Tensor = TypeVar("Tensor")
+WORD_EMBEDDINGS = "language_model.embed_tokens.weight"
+# Prefixes of several releases of transformers to one: those of 4.52 to 4.57, without "model.".
+_SHORTER = (
+    (r"^language_model\.(model|backbone)\.", "language_model."),
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^vision_tower\.vision_model\.", "vision_tower."),
+)
+
+
+def is_llava(raw: Json) -> bool:
+    """Whether a config is of this layout."""
+    return raw.get("model_type") == "llava"
+
+
+def parts(raw: Json) -> tuple[Json, Json]:
+    """The configs of the image encoder and of the language model inside a config.
+
+    Raises:
+      ValueError: one of them is not there.
+    """
+    for name in ("vision_config", "text_config"):
+        if not isinstance(raw.get(name), dict):
+            raise ValueError(f"{name}={raw.get(name)!r:.40}, expected the config of a part")
+    vision = {"model_type": "clip_vision_model"} | raw["vision_config"]
+    return vision, {"model_type": "llama"} | raw["text_config"]
+
+
+def short_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names that `tensor_table` knows them by, whichever release of transformers wrote them.
+
+    Raises:
+      ValueError: two tensors of one name.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for long, short in _SHORTER:
+            name = re.sub(long, short, name)
+        if name in renamed:
+            raise ValueError(f"two tensors are {name}, with and without a prefix")
+        renamed[name] = tensor
+    return renamed
+
+
+def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> VisionLanguageConfig:
+    """The model that a config of LLaVA describes.
+
+    Args:
+      raw: config.json.
+      read_text: reads the config of the language model.
+
+    Raises:
+      ValueError: an option that there is none for here: names it.
+    """
+    vision_raw, text_raw = parts(raw)
+    if not clip_layout.is_clip(vision_raw):
+        known = ", ".join(clip_layout.MODEL_TYPES)
+        raise ValueError(f"vision_config.model_type={vision_raw['model_type']!r}, expected one of {known}")
+    vision, text = clip_layout.read_config(vision_raw), read_text(text_raw)
+    layer = raw.get("vision_feature_layer", -2)
+    if type(layer) is not int or layer in (-1, vision.n_layers):
+        raise ValueError(f"vision_feature_layer={layer!r}, expected one layer before the last, such as -2")
+    expected = "default" if vision.class_token == "first" else "full"
+    if (said := raw.get("vision_feature_select_strategy", "default")) != expected:
+        what = "class token is left out" if expected == "default" else "patches are all read"
+        raise ValueError(f"vision_feature_select_strategy={said!r}, expected {expected!r}: the encoder's {what}")
+    if not raw.get("multimodal_projector_bias", True):
+        raise ValueError("multimodal_projector_bias=False is not supported, only True")
+    activation = read_activation(raw.get("projector_hidden_act", "gelu"), "projector_hidden_act")
+    image_token: Any = raw.get("image_token_index", raw.get("image_token_id", 32_000))
+    return VisionLanguageConfig(
+        vision=vision,
+        text=text,
+        connector=ConnectorConfig(kind="mlp", depth=2, activation=activation),
+        image_token_id=image_token,
+        vision_layer=layer,
+    )
+
+
+def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
+    """The config.json of a LLaVA, as `read_config` reads it.
+
+    Args:
+      config: the model's.
+      text_raw: what describes its language model.
+
+    Raises:
+      ValueError: the layout cannot describe the model: names the option.
+    """
+    vision, connector = clip_layout.write_config(config.vision), config.connector
+    wanted: dict[str, Any] = {"kind": "mlp", "shuffle": 1, "depth": 2}
+    blockers = [
+        Blocker(f"connector.{name}={getattr(connector, name)!r}", repr(only))
+        for name, only in wanted.items()
+        if getattr(connector, name) != only
+    ]
+    if connector.d_hidden not in (None, config.d_model):
+        blockers.append(Blocker(f"connector.d_hidden={connector.d_hidden}", "the language model's width"))
+    for name, only in (("deepstack", 1), ("mutual_attention", False)):
+        if getattr(config, name) != only:
+            blockers.append(Blocker(f"{name}={getattr(config, name)}", repr(only)))
+    if config.vision_layer in (-1, config.vision.n_layers):
+        blockers.append(Blocker(f"vision_layer={config.vision_layer}", "a layer before the last"))
+    require_held(blockers, "layout of llava")
+    full = config.vision.class_token == "none"
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "vision_config": vision,
+        "text_config": text_raw,
+        "image_token_index": config.image_token_id,
+        "image_seq_length": config.image_tokens,
+        "projector_hidden_act": write_activation(connector.activation, ACTIVATIONS),
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": config.vision_layer,
+        "vision_feature_select_strategy": "full" if full else "default",
+        "tie_word_embeddings": config.text.tie_embeddings,
+        "dtype": config.text.param_dtype,
+    }
+
+
+def tensor_table(model: VisionLanguageModel, text: Table) -> Table:
+    """The tensors of a model's file under their short names, and what else a file may hold.
+
+    Args:
+      model: whose parameters they are.
+      text: the same of its language model.
+    """
+    entries: dict[str, Entry] = {}
+    vision = clip_layout.tensor_table(model.vision)
+    for prefix, part, table in (("vision_tower.", "vision", vision), ("language_model.", "language", text)):
+        for name, entry in table.entries.items():
+            paths = tuple((part, *path) for path in entry.paths)
+            entries[_inside(prefix, name)] = Entry(paths, entry.kind)
+    for i in range(2):
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
+            path = ("connector", "projector", "layers", i, ours)
+            entries[f"multi_modal_projector.linear_{i + 1}.{theirs}"] = Entry((path,), "linear")
+    inside = "language_model."
+    return Table(
+        entries,
+        {_inside(inside, name): _inside(inside, original) for name, original in text.copies.items()},
+        {_inside(inside, name): constant for name, constant in text.constants.items()},
+        re.compile(rf"vision_tower\.({vision.ignored.pattern})|language_model\.({text.ignored.pattern})"),
+        {_inside(inside, name): tuple(_inside(inside, part) for part in each) for name, each in text.stacks.items()},
+    )
+
+
+def _inside(prefix: str, name: str) -> str:
+    return name if name.startswith("lm_head.") else prefix + name
+
+
+def full_name(name: str, of_text: Callable[[str], str]) -> str:
+    """A tensor's name in the file, out of the short one, as transformers 5 writes it.
+
+    Args:
+      of_text: the same in a file of the language model alone.
+    """
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    if name.startswith("language_model."):
+        return f"language_model.{of_text(name.removeprefix('language_model.'))}"
+    return name
