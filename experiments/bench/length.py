@@ -146,7 +146,7 @@ def draw(figures: list[dict], path: Path) -> None:
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper left")
     panels[0, 0].set_ylabel("MiB beyond the state, forward and backward")
     plt.savefig(path, dpi=120)
     plt.close()

@@ -36,7 +36,8 @@ class Rescued:
     def __init__(self, top: Path, rescue: Path | None):
         self.top = self._left = top.absolute()
         self._places = rescue_places(self.top, rescue.absolute() if rescue else None)
-        self._reasons: list[str] = []
+        self.reasons: list[str] = []
+        """Why each folder was left, the first first."""
 
     @property
     def moved(self) -> bool:
@@ -49,16 +50,16 @@ class Rescued:
         Raises:
           OSError: there is none: names those that were tried, and why each failed.
         """
-        self._reasons.append(f"{self.top} ({said(reason)})")
+        self.reasons.append(f"{self.top} ({said(reason)})")
         place = next(self._places, None)
         if place is None:
-            raise OSError(f"the run could be written nowhere: {'; '.join(self._reasons)}") from reason
+            raise OSError(f"the run could be written nowhere: {'; '.join(self.reasons)}") from reason
         self.top = place
         return place
 
     def __str__(self) -> str:
         """How the run is found again."""
-        return f"{self._reasons[0]} could not be written any more; it is in {self.top}, --run-dir {self.top} resumes it"
+        return f"{self.reasons[0]} could not be written any more; it is in {self.top}, --run-dir {self.top} resumes it"
 
 
 def said(reason: Exception) -> str:

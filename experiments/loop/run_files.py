@@ -143,7 +143,7 @@ class RunFiles:
         """Goes on in another folder."""
         left, why, self._saved = self.folder, said(error), None
 
-        def choose() -> str:
+        def choose() -> tuple[str, list[str]]:
             reason: Exception = error
             while True:
                 top = self.rescued.next_place(reason)
@@ -156,9 +156,10 @@ class RunFiles:
                 except (OSError, UsageError) as another:
                     reason = another
                 else:
-                    return str(top)
+                    return str(top), self.rescued.reasons
 
-        self.rescued.top = Path(distributed.agreed(choose))
+        top, self.rescued.reasons = distributed.agreed(choose)
+        self.rescued.top = Path(top)
         self.folder = self.rescued.top / self._within
         self._locks.enter_context(run_lock(self.folder))
         self.checkpoints = Checkpoints(self.folder, keep_last=self._keep_last)
