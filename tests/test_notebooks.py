@@ -64,6 +64,8 @@ def test_it_teaches(path):
     ]
     assert len(pictures) >= 2
     assert all(base64.b64decode(png)[:4] == b"\x89PNG" for png in pictures)
+    for target in re.findall(r"\]\(([^)#:]+\.ipynb)\)", text):
+        assert (path.parent / target).is_file(), target
 
 
 def notebook_of(text, *, tags=(), picture=False):
