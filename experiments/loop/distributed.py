@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 Value = TypeVar("Value")  # what JSON holds
 Function = TypeVar("Function", bound=Callable[..., None])
@@ -116,6 +118,7 @@ def start(spec: str | None, config: Mapping[str, Any]) -> None:
     _say_if_aborted()
     mine = {name: value for name, value in config.items() if not name.endswith("distributed")}
     _compare({"jax": jax.__version__, "devices": len(jax.local_devices())} | mine)
+    _connect()
     if is_first():
         print(f"{count()} processes, {jax.device_count()} devices", flush=True)
 
@@ -143,6 +146,19 @@ def agreed(make: Callable[[], Value]) -> Value:
         raise
     tell(key, {"value": value})
     return value
+
+
+def meet() -> None:
+    """Returns when all processes have come by here: as often as this one.
+
+    On CPUs a group of devices connects when it first exchanges something, and waits for half a minute. So all of them
+    begin together with what each has compiled at its own pace.
+    """
+    if count() > 1:
+        key = f"met/{next(_counter)}"
+        tell(f"{key}/{index()}", True)
+        for process in range(count()):
+            wait_for(f"{key}/{process}")
 
 
 @contextlib.contextmanager
@@ -334,6 +350,16 @@ def _parsed(spec: str) -> dict[str, Any]:
         "process_id": int(found[3]),
         "cluster_detection_method": "deactivate",
     }
+
+
+def _connect() -> None:
+    """Lets all devices exchange something, while all processes are at the same place; see `meet`."""
+    line = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+    cut, whole = (jax.sharding.NamedSharding(line, jax.sharding.PartitionSpec(*axes)) for axes in (("all",), ()))
+    numbers = jax.make_array_from_callback((line.size,), cut, lambda _: np.ones(1, np.int32))
+    program = jax.jit(jnp.sum, out_shardings=whole).lower(numbers).compile()
+    meet()
+    program(numbers).block_until_ready()
 
 
 def _compare(mine: Mapping[str, Any]) -> None:

@@ -224,6 +224,10 @@ class TrainStep:
         """One step. The state is donated: use the returned one."""
         return self.program(state, self.rest, batch)
 
+    def compile(self, state: TrainState, batch: Batch) -> None:
+        """Compiles the step, which the first call then does not."""
+        self.program.lower(state, self.rest, batch).compile()
+
 
 def place_state(
     model: nnx.Module,
@@ -550,6 +554,9 @@ def _train(
 
             for step in range(first + 1, config.steps + 1):
                 batch = next(task.batches)
+                if step == first + 1 and distributed.count() > 1:
+                    step_function.compile(state, spread(batch, mesh))
+                    distributed.meet()
                 state, values = step_function(state, spread(batch, mesh))
                 stops, failed = agreed_stop.after_step(files.failed)
                 if step == first + 1:  # nearly all of its time is the compiler's, which says nothing of the others

@@ -6,6 +6,8 @@
     vocabulary    each patch a mixture of the rows of a learned table (`zoo.layers.visual_vocabulary`)
 
 Before each of them squares of patches may become one wide token (`pixel_shuffle`).
+
+Axes: m tokens of an image, w width of a wide token.
 """
 
 import dataclasses

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.linear import PRODUCT
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of, each_piece
@@ -146,7 +148,7 @@ class ExpertLinear(nnx.Module):
     def __call__(self, x: Float[Array, "c q i"], group: Int[Array, "c"] | None) -> Float[Array, "c q o"]:
         """Maps each block; see `grouped_matmul`."""
         dtype = jnp.result_type(x, self.kernel[...]) if self.dtype is None else self.dtype
-        y = grouped_matmul(x.astype(dtype), self.kernel[...].astype(dtype), group)
+        y = checkpoint_name(grouped_matmul(x.astype(dtype), self.kernel[...].astype(dtype), group), PRODUCT)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(dtype)

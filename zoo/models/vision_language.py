@@ -143,7 +143,7 @@ class VisionLanguageModel(nnx.Module):
       ValueError: a given part of another shape than the config says.
 
     Source: Liu et al. 2023, arXiv:2304.08485 (LLaVA); on Mamba: Zhao et al. 2024, arXiv:2403.14520 (Cobra), Huang & Hu
-      2024, arXiv:2407.19832 (ML-Mamba); Meng et al. 2024, arXiv:2406.04334 (DeepStack); mutual attention: Wu et al.
+      2024, arXiv:2407.19832 (ML-Mamba); Meng et al. 2024, arXiv:2406.04334 (DeepStack); mutual attention: Wang et al.
       2025, arXiv:2503.02597 (AKI).
     """
 

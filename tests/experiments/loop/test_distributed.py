@@ -53,6 +53,28 @@ flags.run(main)
 """
 
 
+FULL = """
+import errno
+from experiments.loop import checkpoints, distributed, metrics
+
+write_pieces, write = checkpoints.write_pieces, metrics.Metrics.write
+
+def refuse(path):
+    if Path(path).is_relative_to(sys.argv[1]) and distributed.index() == {full}:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+def full_pieces(folder, arrays):
+    refuse(folder)
+    return write_pieces(folder, arrays)
+
+def full_write(self, *args, **options):
+    refuse(self.folder)
+    return write(self, *args, **options)
+
+checkpoints.write_pieces, metrics.Metrics.write = full_pieces, full_write
+"""
+
+
 def free_port():
     with socket.socket() as one:
         one.bind(("localhost", 0))
@@ -260,6 +282,41 @@ def test_a_second_start_of_several_processes_changes_nothing(tmp_path):
         assert f"error: {folder} is being trained in by process" in second[0][2]
         assert (folder / "config.json").read_text() == config
         assert all(one.process.poll() is None for one in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slow", [0, 1])
+def test_one_that_compiles_for_longer_is_waited_for(tmp_path, slow):
+    """Longer than the half minute that XLA's exchanges on CPUs take to connect at most."""
+    begin, main = TINY.split("def main():")
+    sleepy = f"""
+import time
+from experiments.loop.train import TrainStep
+compile_ = TrainStep.compile
+def compile_late(self, *args):
+    time.sleep(45 if distributed.index() == {slow} else 0)
+    compile_(self, *args)
+TrainStep.compile = compile_late
+"""
+    results = run(2, ["-c", f"{begin}{sleepy}\ndef main():{main}", str(tmp_path / "two")])
+    assert [status for status, *_ in results] == [0, 0], results
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("full", [0, 1])
+def test_where_one_cannot_write_all_go_on_elsewhere(tmp_path, full):
+    folder = tmp_path / "two"
+    begin, main = TINY.split("def main():")
+    results = run(2, ["-c", f"{begin}{FULL.format(full=full)}\ndef main():{main}", str(folder)])
+    assert [status for status, *_ in results] == [1, 1], results
+    rescued = tmp_path / "two.rescued"
+    assert f"error: trained to step 3 of 3, but {folder} (No space left on device)" in results[0][2]
+    assert f"--run-dir {rescued} resumes it" in results[0][2]
+    train(make_task()._replace(evaluate=lambda model: {}), make_config(3), OPTIM, tmp_path / "one")
+    assert_same_run(rescued, tmp_path / "one", 3)
+    results = run(2, ["-c", TINY, str(rescued)])
+    assert [status for status, *_ in results] == [0, 0], results
+    assert "resumed from step 3" in results[0][1]
 
 
 @pytest.mark.slow
