@@ -48,7 +48,7 @@ def run(path: Path) -> nbformat.NotebookNode:
 
 
 def clean(notebook: nbformat.NotebookNode) -> None:
-    """Leaves nothing of the machine in a notebook that has been run: joins its outputs, and makes pictures small.
+    """Leaves nothing of the machine in a notebook that has been run, and makes its pictures small.
 
     Raises:
       ValueError: a warning or a path of this machine was printed.
