@@ -32,7 +32,12 @@ from zoo.layers.routing import Weights, balance_loss, choose, correction_loss, z
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """Options of the mixture of experts. The defaults are Mixtral's: 8 SwiGLUs, 2 a position, none dropped."""
+    """Options of the mixture of experts. The defaults are Mixtral's: 8 SwiGLUs, 2 a position, none dropped.
+
+    Examples:
+      >>> zoo.MoEConfig(n_experts=4, top_k=1).n_experts
+      4
+    """
 
     n_experts: int = 8
     """Experts that the router chooses from."""
@@ -209,6 +214,11 @@ class MoE(nnx.Module):
     With d_latent, those that are chosen work between two projections: expand(sum of weight_e expert_e(reduce(x))).
 
     The router computes in at least float32.
+
+    Examples:
+      >>> layer = zoo.MoE(8, zoo.MoEConfig(n_experts=4, top_k=2, d_ff=8), rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
 
     Source: Shazeer et al. 2017, arXiv:1701.06538, eq. 1; Fedus et al. 2021, arXiv:2101.03961; Jiang et al. 2024,
       arXiv:2401.04088. Shared experts: Dai et al. 2024, arXiv:2401.06066, eq. 9.

@@ -31,7 +31,13 @@ _POLICIES = {"nothing": None, "matmuls": _MATMULS}
 
 
 class Backbone(nnx.Module):
-    """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
+    """Blocks and a final normalisation, without an embedding: text, image patches and features all enter.
+
+    Examples:
+      >>> backbone = zoo.Backbone(zoo.BackboneConfig(d_model=16, n_layers=2, pattern="mamba"), rngs=0)
+      >>> backbone(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
+    """
 
     def __init__(self, config: BackboneConfig, *, rngs: Seed):
         self.config, rngs = config, as_rngs(rngs)

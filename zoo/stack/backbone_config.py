@@ -19,7 +19,12 @@ from zoo.stack.pattern import Word, mixer_name, parse_pattern, word_options
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
-    """Shape and options of a stack of blocks."""
+    """Shape and options of a stack of blocks.
+
+    Examples:
+      >>> zoo.BackboneConfig(d_model=16, n_layers=4, pattern="mamba*3 attn/mlp").norm
+      'rms'
+    """
 
     d_model: int = 128
     """Width of the residual stream."""
