@@ -110,7 +110,7 @@ def largest(importance: Float[np.ndarray, "n"], n_kept: int, n_parts: int = 1) -
     return np.sort((order + n // n_parts * np.arange(n_parts)[:, None]).ravel())
 
 
-def block_influence(model: Model, batches: Iterable[Mapping[str, Array]]) -> Float[np.ndarray, "n_layers"]:
+def block_influence(model: Model, batches: Iterable[Mapping[str, Array]]) -> Float[np.ndarray, "n"]:
     """How much each block turns the residual stream: 1 - the mean cosine of what enters it and what leaves it.
 
     Args:
