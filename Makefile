@@ -7,7 +7,7 @@ AOT_VENV ?= .venv-aot
 # Compiling every module of every package takes longer than all the rest; Python compiles what it imports.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test test-fast test-slow test-aot check bench docs notebooks clean
+.PHONY: train test test-fast test-slow test-aot check bench docs notebooks notebooks-run clean
 
 train: $(VENV)/.experiments  ## train the tiny Mamba on Python's standard library, or go on with it
 	$(BIN)/python -m experiments.causal_lm tiny $(ARGS)
@@ -41,6 +41,9 @@ docs: $(VENV)/.docs  ## the documentation, site/index.html; fails where a link l
 
 notebooks: $(VENV)/.notebooks  ## open the notebooks
 	PYTHONPATH="$(CURDIR)" $(BIN)/jupyter lab notebooks
+
+notebooks-run: $(VENV)/.notebooks  ## run them and keep what they print and draw; ARGS="--check 01": compare only
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(AOT_VENV) site

@@ -3,6 +3,8 @@
 subq causal_lm tiny                                 # train: causal language models, any text
 subq bert pretrain|finetune|predict|retrieve|embed  # encoders
 subq vit digits                                     # image classifiers
+subq vlm tiny                                       # language models that read pictures
+subq clip tiny                                      # images and texts in one space
 subq synthetic | needles | distill ...              # what a mixer remembers, finds, learns from attention
 subq sample RUN --prompt "def "                     # go on with a text
 subq score RUN text.txt                             # how likely a model finds a text
@@ -26,6 +28,8 @@ COMMANDS = {
     "causal_lm": "experiments.causal_lm",
     "bert": "experiments.bert",
     "vit": "experiments.vit",
+    "vlm": "experiments.vlm",
+    "clip": "experiments.clip",
     "synthetic": "experiments.synthetic",
     "needles": "experiments.needles",
     "distill": "experiments.distill",

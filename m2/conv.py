@@ -102,7 +102,8 @@ def fft_conv(
       ValueError: shapes that disagree, a bidirectional filter with an odd number of taps, a bandwidth outside (0, 1],
         or one below 1 with segment_ids or with a filter shorter than the sequence.
       NotImplementedError: "pallas" with segment_ids, a bandwidth below 1, float64, or more positions than a row's
-        transform has in VMEM: 16,384 with those that the filter looks ahead.
+        transform has in VMEM: 16,384 with those that the filter looks ahead. On a v5p, which has half of a v5e's VMEM,
+        the compiler refuses the gradient above 4,096 positions (RESOURCE_EXHAUSTED).
 
     Examples:
       >>> u = jnp.arange(4.0).reshape(1, 4, 1)

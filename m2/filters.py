@@ -6,6 +6,7 @@ Letters besides those of the style guide: o width of the filter's network · z f
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -215,18 +216,15 @@ class HyenaFilter(ImplicitFilter):
         if not isinstance(length, int):
             length = self.l_max
         z, t = lay(self.z[...][:length], 0), times(self.l_max)[:length]
-
-        def taps(network):
-            if at_once is not None and at_once < length:
-                return self._in_pieces(network, z, t, at_once)
+        both = [self.implicit_filter, self.implicit_filter_rev]
+        networks = [network for network in both if network is not None]
+        if at_once is not None and at_once < length:
+            k, *later = (self._in_pieces(network, z, t, at_once) for network in networks)
+        else:
             # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its
             # channels.
-            return lay(lay(self._taps(network, z, t), 1), 0)
-
-        k = taps(self.implicit_filter)
-        if self.implicit_filter_rev is not None:
-            k = jnp.concatenate([k, jnp.flip(taps(self.implicit_filter_rev), axis=1)], axis=1)
-        return k
+            k, *later = side_by_side(lambda network: lay(lay(self._taps(network, z, t), 1), 0), networks)
+        return jnp.concatenate([k, *(jnp.flip(taps, axis=1) for taps in later)], axis=1)
 
     def _in_pieces(self, network, z, t, at_once):
         """`_taps`, so many positions at a time."""
@@ -294,6 +292,18 @@ class HyenaFilter2D(ImplicitFilter):
         pairs = np.broadcast_arrays(rows[:, None], columns[None])
         z = jnp.asarray(np.concatenate(pairs, axis=-1).reshape(-1, 2 * self.config.emb_dim), self.bias.dtype)
         return self._taps(self.implicit_filter, z, *times).reshape(self.channels, *(len(lag) for lag in lags))
+
+
+def side_by_side(call: Callable[[nnx.Module], jax.Array], modules: Sequence[nnx.Module]) -> list[jax.Array]:
+    """`call(module)` of each of several modules of one structure, computed as one with an axis more.
+
+    A compiler then has every product once, not once a module.
+    """
+    if len(modules) == 1:
+        return [call(modules[0])]
+    (graphdef, *_), parameters = zip(*map(nnx.split, modules), strict=True)
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *parameters)
+    return list(jax.vmap(lambda parameters: call(nnx.merge(graphdef, parameters)))(stacked))
 
 
 def fits(length: Any, most: int, named: str = "l_max") -> bool:

@@ -11,10 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from m2.monarch import blockdiag_matmul, monarch_init, monarch_matmul
 from m2.sequence_cut import is_cut
+
+# What linear maps give has this name, by which `jax.checkpoint` can keep it: policies that go by the primitive see a
+# product with a batch of matrices, as attention's scores are, or none.
+PRODUCT = "matmul"
 
 
 def rows_dot_general(x, kernel, dimension_numbers, **options):
@@ -87,6 +92,7 @@ class BlockdiagLinear(nnx.Module):
         x, kernel, bias = _prepare(x, self.d_in, self.dtype, self.kernel, bias=self.bias)
         blocks, _, width = kernel.shape
         y = blockdiag_matmul(_widen(x, blocks * width), kernel, precision=None)[..., : self.d_out]
+        y = checkpoint_name(y, PRODUCT)
         return y if bias is None else y + bias
 
 
@@ -149,6 +155,7 @@ class MonarchLinear(nnx.Module):
         """
         x, w1, w2, bias = _prepare(x, self.d_in, self.dtype, self.w1, self.w2, bias=self.bias)
         y = monarch_matmul(_widen(x, w1.shape[0] * w1.shape[2]), w1, w2, precision=None)[..., : self.d_out]
+        y = checkpoint_name(y, PRODUCT)
         return y if bias is None else y + bias
 
 

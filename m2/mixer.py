@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.absent import blank, check_no_gaps
 from m2.channel_groups import POSITIONS, by_groups, groups_of, is_plain
 from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
 from m2.conv2d import conv_places, direct_conv2d
-from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig
-from m2.linear import rows_dot_general
+from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig, side_by_side
+from m2.linear import PRODUCT, rows_dot_general
 from m2.sequence_cut import by_channels, cut_of, inputs_before, lay, segment_starts
 from m2.serialization import serializable
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
@@ -217,10 +218,10 @@ class M2Mixer(nnx.Module):
         if 0 in x.shape:
             return self.out_linear(x)
 
-        def convolve(filter_fn, u, **gates):
-            return fft_conv(
+        def convolve(filter_fn, taps, u, **gates):
+            y = fft_conv(
                 u,
-                self._taps(filter_fn, x.shape[1]),
+                taps,
                 bias=self._bias(filter_fn),
                 causal=self.causal,
                 mask=mask,
@@ -228,11 +229,13 @@ class M2Mixer(nnx.Module):
                 implementation=self.config.implementation,
                 **gates,
             )
+            return checkpoint_name(y, PRODUCT)
 
         x, x1, x2, v, _ = self._enter(x, None, mask, segment_ids)
-        y = convolve(self.filter_fn, v, input_gate=x1, output_gate=x2)
+        taps = self._all_taps(x.shape[1])
+        y = convolve(self.filter_fn, taps[0], v, input_gate=x1, output_gate=x2)
         if self.filter_fn2 is not None:
-            y = y + convolve(self.filter_fn2, x)
+            y = y + convolve(self.filter_fn2, taps[1], x)
         return self.out_linear(y)
 
     def in_groups(
@@ -282,9 +285,9 @@ class M2Mixer(nnx.Module):
         if grid is None or grid[0] * grid[1] != length:
             raise ValueError(f"grid={grid}, expected rows and columns of {length} places, the length of x")
 
-        def convolve(filter_fn, u, **gates):
-            taps, implementation = self._taps(filter_fn, grid), self.config.implementation
-            return conv_places(u, taps, grid, bias=self._bias(filter_fn), implementation=implementation, **gates)
+        def convolve(filter_fn, taps, u, **gates):
+            options = {"bias": self._bias(filter_fn), "implementation": self.config.implementation, **gates}
+            return checkpoint_name(conv_places(u, taps, grid, **options), PRODUCT)
 
         if 0 in x.shape:
             return self.out_linear(x)
@@ -292,9 +295,10 @@ class M2Mixer(nnx.Module):
             x = self.layernorm(x)
         p = self.short_filter(self.in_linear(x), grid)
         x1, x2, v = jnp.split(p, 3, axis=-1)
-        y = convolve(self.filter_fn, v, input_gate=x1, output_gate=x2)
+        taps = self._all_taps(grid)
+        y = convolve(self.filter_fn, taps[0], v, input_gate=x1, output_gate=x2)
         if self.filter_fn2 is not None:
-            y = y + convolve(self.filter_fn2, x.astype(p.dtype))
+            y = y + convolve(self.filter_fn2, taps[1], x.astype(p.dtype))
         return self.out_linear(y)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> M2State:
@@ -345,9 +349,16 @@ class M2Mixer(nnx.Module):
             y = y + more
         return self.out_linear(y), M2State(short, long, residual)
 
+    def _all_taps(self, size):
+        """The filters of the long convolution, and of the residual one if there is one."""
+        filters = [self.filter_fn] if self.filter_fn2 is None else [self.filter_fn, self.filter_fn2]
+        return [self._per_channel(taps) for taps in side_by_side(lambda filter_fn: filter_fn(size), filters)]
+
     def _taps(self, filter_fn, size, at_once=None):
         """The filters, one a channel, of a length or of a grid."""
-        taps = filter_fn(size) if at_once is None else filter_fn(size, at_once)
+        return self._per_channel(filter_fn(size) if at_once is None else filter_fn(size, at_once))
+
+    def _per_channel(self, taps):
         return lay(jnp.repeat(taps, self.sharing, axis=0), 0)
 
     def _bias(self, filter_fn):

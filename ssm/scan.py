@@ -467,18 +467,19 @@ def _gradients(operands, kept, cotangents, *, form):
     run_chunk, size = _CHUNK_BACKWARD[form.implementation], form.chunk_size
 
     def body(carry, inputs):
-        carry, gradients = run_chunk(carry, A.T, *inputs)
-        return carry, gradients
+        carry, (du, *others) = run_chunk(carry, A.T, *inputs)
+        if D is not None:
+            du = du + D.astype(dtype) * inputs[1]
+        # Rounded here, or what the loop gives is twice as large as what it took.
+        return carry, tuple(d.astype(x.dtype) for d, x in zip((du, *others), (u, delta, B, C), strict=True))
 
     inputs = *(_chunked(x, size) for x in (dy, u, delta, B, C)), _chunked(keep, size, fill=1)
     start = jnp.swapaxes(dstate, 1, 2), jnp.zeros_like(entering[0])
     entering = entering[:: size // form.spacing]
     (g, dA), gradients = lax.scan(body, start, (entering, *inputs), reverse=True)
-    du, ddelta, dB, dC = (_unchunked(d, u.shape[1]) for d in gradients)
+    du, ddelta, dB, dC = (blank(mask, _unchunked(d, u.shape[1])) for d in gradients)
     if D is not None:
-        du = du + D.astype(dtype) * dy
         dD = jnp.sum(dy * u, axis=1)
-    du, ddelta, dB, dC = (blank(mask, d.astype(x.dtype)) for d, x in ((du, u), (ddelta, delta), (dB, B), (dC, C)))
     return du, ddelta, dB, dC, dz, jnp.swapaxes(g, 1, 2), jnp.swapaxes(dA, 1, 2), dD
 
 

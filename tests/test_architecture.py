@@ -33,6 +33,7 @@ ROOMS = {
         "encoders",
         "vision",
         "retrieval",
+        "vision_language",
         "recall",
         "",
         "aot",

@@ -27,7 +27,7 @@ def public(package):
     return {name: one for name, one in objects.items() if inspect.isfunction(one) or inspect.isclass(one)}
 
 
-OBJECTS = {f"{package}.{name}": one for package in ("m2", "ssm") for name, one in public(package).items()}
+OBJECTS = {f"{package}.{name}": one for package in ("m2", "ssm", "zoo") for name, one in public(package).items()}
 QUICK = (".scan_", ".merge_", ".segment_", "_conv", ".digit_", ".Along", ".parse_pattern", ".canonical_", ".mixer_name")
 
 

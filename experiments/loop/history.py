@@ -21,6 +21,8 @@ COMMANDS = {
     "augment": "vit",
     "eval_sequences": "synthetic",
     "teacher_steps": "distill",
+    "vision_init": "vlm",
+    "d_embed": "clip",
 }
 # The stages of a distillation, each a folder in the run's, in their order.
 STAGES = ("layers", "qkv", "hidden", "logits")

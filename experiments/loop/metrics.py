@@ -333,6 +333,8 @@ def _open_wandb(project: str, folder: Path, config: Mapping[str, Any] | None) ->
 class Progress:
     """A bar on stderr with the time left, or nothing where stderr is no terminal; and lines on stdout between.
 
+    In a notebook there is one line, which each next one takes the place of.
+
     Args:
       steps: where the run ends.
       start: where it begins, not 0 when it goes on from a checkpoint.
@@ -341,6 +343,7 @@ class Progress:
 
     def __init__(self, steps: int, *, start: int = 0, silent: bool = False):
         self._silent, self._terminal = silent, sys.stderr.isatty() and not silent
+        self._show = None if silent else _line_of_a_notebook()
         self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, disable=not self._terminal)
 
     def update(self, step: int, *, loss: float | None = None) -> None:
@@ -359,6 +362,8 @@ class Progress:
         """Prints a line above the bar."""
         if self._terminal:
             self._bar.write(line)
+        elif self._show is not None:
+            self._show(line)
         elif not self._silent:
             print(line, flush=True)
 
@@ -370,6 +375,15 @@ class Progress:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _line_of_a_notebook() -> Callable[[str], None] | None:
+    """What shows a line in a notebook in the place of the line before; None where this is no notebook."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+        return None
+    shown = ipython.display.display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda line: shown.update({"text/plain": line}, raw=True)
 
 
 def format_line(step: int, steps: int, metrics: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ FREE = (
         "run_dir",
         "model.remat",
         "model.remat_keeps",
+        "model.remat_rounds",
         "model.remat_positions",
         "model.scan_layers",
         "optim.decay_fraction",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs
-from experiments.loop.adapting import adapted
+from experiments.loop.adapting import AdaptConfig, adapted
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
@@ -91,7 +91,8 @@ def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = N
         prepared = prepared or experiment.prepare(config, folder if going_on else None)
         length, optim = prepared.train.steps, prepared.optim
         task = experiment.make_task(config, prepared)
-        task, save_base = adapted(task, config.adapt, folder, optim, steps=length, seed=config.train.seed)
+        adapt = getattr(config, "adapt", AdaptConfig())  # some experiments have no adapters
+        task, save_base = adapted(task, adapt, folder, optim, steps=length, seed=config.train.seed)
         folder.mkdir(parents=True, exist_ok=True)
         check_inputs(folder, experiment.inputs(prepared), config.train.allow_changed)
         experiment.save(prepared, folder)

@@ -46,13 +46,22 @@ def test_that_of_images_is_too(v5e):
     assert program.temporaries < 400 * MIB
 
 
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-@pytest.mark.parametrize(("sizes", "dtype"), [((128, 128, 768), BF16), ((2, 1000, 200), F32), ((1, 8192, 128), BF16)])
+def kernel_cases():
+    for sizes, dtype in [((128, 128, 768), BF16), ((2, 1000, 200), F32), ((1, 8192, 128), BF16)]:
+        for name in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+            slow = sizes[1] > 4096 or (name != "v5e:2x2" and dtype == BF16)
+            yield pytest.param(name, sizes, dtype, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(("name", "sizes", "dtype"), list(kernel_cases()))
 def test_the_kernel_compiles_at_any_size(name, sizes, dtype):
-    if name.startswith("v5p") and sizes[1] > 4096:
-        pytest.xfail("its backward pass takes 79 MiB of VMEM there, and a v5p has 64")
     arguments = long_shapes(*sizes, dtype=dtype)
-    program = compile_for(found(name), *gradient(m2.fft_conv, arguments, implementation="pallas"))
+    target, operation = found(name), gradient(m2.fft_conv, arguments, implementation="pallas")
+    if name.startswith("v5p") and sizes[1] > 4096:  # its backward pass takes 79 MiB, and a v5p has 64
+        with pytest.raises(jax.errors.JaxRuntimeError, match=r"(?i)vmem"):
+            compile_for(target, *operation)
+        return
+    program = compile_for(target, *operation)
     assert "tpu_custom_call" in program.compiled.as_text()
     assert program.temporaries < 64 * MIB
 

@@ -59,6 +59,7 @@ OPS = {
     "depthwise_conv2d": (ssm.depthwise_conv2d, [bf16(16, 14, 14, D), f32(3, 3, D), f32(D)], 6),
     "fft_conv": (m2.fft_conv, [bf16(B, L, D), f32(D, L)], 16),
     "fft_conv, two-sided": (functools.partial(m2.fft_conv, causal=False), [bf16(B, L, D), f32(D, 2 * L)], 16),
+    "causal_monarch": (m2.causal_monarch, [bf16(B, 256, D), f32(D, 256), bf16(16, 16), bf16(16, 16, 16)], 16),
     "fft_conv2d": (m2.fft_conv2d, [bf16(4, 14, 14, D), f32(D, 28, 28)], 16),
     "blockdiag_matmul": (m2.blockdiag_matmul, [bf16(B, L, D), bf16(4, D, D // 4)], 4),
     "monarch_matmul": (m2.monarch_matmul, [bf16(B, L, D), bf16(4, D, D // 4), bf16(4, D, D)], 4),

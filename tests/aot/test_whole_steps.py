@@ -15,18 +15,25 @@ from zoo.layers.softmax_attention import softmax_attention
 
 pytestmark = pytest.mark.aot
 EXAMPLES = ("v5e:2x2", "h100")
+# Of a v5e one of each kind: the others take 70 to 180 CPU seconds each.
+QUICK = ("mamba-130m train", "mamba2-130m train", "m2-bert-80m train", "vim-small train")
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: f"{item.name} {item.what}")
-@pytest.mark.parametrize(
-    "device", [name if name in EXAMPLES else pytest.param(name, marks=pytest.mark.slow) for name in DEVICES]
-)
+def cases():
+    for device in DEVICES:
+        for item in ITEMS:
+            name = f"{item.name} {item.what}"
+            quick = device == "h100" or (device == "v5e:2x2" and (name in QUICK or item.what == "decode"))
+            yield pytest.param(device, item, id=f"{device} {name}", marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("device", "item"), list(cases()))
 def test_a_step_compiles_and_fits(device, item):
     found(device)  # or is skipped
     step = compile_item(item, device)
     assert step.fits, step.refused
-    if device == "v5e:2x2" and item.name == "m2-bert-80m-8k":
-        pytest.xfail(f"it takes {step.program.seconds:.0f} CPU seconds: 219 were measured")
+    if item.name == "m2-bert-80m-8k" and step.program.seconds > 120:
+        pytest.xfail(f"it takes {step.program.seconds:.0f} CPU seconds: 183 were measured on a v5e")
     assert step.program.seconds < 120
 
 

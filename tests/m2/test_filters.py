@@ -1,5 +1,6 @@
 """The Hyena filter: its taps from their formula, its options, what it says of itself to the optimiser."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -44,6 +45,14 @@ def test_taps_follow_the_formula(options, x64):
     for length in (1, 5, 12):
         expected = jnp.asarray(expected_taps(module, module.implicit_filter, length))
         assert_close(module(length), expected)
+
+
+def test_both_directions_are_one_program():
+    def products(**options):
+        graphdef, params = nnx.split(make(dtype="float32", **options))
+        return str(jax.make_jaxpr(lambda params: nnx.merge(graphdef, params)(7))(params)).count("dot_general")
+
+    assert products(bidirectional=True) == products() == 4
 
 
 def test_the_second_half_holds_later_positions_from_its_end(x64):

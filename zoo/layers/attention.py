@@ -30,7 +30,12 @@ from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softma
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """Options of the attention mixer."""
+    """Options of the attention mixer.
+
+    Examples:
+      >>> zoo.AttentionConfig(n_heads=8, n_kv_heads=2, window=128).window
+      128
+    """
 
     n_heads: int | None = None
     """Query heads. None: d_model / head_dim, with head_dim 64 unless given (at least one head)."""
@@ -110,6 +115,11 @@ class Attention(nnx.Module):
     Raises:
       ValueError: head counts that do not divide, an odd head_dim with rotary embedding, more rotated dimensions than a
         head has, a short convolution where not causal.
+
+    Examples:
+      >>> mixer = zoo.Attention(16, zoo.AttentionConfig(n_heads=2), rngs=nnx.Rngs(0))
+      >>> mixer(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
 
     Source: Vaswani et al. 2017; rotary: Su et al. 2021, arXiv:2104.09864, in the half-split form of Llama; ALiBi: Press
       et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; convolution:

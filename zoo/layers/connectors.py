@@ -6,6 +6,8 @@
     vocabulary    each patch a mixture of the rows of a learned table (`zoo.layers.visual_vocabulary`)
 
 Before each of them squares of patches may become one wide token (`pixel_shuffle`).
+
+Axes: m tokens of an image, w width of a wide token.
 """
 
 import dataclasses
@@ -36,7 +38,12 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class ConnectorConfig:
-    """Options of what stands between an image encoder and a language model. The defaults are LLaVA's."""
+    """Options of what stands between an image encoder and a language model. The defaults are LLaVA's.
+
+    Examples:
+      >>> zoo.ConnectorConfig(shuffle=2).grid((16, 16))  # tokens of an image of 16 x 16 patches
+      (8, 8)
+    """
 
     kind: ConnectorKind = "mlp"
     """Which."""
@@ -109,6 +116,11 @@ class Connector(nnx.Module):
       dtype: of the computation.
       param_dtype: dtype that parameters are kept in.
       rngs: source of keys, stream "params".
+
+    Examples:
+      >>> connector = zoo.Connector(8, 16, zoo.ConnectorConfig("linear"), rngs=nnx.Rngs(0))
+      >>> connector(jnp.ones((2, 12, 8)), (3, 4)).shape
+      (2, 12, 16)
 
     Source: linear: Liu et al. 2023, arXiv:2304.08485; mlp: arXiv:2310.03744 (LLaVA-1.5); scan: Huang & Hu 2024,
       arXiv:2407.19832 (ML-Mamba); queries: Bai et al. 2023, arXiv:2308.12966 (Qwen-VL, one layer of cross-attention,

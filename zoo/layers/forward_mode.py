@@ -15,6 +15,14 @@ def forward_mode() -> Iterator[None]:
             logits, tangents = jax.jvp(lambda params: nnx.merge(graphdef, params)(ids), (params,), (direction,))
 
     A product of a Hessian with a vector, `jax.jvp` of `jax.grad`, needs none of it.
+
+    Examples:
+      >>> mixer = ssm.Mamba(8, rngs=nnx.Rngs(0))
+      >>> x = jnp.ones((1, 4, 8))
+      >>> with zoo.forward_mode():
+      ...     value, change = jax.jvp(mixer, (x,), (x,))
+      >>> change.shape
+      (1, 4, 8)
     """
     with ssm.forward_mode(), m2.forward_mode():
         yield

@@ -17,7 +17,12 @@ from zoo.layers.series_activation import SeriesActivation
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-    """Options of the dense channel mixer. The defaults are the SwiGLU of current language models."""
+    """Options of the dense channel mixer. The defaults are the SwiGLU of current language models.
+
+    Examples:
+      >>> zoo.MLPConfig(d_ff=16, gated=True).activation
+      'silu'
+    """
 
     d_ff: int | None = None
     """Hidden width. None: 8/3 d_model rounded up to a multiple of 16 when gated, 4 d_model otherwise."""
@@ -61,6 +66,10 @@ class MLP(nnx.Module):
     """Mixes channels, each position alone.
 
         plain: down(act(up(x)))        gated: down(act(gate(x)) * up(x))
+
+    Examples:
+      >>> zoo.MLP(8, zoo.MLPConfig(d_ff=16), rngs=nnx.Rngs(0))(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
 
     Source: Shazeer 2020, arXiv:2002.05202, eq. 5-6 (gated, no biases).
     """

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.linear import PRODUCT
 from m2.mlp import ACTIVATIONS
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of, each_piece
@@ -30,7 +32,12 @@ from zoo.layers.routing import Weights, balance_loss, choose, correction_loss, z
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """Options of the mixture of experts. The defaults are Mixtral's: 8 SwiGLUs, 2 a position, none dropped."""
+    """Options of the mixture of experts. The defaults are Mixtral's: 8 SwiGLUs, 2 a position, none dropped.
+
+    Examples:
+      >>> zoo.MoEConfig(n_experts=4, top_k=1).n_experts
+      4
+    """
 
     n_experts: int = 8
     """Experts that the router chooses from."""
@@ -146,7 +153,7 @@ class ExpertLinear(nnx.Module):
     def __call__(self, x: Float[Array, "c q i"], group: Int[Array, "c"] | None) -> Float[Array, "c q o"]:
         """Maps each block; see `grouped_matmul`."""
         dtype = jnp.result_type(x, self.kernel[...]) if self.dtype is None else self.dtype
-        y = grouped_matmul(x.astype(dtype), self.kernel[...].astype(dtype), group)
+        y = checkpoint_name(grouped_matmul(x.astype(dtype), self.kernel[...].astype(dtype), group), PRODUCT)
         if self.bias is None:
             return y
         bias = self.bias[...].astype(dtype)
@@ -207,6 +214,11 @@ class MoE(nnx.Module):
     With d_latent, those that are chosen work between two projections: expand(sum of weight_e expert_e(reduce(x))).
 
     The router computes in at least float32.
+
+    Examples:
+      >>> layer = zoo.MoE(8, zoo.MoEConfig(n_experts=4, top_k=2, d_ff=8), rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
 
     Source: Shazeer et al. 2017, arXiv:1701.06538, eq. 1; Fedus et al. 2021, arXiv:2101.03961; Jiang et al. 2024,
       arXiv:2401.04088. Shared experts: Dai et al. 2024, arXiv:2401.06066, eq. 9.

@@ -18,6 +18,11 @@ class Parallel(nnx.Module):
       mixers: each as it would be alone. Looks both ways where any of them does.
       needs: what each of them is called with besides mask and segment_ids. None: as they say themselves.
 
+    Examples:
+      >>> mixers = ssm.Mamba(8, rngs=nnx.Rngs(0)), ssm.Mamba(8, rngs=nnx.Rngs(1))
+      >>> zoo.Parallel(mixers)(jnp.ones((2, 10, 8))).shape
+      (2, 10, 8)
+
     Source: Zuo et al. 2025, arXiv:2507.22448 (attention and Mamba-2 on one norm, added). Its multipliers are options of
       the mixers.
     """

@@ -21,7 +21,12 @@ LOOKS_AHEAD, SEEN_AHEAD = 1, 2
 
 
 class Positions(NamedTuple):
-    """What is known of each query or key."""
+    """What is known of each query or key.
+
+    Examples:
+      >>> zoo.Positions._fields[:2]
+      ('indices', 'segments')
+    """
 
     indices: Int[Array, "#b l"]
     """Its index among the positions that are there; -1 where there is no key."""

@@ -1,5 +1,7 @@
 """A second way around a sequence mixer: a learned map of its input, of small rank, beside the residual."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,7 +31,7 @@ class AugmentedShortcut(nnx.Module):
     def __init__(
         self, d_model: int, rank: int, *, dtype: Dtype | None = None, param_dtype: Dtype = jnp.float32, rngs: nnx.Rngs
     ):
-        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.down_proj = linear(d_model, rank, axes=("embed", None), **kwargs)
         self.up_proj = linear(rank, d_model, axes=(None, "embed"), scale=0.0, **kwargs)
 

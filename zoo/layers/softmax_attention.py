@@ -75,6 +75,11 @@ def softmax_attention(
       ValueError: an unknown implementation, a block_size below 1, heads that do not divide, one of q_at and k_at alone.
       RuntimeError: "cudnn" where there is none.
 
+    Examples:
+      >>> q = k = v = jnp.ones((2, 10, 4, 8))
+      >>> zoo.softmax_attention(q, k, v, causal=True).shape
+      (2, 10, 4, 8)
+
     Source: Vaswani et al. 2017; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; ALiBi: Press et al. 2021,
       arXiv:2108.12409.
     """

@@ -30,7 +30,12 @@ from zoo.layers.norm import norm
 
 @dataclasses.dataclass(frozen=True)
 class Zamba2Config:
-    """Options of Zamba2's mixer. Those of its Mamba-2 are those of "mamba2"."""
+    """Options of Zamba2's mixer. Those of its Mamba-2 are those of "mamba2".
+
+    Examples:
+      >>> zoo.Zamba2Config().adapter_rank
+      128
+    """
 
     block: int = 0
     """Which of the shared transformers it reads: depths with the same number share one."""
@@ -137,6 +142,14 @@ class Zamba2(nnx.Module):
 
     Raises:
       ValueError: heads that do not divide 2 d_model.
+
+    Examples:
+      >>> config = zoo.CausalLMConfig(
+      ...     vocab_size=32, d_model=16, n_layers=2, pattern="zamba2@a*2", zamba2=zoo.Zamba2Config(n_heads=2, d_ff=16),
+      ...     mamba2=ssm.Mamba2Config(d_state=8, head_dim=8),
+      ... )
+      >>> zoo.CausalLM(config, rngs=0)(jnp.ones((1, 5), jnp.int32)).shape
+      (1, 5, 32)
     """
 
     causal = True

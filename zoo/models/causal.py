@@ -20,7 +20,12 @@ from zoo.stack.layer_inputs import LayerInputs
 
 @dataclasses.dataclass(frozen=True)
 class TokenConfig(BackboneConfig):
-    """A backbone that reads tokens."""
+    """A backbone that reads tokens.
+
+    Examples:
+      >>> issubclass(zoo.CausalLMConfig, zoo.TokenConfig) and issubclass(zoo.EncoderConfig, zoo.TokenConfig)
+      True
+    """
 
     vocab_size: int = 0
     """Token ids that mean something: 0 to vocab_size - 1. 0 is not known yet: experiments take the tokenizer's."""
@@ -42,7 +47,13 @@ class TokenConfig(BackboneConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CausalLMConfig(TokenConfig):
-    """A causal language model."""
+    """A causal language model.
+
+    Examples:
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=4, pattern="mamba*3 attn/mlp")
+      >>> config.tie_embeddings
+      True
+    """
 
     tie_embeddings: bool = True
     """Whether the output projection is the embedding itself."""
@@ -92,6 +103,11 @@ class CausalLM(nnx.Module):
     Args:
       config: shape and options; its vocab_size must be known.
       rngs: source of keys, stream "params", or a seed.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> model(jnp.array([[1, 2, 3]])).shape  # (b, l) in, (b, l, v) out
+      (1, 3, 32)
 
     Source: `MambaLMHeadModel` in mamba_ssm/models/mixer_seq_simple.py (no positional embedding; normal(0.02)
       embedding; head tied to it).

@@ -58,6 +58,13 @@ def seed_from_attention(
     Raises:
       ValueError: a layer without attention, or with another mixer beside it; none with it in the model; a model some of
         whose depths share a block.
+
+    Examples:
+      >>> attn = zoo.AttentionConfig(n_heads=2)
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=2, pattern="attn/mlp", attn=attn)
+      >>> model = zoo.CausalLM(config, rngs=0)
+      >>> zoo.seed_from_attention(model, [1], rngs=nnx.Rngs(1)).config.pattern
+      'attn/mlp linear_attn/mlp'
     """
     if isinstance(model, VisionLanguageModel):
         language: Any = seed_from_attention(model.language, layers, config=config, init=init, rngs=rngs)
@@ -101,12 +108,27 @@ def seed_from_attention(
 
 
 def backbone_of(model: Model) -> Backbone:
-    """The stack of blocks inside a model of any kind."""
+    """The stack of blocks inside a model of any kind.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> zoo.backbone_of(model) is model.backbone
+      True
+    """
     return model.encoder.backbone if hasattr(model, "encoder") else model.backbone
 
 
 def converted_layers(teacher: Backbone, student: Backbone) -> tuple[int, ...]:
-    """Numbers of the blocks that have attention in the one and another mixer in the other."""
+    """Numbers of the blocks that have attention in the one and another mixer in the other.
+
+    Examples:
+      >>> attn = zoo.AttentionConfig(n_heads=2)
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=2, pattern="attn/mlp", attn=attn)
+      >>> model = zoo.CausalLM(config, rngs=0)
+      >>> student = zoo.seed_from_attention(model, [1], rngs=nnx.Rngs(1))
+      >>> zoo.converted_layers(model.backbone, student.backbone)
+      (1,)
+    """
     pairs = zip(teacher.layers, student.layers, strict=True)
     return tuple(
         i for i, (a, b) in enumerate(pairs) if isinstance(a.mixer, Attention) and not isinstance(b.mixer, Attention)
@@ -123,7 +145,17 @@ class Pass(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A block of the teacher and its counterpart in the student, both fed what enters the teacher's."""
+    """A block of the teacher and its counterpart in the student, both fed what enters the teacher's.
+
+    Examples:
+      >>> attn = zoo.AttentionConfig(n_heads=2)
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=2, pattern="attn/mlp", attn=attn)
+      >>> model = zoo.CausalLM(config, rngs=0)
+      >>> student = zoo.seed_from_attention(model, [1], rngs=nnx.Rngs(1))
+      >>> [one] = zoo.compare_layers(model.backbone, student.backbone, jnp.ones((1, 4, 16)))
+      >>> one.layer, one.x.shape
+      (1, (1, 4, 16))
+    """
 
     layer: int
     x: Float[Array, "b l d"]
@@ -151,6 +183,15 @@ def compare_layers(
 
     Returns:
       The converted blocks, in order.
+
+    Examples:
+      >>> attn = zoo.AttentionConfig(n_heads=2)
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=2, pattern="attn/mlp", attn=attn)
+      >>> model = zoo.CausalLM(config, rngs=0)
+      >>> student = zoo.seed_from_attention(model, rngs=nnx.Rngs(1))
+      >>> compared = zoo.compare_layers(model.backbone, student.backbone, jnp.ones((1, 4, 16)))
+      >>> [one.layer for one in compared]
+      [0, 1]
     """
     converted, compared = converted_layers(teacher, student), []
     x = teacher._enter(x)

@@ -26,7 +26,12 @@ from zoo.stack.block import make_norm
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig(TokenConfig):
-    """Token, position and type embeddings, and a backbone that looks both ways. The defaults are BERT's."""
+    """Token, position and type embeddings, and a backbone that looks both ways. The defaults are BERT's.
+
+    Examples:
+      >>> zoo.EncoderConfig().causal
+      False
+    """
 
     causal: bool = False
     """Whether positions see only themselves and earlier ones."""
@@ -56,7 +61,13 @@ class EncoderConfig(TokenConfig):
 
 
 class Encoder(nnx.Module):
-    """Tokens to vectors that know their context: embed, normalise, backbone."""
+    """Tokens to vectors that know their context: embed, normalise, backbone.
+
+    Examples:
+      >>> config = zoo.EncoderConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba")
+      >>> zoo.Encoder(config, rngs=0)(jnp.ones((2, 5), jnp.int32)).shape
+      (2, 5, 16)
+    """
 
     def __init__(self, config: EncoderConfig, *, rngs: Seed):
         self.config, rngs = config, as_rngs(rngs)

@@ -76,7 +76,12 @@ class EncoderModel(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLMConfig(EncoderConfig):
-    """A masked language model."""
+    """A masked language model.
+
+    Examples:
+      >>> zoo.MaskedLMConfig(vocab_size=32, pattern="m2/monarch").vocab_size
+      32
+    """
 
     head_activation: Activation = "gelu"
     """Non-linearity of the head's hidden layer."""
@@ -90,6 +95,11 @@ class MaskedLM(EncoderModel):
     Args:
       config: shape and options; its vocab_size must be known.
       rngs: source of keys, stream "params", or a seed.
+
+    Examples:
+      >>> model = zoo.create("m2-bert-80m", rngs=0, d_model=16, n_layers=1, vocab_size=32)
+      >>> model(jnp.ones((2, 5), jnp.int32)).shape
+      (2, 5, 32)
     """
 
     def __init__(self, config: MaskedLMConfig, *, rngs: Seed):
@@ -115,7 +125,12 @@ class MaskedLM(EncoderModel):
 
 @dataclasses.dataclass(frozen=True)
 class SequenceClassifierConfig(EncoderConfig):
-    """An encoder with one vector, and perhaps a class, for a whole row."""
+    """An encoder with one vector, and perhaps a class, for a whole row.
+
+    Examples:
+      >>> zoo.SequenceClassifierConfig(n_labels=3).n_labels
+      3
+    """
 
     n_labels: int = 2
     """Classes, or 1 for a number. 0: no classifier, a row's vector is all."""
@@ -146,6 +161,11 @@ class SequenceClassifier(EncoderModel):
     Args:
       config: shape and options; its vocab_size must be known.
       rngs: source of keys, stream "params", or a seed.
+
+    Examples:
+      >>> config = zoo.SequenceClassifierConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba", n_labels=3)
+      >>> zoo.SequenceClassifier(config, rngs=0)(jnp.ones((2, 5), jnp.int32)).shape
+      (2, 3)
     """
 
     def __init__(self, config: SequenceClassifierConfig, *, rngs: Seed):
@@ -203,7 +223,12 @@ class SequenceClassifier(EncoderModel):
 
 @dataclasses.dataclass(frozen=True)
 class TokenClassifierConfig(EncoderConfig):
-    """An encoder with a class for every token. Spans (extractive answers) are n_labels=2: where one starts and ends."""
+    """An encoder with a class for every token. Spans (extractive answers) are n_labels=2: where one starts and ends.
+
+    Examples:
+      >>> zoo.TokenClassifierConfig(n_labels=9).n_labels
+      9
+    """
 
     n_labels: int = 2
     """Classes."""
@@ -227,6 +252,11 @@ class TokenClassifier(EncoderModel):
     Args:
       config: shape and options; its vocab_size must be known.
       rngs: source of keys, stream "params", or a seed.
+
+    Examples:
+      >>> config = zoo.TokenClassifierConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba", n_labels=3)
+      >>> zoo.TokenClassifier(config, rngs=0)(jnp.ones((2, 5), jnp.int32)).shape
+      (2, 5, 3)
     """
 
     def __init__(self, config: TokenClassifierConfig, *, rngs: Seed):

@@ -34,6 +34,10 @@ class Sampling:
     """How the next token is chosen: greedily at temperature 0, else drawn from what the filters leave.
 
     The filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p.
+
+    Examples:
+      >>> zoo.Sampling(temperature=0.8, top_p=0.95)
+      Sampling(temperature=0.8, top_k=0, top_p=0.95, min_p=0.0, repetition_penalty=1.0)
     """
 
     temperature: float = 0.0
@@ -106,6 +110,11 @@ def generate(
       ValueError: a model that is no causal language model, a text or other things in place of token ids, an empty
         prompt, a token outside the vocabulary, images that do not fill their places, max_new_tokens below 1, more
         positions than the model has, no key to draw with, or a prompt that is traced (parameters may be).
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> zoo.generate(model, [[1, 2, 3], [4]], max_new_tokens=5).shape  # the prompts, up to their end, and 5 tokens
+      (2, 8)
     """
     prompt, prepared = _prepare(model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, images, key)
     new = _decode(*prepared, max_new_tokens=max_new_tokens, greedy=sampling.greedy, filtered=sampling.filtered)
@@ -127,6 +136,11 @@ def generate_stream(
     """Continues prompts, one array (b,) of new tokens at a time: the same tokens as `generate`, as they come.
 
     Stops after max_new_tokens, or when every row has ended. Arguments and errors are those of `generate`.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> [tokens.shape for tokens in zoo.generate_stream(model, [[1, 2, 3], [4]], max_new_tokens=2)]
+      [(2,), (2,)]
     """
     _, (graphdef, params, decoding, options) = _prepare(
         model, prompt_ids, max_new_tokens, sampling, eos_id, pad_id, mask, images, key

@@ -44,6 +44,12 @@ def with_head(model: Model, config: type[HeadConfig] | HeadConfig, *, rngs: Seed
     Raises:
       ValueError: a model without an encoder, an unknown field (naming the nearest), or a config whose encoder has other
         parameters than the model's: names the first.
+
+    Examples:
+      >>> model = zoo.create("m2-bert-80m", rngs=0, d_model=16, n_layers=1, vocab_size=32)
+      >>> tagger = zoo.with_head(model, zoo.TokenClassifierConfig, n_labels=9, rngs=nnx.Rngs(0))
+      >>> tagger(jnp.ones((2, 5), jnp.int32)).shape
+      (2, 5, 9)
     """
     if not isinstance(model, EncoderModel | ImageClassifier):
         raise ValueError(f"model is a {type(model).__name__}, expected one with an encoder")
@@ -120,6 +126,11 @@ def extend_positions(model: Model, max_len: int) -> Model:
     Raises:
       ValueError: max_len is less than the model has, the pattern itself says l_max, or an m2 of conv="2d" beside a flat
         one does not: its filters would change with m2.l_max.
+
+    Examples:
+      >>> model = zoo.create("m2-bert-80m", rngs=0, d_model=16, n_layers=1, vocab_size=32)
+      >>> zoo.extend_positions(model, 256).config.max_len
+      256
 
     Source: `expand_8k_model_to_32k` in bert/ of HazyResearch/m2.
     """

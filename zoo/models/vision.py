@@ -32,7 +32,12 @@ Distillation = Literal["none", "token", "classifier"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassifierConfig(BackboneConfig):
-    """Patches, their positions, a backbone that looks both ways, and classes. The defaults are ViT's."""
+    """Patches, their positions, a backbone that looks both ways, and classes. The defaults are ViT's.
+
+    Examples:
+      >>> zoo.ImageClassifierConfig(n_classes=10).patch_size
+      16
+    """
 
     pattern: str = "attn/mlp"
     """Mixers of the blocks, e.g. "attn/mlp", "m2/monarch", "mamba"; cycles to n_layers."""
@@ -151,6 +156,13 @@ class ImageClassifier(nnx.Module):
     Args:
       config: shape and options.
       rngs: source of keys, stream "params", or a seed.
+
+    Examples:
+      >>> config = zoo.ImageClassifierConfig(
+      ...     d_model=16, n_layers=1, pattern="vim", image_size=16, patch_size=8, channels=1, n_classes=10
+      ... )
+      >>> zoo.ImageClassifier(config, rngs=0)(jnp.ones((2, 16, 16, 1))).shape
+      (2, 10)
 
     Source: Dosovitskiy et al. 2020, arXiv:2010.11929; distillation: Touvron et al. 2020, arXiv:2012.12877; class token
       in the middle: Zhu et al. 2024, arXiv:2401.09417.

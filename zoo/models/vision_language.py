@@ -37,7 +37,18 @@ from zoo.stack.pattern import mixer_name, pattern_mixers
 
 @dataclasses.dataclass(frozen=True)
 class VisionLanguageConfig:
-    """An image encoder, a connector and a causal language model."""
+    """An image encoder, a connector and a causal language model.
+
+    Examples:
+      >>> config = zoo.VisionLanguageConfig(
+      ...     vision=zoo.ImageClassifierConfig(
+      ...         d_model=16, n_layers=1, pattern="vim", image_size=16, patch_size=8, channels=1, n_classes=0
+      ...     ),
+      ...     text=zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba"),
+      ... )
+      >>> config.image_tokens  # places that an image takes in a row
+      4
+    """
 
     vision: ImageClassifierConfig = ImageClassifierConfig(n_classes=0)
     """The image encoder: a classifier's body, without classes."""
@@ -142,8 +153,20 @@ class VisionLanguageModel(nnx.Module):
     Raises:
       ValueError: a given part of another shape than the config says.
 
+    Examples:
+      >>> config = zoo.VisionLanguageConfig(
+      ...     vision=zoo.ImageClassifierConfig(
+      ...         d_model=16, n_layers=1, pattern="vim", image_size=16, patch_size=8, channels=1, n_classes=0
+      ...     ),
+      ...     text=zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba"),
+      ... )
+      >>> model = zoo.VisionLanguageModel(config, rngs=0)
+      >>> ids = jnp.array([[5, 0, 0, 0, 0, 7]])  # an image stands where token 0 does
+      >>> model(ids, images=jnp.ones((1, 1, 16, 16, 1))).shape
+      (1, 6, 32)
+
     Source: Liu et al. 2023, arXiv:2304.08485 (LLaVA); on Mamba: Zhao et al. 2024, arXiv:2403.14520 (Cobra), Huang & Hu
-      2024, arXiv:2407.19832 (ML-Mamba); Meng et al. 2024, arXiv:2406.04334 (DeepStack); mutual attention: Wu et al.
+      2024, arXiv:2407.19832 (ML-Mamba); Meng et al. 2024, arXiv:2406.04334 (DeepStack); mutual attention: Wang et al.
       2025, arXiv:2503.02597 (AKI).
     """
 

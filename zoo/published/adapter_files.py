@@ -48,6 +48,14 @@ def save_adapter(model: nnx.Module, folder: str | os.PathLike) -> None:
 
     Raises:
       ValueError: no adapters; adapters upon adapters; modules of which some parameters are trained and others are not.
+
+    Examples:
+      >>> import os, tempfile
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> folder = tempfile.mkdtemp()
+      >>> zoo.save_adapter(zoo.add_lora(model, rank=2, rngs=nnx.Rngs(0)), folder)
+      >>> sorted(os.listdir(folder))
+      ['adapter_config.json', 'adapter_model.safetensors']
     """
     found = _adapters(model)
     weights = {name: linear.weight for name, linear in found.items()}
@@ -103,6 +111,15 @@ def load_adapter(model: Model, folder: str | os.PathLike, *, revision: str | int
       FileNotFoundError: no adapter lies there.
       ValueError: kinds and options of adapters that are not known here; tensors that are no adapter of the model, or
         of another shape.
+
+    Examples:
+      >>> import tempfile
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> adapted, folder = zoo.add_lora(model, rank=2, rngs=nnx.Rngs(0)), tempfile.mkdtemp()
+      >>> zoo.save_adapter(adapted, folder)
+      >>> again = zoo.load_adapter(model, folder)
+      >>> bool(jnp.allclose(again(jnp.ones((1, 3), jnp.int32)), adapted(jnp.ones((1, 3), jnp.int32))))
+      True
     """
     folder = Path(folder)
     if is_adapted(folder):

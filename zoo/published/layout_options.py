@@ -25,6 +25,7 @@ FREE = frozenset(
         "param_dtype",
         "remat",
         "remat_keeps",
+        "remat_rounds",
         "remat_positions",
         "scan_layers",
         "pattern",

@@ -476,6 +476,10 @@ def create(name: str, *, rngs: Seed, kind: type | None = None, **overrides: Any)
     Raises:
       ValueError: an unknown preset or field (naming the nearest known one), a model of another kind, or a value that
         the config rejects.
+
+    Examples:
+      >>> zoo.create("mamba2-130m", rngs=0, d_model=64, n_layers=1, vocab_size=32).config.pattern
+      'mamba2'
     """
     if name not in presets:
         raise ValueError(unknown_name("preset", name, presets))

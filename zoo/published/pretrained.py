@@ -159,6 +159,14 @@ def from_pretrained(
       ValueError: a config or tensors that do not fit: names what is missing, left over, or of another shape. Or a model
         of another kind: names it, before any weights are read.
       ImportError: a hub name without the package huggingface_hub, a run without orbax-checkpoint.
+
+    Examples:
+      >>> import tempfile
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> folder = tempfile.mkdtemp()
+      >>> zoo.save_pretrained(model, folder)
+      >>> zoo.from_pretrained(folder, kind=zoo.CausalLM).config == model.config
+      True
     """
     place = _find(path_or_repo, None if revision is None else str(revision))
     if run_folder.is_run(place) and adapted_run.is_adapted(place):
@@ -294,6 +302,14 @@ def save_pretrained(
       ValueError: a model that the layout cannot describe, or fields that it does not have: names the option; one with
         adapters, or with quantised weights and another layout than the native one.
       FileExistsError: weights of another format lie there already and would be read instead.
+
+    Examples:
+      >>> import os, tempfile
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> folder = tempfile.mkdtemp()
+      >>> zoo.save_pretrained(model, folder, layout="transformers")
+      >>> sorted(os.listdir(folder))
+      ['config.json', 'model.safetensors']
     """
     require_layout(layout)
     _require_parameters(model, layout)

@@ -33,6 +33,11 @@ def shard_largest(mesh: Mesh, axis: str | None = None) -> ShardingRule:
     Args:
       mesh: the devices.
       axis: one of its axes. None: the first.
+
+    Examples:
+      >>> mesh = jax.make_mesh((1,), ("fsdp",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> callable(zoo.shard_largest(mesh))  # zoo.from_pretrained(folder, sharding=zoo.shard_largest(mesh))
+      True
     """
     axis = mesh.axis_names[0] if axis is None else axis
     if axis not in mesh.axis_names:
@@ -61,6 +66,12 @@ def shard_experts(mesh: Mesh, axis: str = "expert") -> ShardingRule:
     Args:
       mesh: the devices.
       axis: one of its axes, whose size divides the number of experts.
+
+    Examples:
+      >>> mesh = jax.make_mesh((1,), ("expert",), axis_types=(jax.sharding.AxisType.Auto,))
+      >>> rule = zoo.shard_experts(mesh)  # zoo.from_pretrained(folder, sharding=rule)
+      >>> callable(rule)
+      True
     """
     if axis not in mesh.axis_names:
         raise ValueError(f"axis={axis!r}, expected one of {', '.join(map(str, mesh.axis_names))}")

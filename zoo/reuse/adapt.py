@@ -103,6 +103,12 @@ def add_lora(
 
     Raises:
       ValueError: rank below 1, alpha of 0 or less; nothing that `targets` or `trained` names.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> adapted = zoo.add_lora(model, rank=4, targets="in_proj|out_proj", rngs=nnx.Rngs(0))
+      >>> bool(jnp.allclose(adapted(jnp.ones((1, 3), jnp.int32)), model(jnp.ones((1, 3), jnp.int32)), atol=1e-5))
+      True
     """
     if rank < 1:
         raise ValueError(f"rank={rank}, expected at least 1")
@@ -121,6 +127,12 @@ def merge_lora(model: Model) -> Model:
 
     Args:
       model: from `add_lora`, trained. It stays as it is. Weights that are quantised below an adapter become arrays.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> plain = zoo.merge_lora(zoo.add_lora(model, rank=4, rngs=nnx.Rngs(0)))
+      >>> jax.tree.structure(nnx.state(plain)) == jax.tree.structure(nnx.state(model))
+      True
     """
     model = copied(model)
     for linear in linear_maps(model, ".*").values():

@@ -113,6 +113,12 @@ def calibrate(model: Model, batches: Iterable[Mapping[str, Array]]) -> Moments:
 
     Raises:
       ValueError: no batches.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> moments = zoo.calibrate(model, [{"ids": jnp.ones((2, 5), jnp.int32)}])
+      >>> moments["backbone.layers.0.mixer.in_proj.kernel"].shape
+      (16, 16)
     """
     graphdef, state = nnx.split(_recording(model))
 

@@ -45,6 +45,13 @@ def sparse_delta(base: Model, tuned: Model, *, share: float = 0.01) -> dict[str,
 
     Raises:
       ValueError: another share, or a model of another structure.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> tuned = zoo.create("mamba-130m", rngs=1, d_model=16, n_layers=2, vocab_size=32)
+      >>> delta = zoo.sparse_delta(model, tuned, share=0.01)  # the hundredth part of the weights that moved most
+      >>> zoo.add_deltas(model, [delta]).config == model.config
+      True
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share}, expected above 0 and at most 1")
@@ -78,6 +85,14 @@ def add_deltas(base: Model, deltas: Sequence[Deltas], *, weights: Sequence[float
 
     Raises:
       ValueError: a parameter that the model does not have, or places beyond its end; another number of weights.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> tuned = zoo.create("mamba-130m", rngs=1, d_model=16, n_layers=2, vocab_size=32)
+      >>> all_of_it = zoo.sparse_delta(model, tuned, share=1.0)
+      >>> ids = jnp.ones((1, 3), jnp.int32)
+      >>> bool(jnp.allclose(zoo.add_deltas(model, [all_of_it])(ids), tuned(ids), atol=1e-4))
+      True
     """
     factors = [1.0] * len(deltas) if weights is None else list(weights)
     if len(factors) != len(deltas):

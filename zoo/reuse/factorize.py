@@ -60,6 +60,14 @@ def factorize(
 
     Raises:
       ValueError: nothing asked for; a model whose maps are not of that kind; widths that do not divide, or grow.
+
+    Examples:
+      >>> attn = zoo.AttentionConfig(n_heads=2)
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=2, pattern="attn/mlp", attn=attn)
+      >>> model = zoo.CausalLM(config, rngs=0)
+      >>> smaller = zoo.factorize(model, [{"ids": jnp.arange(24).reshape(2, 12)}], n_blocks=4)
+      >>> smaller.config.pattern
+      'attn/monarch*2'
     """
     if head_dim is None and n_blocks is None and d_ff is None:
         raise ValueError("expected one of head_dim, n_blocks and d_ff")

@@ -80,6 +80,12 @@ def grow(
     Raises:
       ValueError: a width or depth below the model's; parts whose widths cannot be changed, options in the pattern that
         say a width, or counts that do not divide; depth="zero" where norms come after the blocks.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> larger = zoo.grow(model, d_model=32, n_layers=4, rngs=nnx.Rngs(0))
+      >>> bool(jnp.allclose(larger(jnp.ones((1, 3), jnp.int32)), model(jnp.ones((1, 3), jnp.int32)), atol=1e-4))
+      True
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}")
@@ -106,6 +112,11 @@ def coalesce(model: Model, *, d_model: int | None = None, n_layers: int | None =
 
     Raises:
       ValueError: no divisor, or parts whose widths cannot be changed.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> zoo.coalesce(model, d_model=8, n_layers=1).config.d_model
+      8
     """
     config = model.config
     for name, new in (("d_model", d_model), ("n_layers", n_layers)):
@@ -122,6 +133,11 @@ def interpolate(model: Model, other: Model, alpha: float = 0.5) -> Model:
       model: the large model as it was.
       other: the small one, trained and grown; of the same shape.
       alpha: 0.5 for language, 0.25 for images in the source.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> zoo.interpolate(model, model, 0.5).config == model.config
+      True
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}, expected 0 to 1")

@@ -54,6 +54,13 @@ def merge(
     Raises:
       ValueError: another method, rate, number of weights; a model of another structure; no base or key where one is
         needed; nothing that `exclude` names.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> tuned = [zoo.create("mamba-130m", rngs=seed, d_model=16, n_layers=2, vocab_size=32) for seed in (1, 2)]
+      >>> soup = zoo.merge(None, tuned, method="average")
+      >>> soup.config == model.config
+      True
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}")

@@ -79,6 +79,12 @@ def prune(
     Raises:
       ValueError: more than there is, or a number that groups or blocks do not allow; parts whose widths cannot be
         changed, options in the pattern that say a width; no batches.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> smaller = zoo.prune(model, [{"ids": jnp.arange(24).reshape(2, 12)}], d_model=8, n_layers=1)
+      >>> smaller.config.d_model, smaller.config.n_layers
+      (8, 1)
     """
     batches = [dict(batch) for batch in calibration]
     if not batches:

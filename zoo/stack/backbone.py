@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from m2.linear import PRODUCT
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of
 from zoo.layers.mesh_axes import placed_rows
@@ -21,12 +22,22 @@ from zoo.stack.pattern import Folded, fold, mixer_name, parse_pattern
 from zoo.stack.pieces import run_halves, run_in_pieces, takes_halves, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
-# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores.
-_POLICIES = {"nothing": None, "matmuls": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+# Linear maps multiply rows with one matrix; products with a batch of them are a mixer's insides, as attention's scores,
+# unless the layer gives them a name: block-diagonal maps, those of experts, and long convolutions.
+_MATMULS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(PRODUCT)
+)
+_POLICIES = {"nothing": None, "matmuls": _MATMULS}
 
 
 class Backbone(nnx.Module):
-    """Blocks and a final normalisation, without an embedding: text, image patches and features all enter."""
+    """Blocks and a final normalisation, without an embedding: text, image patches and features all enter.
+
+    Examples:
+      >>> backbone = zoo.Backbone(zoo.BackboneConfig(d_model=16, n_layers=2, pattern="mamba"), rngs=0)
+      >>> backbone(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
+    """
 
     def __init__(self, config: BackboneConfig, *, rngs: Seed):
         self.config, rngs = config, as_rngs(rngs)
@@ -152,7 +163,8 @@ class Backbone(nnx.Module):
             x, loss = block.run(plus(x, added, place), key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
-        whole, each = self._recomputed(run), (noise, places_of(layer_inputs, len(self.words)))
+        whole = self._rounding(run, x.dtype) if self.config.remat_rounds else self._recomputed(run)
+        each = noise, places_of(layer_inputs, len(self.words))
         start = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         size = self.config.remat_positions
         if size is None or noise is not None:
@@ -269,6 +281,23 @@ class Backbone(nnx.Module):
         if not self.config.remat:
             return gathering(run)
         return jax.checkpoint(run, static_argnums=0, policy=_POLICIES[self.config.remat_keeps])
+
+    def _rounding(self, run, wide):
+        """`_recomputed` of blocks that read the stream, of dtype `wide`, rounded: all that is kept of it."""
+
+        def change(graphdef, params, carry, noise):
+            read, total = carry[0].astype(wide), carry[1]
+            y, total = run(graphdef, params, (read, total), noise)
+            return y - read, total
+
+        change = self._recomputed(change)
+
+        def rounding(graphdef, params, carry, noise):
+            x, total = carry
+            added, total = change(graphdef, params, (x.astype(self.config.dtype), total), noise)
+            return x + added, total
+
+        return rounding
 
     def _normed(self, x):
         return x if self.norm_f is None else self.norm_f(x)

@@ -19,7 +19,12 @@ from zoo.stack.pattern import Word, mixer_name, parse_pattern, word_options
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:
-    """Shape and options of a stack of blocks."""
+    """Shape and options of a stack of blocks.
+
+    Examples:
+      >>> zoo.BackboneConfig(d_model=16, n_layers=4, pattern="mamba*3 attn/mlp").norm
+      'rms'
+    """
 
     d_model: int = 128
     """Width of the residual stream."""
@@ -62,8 +67,12 @@ class BackboneConfig:
     remat: bool = False
     """Whether the backward pass recomputes each block instead of keeping its insides."""
     remat_keeps: Literal["nothing", "matmuls"] = "nothing"
-    """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype. They are most of
-    its operations and the least of its memory, so that "matmuls" takes some more memory and recomputes little."""
+    """What remat keeps of a block, besides its input: nothing, or what its linear maps give, in dtype, those of Monarch
+    matrices and experts and long convolutions among them. They are most of its operations and the least of its memory,
+    so that "matmuls" takes some more memory and recomputes little."""
+    remat_rounds: bool = False
+    """With remat, and norms before mixers: whether blocks read the residual stream rounded to dtype. What is kept of it
+    for the backward pass then takes half the memory where dtype is bfloat16. The stream itself stays as it is."""
     remat_positions: int | None = None
     """With remat, of how many positions at a time, for rows of any length in little memory; of m2 as many numbers,
     whole rows of some channels; of attention whole rows. None: of whole rows, as it is in any case in blocks with moe,
@@ -107,6 +116,8 @@ class BackboneConfig:
             raise ValueError(f"remat_positions={self.remat_positions}, expected None, or at least 1 with remat=True")
         if self.shortcut_rank is not None and self.shortcut_rank < 1:
             raise ValueError(f"shortcut_rank={self.shortcut_rank}, expected None or at least 1")
+        if self.remat_rounds and not (self.remat and self.norm_place == "pre" and self.mixer_residual):
+            raise ValueError("remat_rounds=True, expected remat=True, norm_place='pre' and mixer_residual=True with it")
         for name in ("d_model", "n_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")

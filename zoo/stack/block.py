@@ -31,6 +31,11 @@ class Block(nnx.Module):
       first: whether it is the backbone's first, which goes without the norm before its sequence mixer where
         first_norm=False.
       rngs: source of keys, stream "params".
+
+    Examples:
+      >>> config = zoo.BackboneConfig(d_model=16, n_layers=1, pattern="mamba")
+      >>> zoo.Block(config, zoo.Word(("mamba",)), rngs=nnx.Rngs(0))(jnp.ones((2, 10, 16))).shape
+      (2, 10, 16)
     """
 
     def __init__(self, config: BackboneConfig, word: Word, *, first: bool = False, rngs: nnx.Rngs):

@@ -22,6 +22,10 @@ def hybrid_pattern(n_layers: int = 56, attention: float = 0.08, mlp: float = 0.5
     Raises:
       ValueError: shares that are not shares, or more than there are blocks.
 
+    Examples:
+      >>> zoo.hybrid_pattern(10, attention=0.1, mlp=0.4)
+      'mamba2 -/mlp mamba2*2 -/mlp attn (mamba2 -/mlp)*2'
+
     Source: Waleffe et al. 2024, arXiv:2406.07887; megatron/core/ssm/mamba_hybrid_layer_allocation.py in
       NVIDIA/Megatron-LM. The defaults are those of the 8B hybrid.
     """

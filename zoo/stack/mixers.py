@@ -86,6 +86,22 @@ def register_mixer(
 
     Raises:
       ValueError: a name that cannot be one, or is one of the zoo's own; options that are no dataclass.
+
+    Examples:
+      >>> import dataclasses
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class MeanConfig:
+      ...     pass
+      >>> class Mean(nnx.Module):
+      ...     causal = True
+      ...     def __init__(self, d_model, config, *, residual_scale=1.0, dtype=None, param_dtype=None, rngs):
+      ...         pass
+      ...     def __call__(self, x, *, mask=None, segment_ids=None):
+      ...         return jnp.cumsum(x, 1) / jnp.arange(1, x.shape[1] + 1)[:, None]
+      >>> zoo.register_mixer("mean", Mean, MeanConfig())
+      >>> backbone = zoo.Backbone(zoo.BackboneConfig(d_model=16, n_layers=1, pattern="mean/mlp"), rngs=0)
+      >>> backbone(jnp.ones((1, 4, 16))).shape
+      (1, 4, 16)
     """
     _register(MIXERS, CHANNEL_MIXERS, name, Kind(constructor, config_default, two_sided, in_backbone))
 
@@ -95,6 +111,21 @@ def register_channel_mixer(name: str, constructor: Callable, config_default: Any
 
     What else it is called with is what it needs (`zoo.layers.needs`): needs = ("mask",) lets it leave out padding.
     Arguments and errors are those of `register_mixer`.
+
+    Examples:
+      >>> import dataclasses
+      >>> @dataclasses.dataclass(frozen=True)
+      ... class TwiceConfig:
+      ...     factor: float = 2.0
+      >>> class Twice(nnx.Module):
+      ...     def __init__(self, d_model, config, *, residual_scale=1.0, dtype=None, param_dtype=None, rngs):
+      ...         self.factor = config.factor
+      ...     def __call__(self, x, *, rngs=None):
+      ...         return self.factor * x
+      >>> zoo.register_channel_mixer("twice", Twice, TwiceConfig())
+      >>> backbone = zoo.Backbone(zoo.BackboneConfig(d_model=16, n_layers=1, pattern="mamba/twice"), rngs=0)
+      >>> backbone(jnp.ones((1, 4, 16))).shape
+      (1, 4, 16)
     """
     _register(CHANNEL_MIXERS, MIXERS, name, Kind(constructor, config_default))
 

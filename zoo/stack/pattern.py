@@ -47,7 +47,12 @@ LETTERS = {"M": "mamba2", "*": "attn", "-": "-/mlp", "E": "-/moe"}
 
 
 class Word(NamedTuple):
-    """One block of a pattern. Its mixers have their options in one spelling, whatever that of the pattern."""
+    """One block of a pattern. Its mixers have their options in one spelling, whatever that of the pattern.
+
+    Examples:
+      >>> zoo.parse_pattern("attn/mlp", 1)
+      (Word(mixers=('attn',), channel='mlp', shared=None),)
+    """
 
     mixers: tuple[str, ...]
     """Sequence mixers side by side, mostly one; empty where there is none."""
@@ -86,6 +91,10 @@ def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
     Raises:
       ValueError: an empty pattern, a word that is not understood, an unknown mixer, option or letter (naming the known,
         and the nearest), a value that an option does not take, or more words than layers.
+
+    Examples:
+      >>> [word.mixers for word in zoo.parse_pattern("mamba2*2 attn/mlp", 4)]
+      [('mamba2',), ('mamba2',), ('attn',), ('mamba2',)]
     """
     try:
         words = _read(_spell_out(pattern.strip()), n_layers)
@@ -110,6 +119,10 @@ def format_pattern(words: tuple[Word, ...], style: Style = "words") -> str:
 
     Raises:
       ValueError: an unknown style, or a word that has no letter.
+
+    Examples:
+      >>> zoo.format_pattern(zoo.parse_pattern("mamba*2 attn/mlp", 7))
+      '(mamba*2 attn/mlp)*2 mamba'
     """
     if style not in get_args(Style):
         raise ValueError(f"style={style!r}, expected 'words' or 'megatron'")
@@ -128,6 +141,10 @@ def canonical_pattern(pattern: str, n_layers: int, style: Style = "words") -> st
 
     Raises:
       ValueError: as `parse_pattern` and `format_pattern`.
+
+    Examples:
+      >>> zoo.canonical_pattern("mamba mamba attn/mlp", 3)
+      'mamba*2 attn/mlp'
     """
     return format_pattern(parse_pattern(pattern, n_layers), style)
 
@@ -259,7 +276,12 @@ def _read_mixer(kind: str, text: str, known: Mapping[str, Kind]) -> str:
 
 
 def mixer_name(mixer: str) -> str:
-    """A word's mixer or channel mixer without options: "attn[window=64]" -> "attn"."""
+    """A word's mixer or channel mixer without options: "attn[window=64]" -> "attn".
+
+    Examples:
+      >>> zoo.mixer_name("attn[window=64]")
+      'attn'
+    """
     return mixer.partition("[")[0]
 
 

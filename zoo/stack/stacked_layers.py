@@ -43,6 +43,12 @@ def stack_layers(params: dict[str, Any], model: nnx.Module) -> dict[str, Any]:
       params: the whole model's or part of them, in nested dicts as `nnx.to_pure_dict` gives them. Layers are left alone
         where not all of a loop have the same in it.
       model: its backbones say what is stacked.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32, scan_layers=True)
+      >>> stacked = zoo.stack_layers(nnx.to_pure_dict(nnx.state(model, nnx.Param)), model)
+      >>> any(leaf.ndim == 3 and leaf.shape[0] == 2 for leaf in jax.tree.leaves(stacked))  # two layers in one array
+      True
     """
     for path, module in nnx.iter_modules(model):
         if isinstance(module, Backbone):
@@ -57,6 +63,13 @@ def stack_like(tree: Any, like: Tree, join: Callable[[Sequence], Any] = np.stack
       tree: a pytree layer by layer.
       like: the same with some layers stacked, or none.
       join: makes one leaf of several.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32, scan_layers=True)
+      >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+      >>> stacked = zoo.stack_layers(params, model)
+      >>> jax.tree.structure(zoo.stack_like(params, stacked)) == jax.tree.structure(stacked)
+      True
     """
     stack = lambda like, tree: _stacked(tree, map(_numbers, like[STACKED]), join) if _is_stacked(like) else tree  # noqa: E731
     return jax.tree.map(stack, like, tree, is_leaf=_is_stacked)
@@ -68,6 +81,13 @@ def unstack_layers(tree: Tree, split: Callable[[Any], Sequence] = rows) -> Tree:
     Args:
       tree: parameters, or an optimiser's state, or all that a training step changes.
       split: the leaves that one stands for. tuple: those of NumPy arrays, without a copy.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32, scan_layers=True)
+      >>> params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+      >>> again = zoo.unstack_layers(zoo.stack_layers(params, model))
+      >>> jax.tree.structure(again) == jax.tree.structure(params)
+      True
     """
     return jax.tree.map(lambda x: _unstacked(x, split) if _is_stacked(x) else x, tree, is_leaf=_is_stacked)
 

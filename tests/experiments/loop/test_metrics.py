@@ -207,6 +207,26 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
     assert capsys.readouterr() == ("step 1\n", "")
 
 
+def test_progress_is_one_line_in_a_notebook(capsys, monkeypatch):
+    shown = []
+
+    def update(data, raw):
+        shown[-1] = data["text/plain"]
+
+    def display(data, raw, display_id):
+        shown.append(data["text/plain"])
+        return types.SimpleNamespace(update=update)
+
+    shell = types.SimpleNamespace(kernel=object())
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell, display=types.SimpleNamespace(display=display))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    with Progress(10) as progress:
+        progress.print("step 1")
+        progress.print("step 2")
+    assert shown == ["step 2"]
+    assert capsys.readouterr() == ("", "")
+
+
 def test_progress_is_a_bar_with_loss_and_time_left_in_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal := Terminal())
     with Progress(10, start=4) as progress:

@@ -36,6 +36,7 @@ def make_input(length=6, b=2):
     ("options", "message"),
     [
         ({"d_model": 0}, "d_model=0, expected at least 1"),
+        ({"remat_rounds": True}, "remat_rounds=True, expected remat=True, norm_place='pre' and mixer_residual=True"),
         ({"n_layers": 0}, "n_layers=0, expected at least 1"),
         ({"dropout": 1.0}, "dropout=1.0, expected 0 <= dropout < 1"),
         ({"dtype": "bf16"}, "dtype='bf16', expected one of bfloat16, float16, float32, float64"),
@@ -289,6 +290,40 @@ def test_remat_keeps_less_for_the_backward_pass():
     nothing, matmuls, everything = temporary_bytes(True), temporary_bytes(True, "matmuls"), temporary_bytes(False)
     assert nothing < 0.5 * everything
     assert nothing < matmuls < 0.8 * everything
+
+
+@pytest.mark.parametrize("pattern", ["-/mlp", "-/monarch", "-/monarch[order=2]", "-/moe"])
+def test_remat_multiplies_no_linear_map_again_where_it_keeps_what_they_give(pattern):
+    def products(**options):
+        config = dataclasses.replace(SMALL, pattern=pattern, n_layers=1, **options)
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: zoo.Backbone(config, rngs=nnx.Rngs(0))))
+        loss = lambda params, x: nnx.merge(graphdef, params)(x).sum()  # noqa: E731
+        jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, make_input())
+        return str(jaxpr).count("dot_general")
+
+    kept, anew = products(remat=True, remat_keeps="matmuls"), products(remat=True)
+    # Of two factors the first, that the gradient in the second reads; of experts the sum over those of a position.
+    assert kept == products() + {"-/monarch[order=2]": 2, "-/moe": 1}.get(pattern, 0)
+    assert anew > kept
+
+
+def test_blocks_may_read_the_stream_rounded_and_keep_half_of_it():
+    def program(**more):
+        options = {"pattern": "-/mlp", "n_layers": 6, "scan_layers": True, "remat": True, **more}
+        graphdef, params = nnx.split(make_backbone(**options))
+        return jax.value_and_grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(x) ** 2)), params
+
+    def kept(**more):  # of all blocks, between the two passes
+        function, params = program(**more)
+        text = str(jax.make_jaxpr(function)(params))
+        return [dtype for dtype in ("f32", "bf16") if f"{dtype}[6,2,6,8]" in text]
+
+    x = make_input()
+    assert kept(dtype="bfloat16") == ["f32"]
+    assert kept(dtype="bfloat16", remat_rounds=True) == ["bf16"]
+    exact, rounded = (jax.jit(f)(p) for f, p in (program(dtype="bfloat16", remat_rounds=r) for r in (False, True)))
+    assert_close(rounded[0], exact[0], tolerance=2e-2)  # blocks compute in bfloat16
+    assert_close(rounded[1], exact[1], tolerance=5e-2)
 
 
 def test_dropout_is_off_without_rngs_and_a_function_of_the_key_with_them():
