@@ -596,8 +596,12 @@ def _train(
             write_page(folder)
     except OSError as error:
         print(f"{folder}: the curves could not be drawn: {said(error)}", flush=True)
-    if files.rescued.moved:
+
+    def moved() -> None:
         raise UsageError(f"trained to step {state.step} of {config.steps}, but {files.rescued}")
+
+    if files.rescued.moved:
+        distributed.agreed(moved)  # the first process says it, after which the others end
     finished = Finished(state, current_model(), stopped=stopped)
     if finished.stopped:
         print(
