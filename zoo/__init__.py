@@ -51,6 +51,7 @@ from zoo.published.sharding_rules import shard_experts as shard_experts
 from zoo.published.sharding_rules import shard_largest as shard_largest
 from zoo.reuse.adapt import add_lora as add_lora
 from zoo.reuse.adapt import merge_lora as merge_lora
+from zoo.reuse.bottleneck_adapters import add_adapters as add_adapters
 from zoo.reuse.calibration import calibrate as calibrate
 from zoo.reuse.deltas import add_deltas as add_deltas
 from zoo.reuse.deltas import sparse_delta as sparse_delta

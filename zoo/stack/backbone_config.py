@@ -42,7 +42,9 @@ class BackboneConfig:
     layer_scale: float | None = None
     """Initial value of a learned factor for each channel of each mixer's output. None: no such factors."""
     shortcut_rank: int | None = None
-    """Rank of a learned map beside each sequence mixer, added to what it gives; see `AugmentedShortcut` (PanGu-pi)."""
+    """Rank of a learned map beside each sequence mixer, added to what it gives; see `Bottleneck` (PanGu-pi)."""
+    adapter_width: int | None = None
+    """Width of a bottleneck behind each mixer, of what it gives and added to that; see `zoo.add_adapters`."""
     residual_multiplier: float = 1.0
     """Multiplies each mixer's output before it is added to its input (Granite)."""
     norm: Literal["rms", "layer"] = "rms"
@@ -114,8 +116,9 @@ class BackboneConfig:
         settle(self)
         if self.remat_positions is not None and (self.remat_positions < 1 or not self.remat):
             raise ValueError(f"remat_positions={self.remat_positions}, expected None, or at least 1 with remat=True")
-        if self.shortcut_rank is not None and self.shortcut_rank < 1:
-            raise ValueError(f"shortcut_rank={self.shortcut_rank}, expected None or at least 1")
+        for name in ("shortcut_rank", "adapter_width"):
+            if (width := getattr(self, name)) is not None and width < 1:
+                raise ValueError(f"{name}={width}, expected None or at least 1")
         if self.remat_rounds and not (self.remat and self.norm_place == "pre" and self.mixer_residual):
             raise ValueError("remat_rounds=True, expected remat=True, norm_place='pre' and mixer_residual=True with it")
         for name in ("d_model", "n_layers"):

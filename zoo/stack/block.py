@@ -9,10 +9,10 @@ from flax import nnx
 
 import ssm
 from ssm.absent import blank
+from zoo.layers.bottleneck import Bottleneck
 from zoo.layers.needs import POSITIONS, hand, has, needs_of_state, run_mixer
 from zoo.layers.norm import norm
 from zoo.layers.parallel import Parallel
-from zoo.layers.shortcut import AugmentedShortcut
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, find_kind
 from zoo.stack.pattern import Word, mixer_name
@@ -59,7 +59,9 @@ class Block(nnx.Module):
         self.norm2 = make_norm(config, rngs) if word.channel else None
         self.mlp = make_channel_mixer(config, word.channel, **kwargs) if word.channel else None
         self.mlp_needs = mixer_needs(config, word.channel) if word.channel else ()
-        self.shortcut = _shortcut(config, **kwargs) if mixers else None
+        self.shortcut = _bottleneck(config, config.shortcut_rank, **kwargs) if mixers else None
+        self.adapter = _bottleneck(config, config.adapter_width, **kwargs) if mixers else None
+        self.adapter2 = _bottleneck(config, config.adapter_width, **kwargs) if word.channel else None
         self.scale = _layer_scale(config) if mixers else None
         self.scale2 = _layer_scale(config) if word.channel else None
         self.dropout = nnx.Dropout(config.dropout)
@@ -138,7 +140,7 @@ class Block(nnx.Module):
         y, state, loss = mix(entering)
         if self.shortcut is not None:
             y = y + self.shortcut(entering).astype(y.dtype)
-        y = self._drop(self._scaled(y, self.scale), rngs, skip)
+        y = self._drop(self._scaled(_adapted(y, self.adapter), self.scale), rngs, skip)
         x = x + y if self.mixer_residual else y.astype(x.dtype)
         if not self.norm_first and self.norm is not None:
             x = self.norm(x)
@@ -148,7 +150,7 @@ class Block(nnx.Module):
         """The channel mixer's half."""
         y = self.norm2(x) if self.norm_first else x
         y, loss = run_mixer(self.mlp, y, rngs=rngs, **hand(self.mlp, self.mlp_needs, given))
-        x = x + self._drop(self._scaled(y, self.scale2), rngs, skip)
+        x = x + self._drop(self._scaled(_adapted(y, self.adapter2), self.scale2), rngs, skip)
         return x if self.norm_first else self.norm2(x), loss
 
     def _scaled(self, y, scale):
@@ -171,8 +173,14 @@ def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
     return nnx.Param(jnp.full((config.d_model,), config.layer_scale, config.param_dtype), decay=False, axes=(None,))
 
 
-def _shortcut(config: BackboneConfig, *, residual_scale: float, **kwargs) -> AugmentedShortcut | None:
-    return None if config.shortcut_rank is None else AugmentedShortcut(config.d_model, config.shortcut_rank, **kwargs)
+def _bottleneck(
+    config: BackboneConfig, width: int | None, *, residual_scale: float, **kwargs: Any
+) -> Bottleneck | None:
+    return None if width is None else Bottleneck(config.d_model, width, **kwargs)
+
+
+def _adapted(y, adapter):
+    return y if adapter is None else y + adapter(y).astype(y.dtype)
 
 
 def make_mixer(config: BackboneConfig, mixer: str, **kwargs) -> Any:

@@ -1,4 +1,4 @@
-"""A second way around a mixer: nothing at first, then what its formula says, in every pass alike."""
+"""Bottlenecks beside and behind mixers: nothing at first, then what their formula says, in every pass alike."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ CONFIG = zoo.BackboneConfig(
     dtype="float64",
     param_dtype="float64",
 )
-AUGMENTED = dataclasses.replace(CONFIG, shortcut_rank=3)
+AUGMENTED = dataclasses.replace(CONFIG, shortcut_rank=3, adapter_width=2)
 
 
 def test_a_fresh_one_changes_nothing(x64):
@@ -32,12 +32,16 @@ def test_a_fresh_one_changes_nothing(x64):
     assert_close(augmented(x), plain(x))
 
 
-def test_it_maps_what_the_mixer_reads_and_is_added_to_what_it_gives(x64):
+def test_one_maps_what_the_mixer_reads_the_other_what_it_gives(x64):
     backbone, x = with_random_parameters(lambda: zoo.Backbone(AUGMENTED, rngs=0)), normal(jax.random.key(0), 2, 5, 8)
     block = backbone.layers[0]
     read = np.asarray(block.norm(x))
-    down, up = (np.asarray(p.kernel[...]) for p in (block.shortcut.down_proj, block.shortcut.up_proj))
-    assert_close(block(x), x + block.mixer(jnp.asarray(read)) + np.asarray(jax.nn.gelu(read @ down)) @ up)
+
+    def bottleneck(module, x):
+        return np.asarray(jax.nn.gelu(x @ module.down_proj.kernel[...])) @ np.asarray(module.up_proj.kernel[...])
+
+    given = np.asarray(block.mixer(jnp.asarray(read))) + bottleneck(block.shortcut, read)
+    assert_close(block(x), x + given + bottleneck(block.adapter, given))
 
 
 def test_steps_give_what_the_whole_does(x64):
@@ -47,6 +51,7 @@ def test_steps_give_what_the_whole_does(x64):
     assert_close(jnp.concatenate([first, second], 1), backbone(x))
 
 
-def test_a_rank_below_1():
-    with pytest.raises(ValueError, match="shortcut_rank=0, expected None or at least 1"):
-        dataclasses.replace(CONFIG, shortcut_rank=0)
+@pytest.mark.parametrize("name", ["shortcut_rank", "adapter_width"])
+def test_a_width_below_1(name):
+    with pytest.raises(ValueError, match=f"{name}=0, expected None or at least 1"):
+        dataclasses.replace(CONFIG, **{name: 0})
