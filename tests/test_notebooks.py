@@ -12,7 +12,7 @@ from tests.places import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What runs in the default suite; the others take minutes.
-QUICK = ("01_monarch_and_the_fft", "06_your_own_mixer")
+QUICK = ("01_monarch_and_the_fft",)
 
 spec = importlib.util.spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
 execute = importlib.util.module_from_spec(spec)

@@ -92,6 +92,7 @@ def test_trains_resumes_and_samples(text, tmp_path, command):
     assert command(sample, *greedy)[1] == out
 
 
+@pytest.mark.slow
 def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, command):
     small = ("tiny", "--data.path", text, *SMALL, "--train.carry-state")
     runs = {"whole": [], "cut": ["--train.accumulate", 2]}
@@ -121,6 +122,7 @@ def test_carries_its_state_through_a_stop_and_any_micro_batches(text, tmp_path, 
     assert "--model.pattern 'mamba/moe': the balance of experts is not trained" in err
 
 
+@pytest.mark.slow
 def test_monarch_mixer_by_one_flag(text, command):
     arguments = ("tiny", "--data.path", text, "--run-dir", "run", *SMALL, "--model.pattern", "m2/monarch")
     status, _, err = command(causal_lm, *arguments)
@@ -182,6 +184,7 @@ def test_a_config_comes_back_from_json(tmp_path):
         assert flags.load_config(causal_lm.Config, tmp_path / "config.json") == config
 
 
+@pytest.mark.slow
 def test_bpe_by_a_flag(text, tmp_path, command):
     bpe = ("--data.tokenizer", "bpe", "--data.bpe-vocab-size", 300)
     status, _, err = command(causal_lm, "tiny", "--data.path", text, *bpe, "--run-dir", "run", *SMALL)

@@ -91,6 +91,7 @@ def test_distils_stops_resumes_and_keeps_what_is_frozen(text, tmp_path, command)
     assert distill.chosen_layers("linear_attn", again.config) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_teacher")
 def test_a_student_of_which_nothing_is_copied_starts_as_the_random_one(text, tmp_path, command):
     random = ("--init", "random", "--layers.steps", "1", "--logits.steps", "0")

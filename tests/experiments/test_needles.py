@@ -47,6 +47,7 @@ def command(run_command):
     return functools.partial(run_command, needles)
 
 
+@pytest.mark.slow
 def test_trains_draws_and_goes_on_bit_for_bit(collection, command):
     status, out, err = command(
         *SMALL, "--run-dir", "run", "--train.keep-last", 9, "--loss", "orthogonal", "--negatives", 1

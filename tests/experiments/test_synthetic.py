@@ -42,6 +42,7 @@ def table(folder):
     return json.loads(Path(folder, "results.json").read_text())["table"]
 
 
+@pytest.mark.slow
 def test_the_command_trains_measures_and_resumes_exactly(command, tmp_path):
     status, out, err = command("parity", *TINY, "--steps", 4, "--run-dir", "whole")
     assert status == 0, err

@@ -95,6 +95,7 @@ def test_a_truncated_jpeg_ends_a_run_by_its_name_and_not_on_request(tmp_path, co
     assert "2 classes: 19 train, 4 validation images" in out
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(squares, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     change = ("--augment.mixup", 0.8, "--augment.cutmix", 1.0, "--augment.erase", 0.5, "--model.drop-path", 0.3)

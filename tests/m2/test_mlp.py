@@ -18,6 +18,7 @@ FORMULAS = {
     "silu": lambda x: x / (1 + math.exp(-x)),
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "relu": lambda x: max(x, 0),
     "relu2": lambda x: max(x, 0) ** 2,
 }
@@ -132,7 +133,7 @@ def test_the_dense_channel_mixer_has_the_same_activations():
         ({"order": 3}, "order=3, expected 1 or 2"),
         ({"n_blocks": None}, "n_blocks=None, expected at least 1 at order 1"),
         ({"n_blocks": 0}, "n_blocks=0, expected at least 1"),
-        ({"activation": "gellu"}, "activation='gellu', expected one of silu, gelu, gelu_tanh, relu, relu2"),
+        ({"activation": "gellu"}, "activation='gellu', expected one of silu, gelu, gelu_tanh, quick_gelu, relu, relu2"),
         ({"dropout": 1.0}, "dropout=1.0, expected 0 <= dropout < 1"),
     ],
 )

@@ -153,6 +153,7 @@ def test_flops_double_with_the_length():
     assert flops(1024) == pytest.approx(2 * flops(512), rel=0.02)
 
 
+@pytest.mark.slow
 def test_chunks_go_in_small_groups_on_a_cpu_and_in_large_ones_elsewhere_whatever_the_process_runs_on(monkeypatch):
     monkeypatch.setattr("ssm.decayed_attention.GROUP_BYTES", 1)
     inputs = make_inputs(256)

@@ -47,7 +47,7 @@ class MoEConfig:
     """Hidden width of each expert. None: as that of "mlp", 8/3 d_model when gated, 4 d_model otherwise."""
     gated: bool = True
     """Whether the hidden layer is a product of two projections (GLU)."""
-    activation: Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"] = "silu"
+    activation: Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"] = "silu"
     """Non-linearity of the hidden layer, or of its gate."""
     bias: bool = False
     """Whether the experts' projections have biases. The router has none."""

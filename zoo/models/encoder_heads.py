@@ -20,7 +20,7 @@ from zoo.models.causal import project_to_vocabulary
 from zoo.models.encoder import Encoder, EncoderConfig
 from zoo.stack.block import make_norm
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"]
 
 
 class HiddenLayer(nnx.Module):

@@ -78,6 +78,7 @@ def test_a_run_starts_from_the_weights_of_another_and_resumes_without_it(trained
     assert run_command(sample, "still", "--max-new-tokens", 3)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_published_model_is_trained_on_with_its_tokenizer(texts, run_command):
     bpe = ("--data.tokenizer", "bpe", "--data.bpe-vocab-size", 300)
     arguments = ("tiny", "--data.path", "one.txt", *SHAPE, *LOOP, *bpe, "--steps", 2, "--run-dir", "source")
@@ -104,6 +105,7 @@ def test_one_without_a_tokenizer_is_given_it_by_the_flag(trained, run_command):
     assert status == 0, err
 
 
+@pytest.mark.slow
 def test_how_a_model_is_trained_may_be_said_beside_its_weights(trained, run_command):
     options = ("--model.dropout", 0.1, "--model.dtype", "bfloat16", "--model.remat", "--model.d-model", 16)
     start = ("tiny", "--init", "source", "--data.path", "two.txt", *LOOP, *STILL, "--steps", 1)

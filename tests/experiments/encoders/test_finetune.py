@@ -172,6 +172,7 @@ def pretrained(tmp_path, run_command):
     return tmp_path / "pretrained"
 
 
+@pytest.mark.slow
 def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pretrained, command):
     rest = ("--data.path", words, "--max-len", 32, "--train.batch-size", 8, "--train.no-tensorboard", "--steps", 1)
     frozen = ("--epochs", "None", "--optim.learning-rate", 1e-12, "--init", pretrained)
@@ -207,6 +208,7 @@ def test_starts_from_what_was_pretrained_and_from_scratch_in_its_shape(words, pr
     assert finetune.predict("mlm", ["x"]).labels[0] in ("left", "right")
 
 
+@pytest.mark.slow
 def test_numbers(words, tmp_path, command):
     rest = ("--data.path", words, "--data.label-column", "score", *SMALL, "--optim.learning-rate", 0.01)
     status, out, err = command("tiny", *rest, "--run-dir", "run", "--epochs", 20, "--metrics", "pearson")
@@ -257,6 +259,7 @@ def test_tags(tmp_path, command):
     assert finetune.predict("run", [["xx", "is", "y3"]]).labels == [["B-X", "O", "B-Y"]]
 
 
+@pytest.mark.slow
 def test_answers_in_contexts_longer_than_a_row(tmp_path, command):
     rows = []
     for i in range(40):

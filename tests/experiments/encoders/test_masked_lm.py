@@ -72,6 +72,7 @@ def test_trains_resumes_and_is_loaded(text, tmp_path, command):
     assert model.config.vocab_size == special_tokens(tokenizer).vocab_size == 260
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", ["packed", "buckets"])
 def test_a_resumed_run_is_bitwise_the_uninterrupted_one(rows, text, tmp_path, command):
     documents = tmp_path / "documents"
@@ -107,6 +108,7 @@ def test_goes_on_from_a_run_with_longer_rows(text, tmp_path, command):
     assert (model.config.m2.l_max, model.config.max_len) == (128, 128)
 
 
+@pytest.mark.slow
 def test_a_run_begun_from_another_resumes_without_it_and_its_flags_agree_with_it(text, tmp_path, command):
     assert command(*SMALL, "--data.path", text, "--run-dir", "source", "--steps", 2)[0] == 0
     start = (*START, "--data.path", text, "--init", "source", "--run-dir", "more")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import zoo
@@ -65,6 +66,7 @@ def test_the_loss_is_that_of_all_logits_at_the_hidden_positions():
     assert float(sums.correct) == sum(hits)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_trained_with_its_balance():
     model, batch = small_model(pattern="attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]"), hidden_batch()
     auxiliary = model.run(batch["tokens"], batch["mask"])[1]

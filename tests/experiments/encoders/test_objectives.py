@@ -82,6 +82,7 @@ def test_empty_rows_and_padding_count_nothing(case, x64):
     assert_close(longer_gradients, gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["pairs", "words", "tags"])
 def test_a_mixture_of_experts_is_trained_with_its_balance(case):
     objective, examples, model = make(case, pattern="attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]")

@@ -42,6 +42,7 @@ def run(folder, **environment):
     return int(hits), where, done.stderr
 
 
+@pytest.mark.slow
 def test_a_second_command_compiles_nothing_and_logs_nothing(tmp_path):
     hits, where, _ = run(tmp_path)
     assert hits == 0

@@ -55,6 +55,7 @@ def test_mistakes_are_named(options, message):
         OptimConfig(**options)
 
 
+@pytest.mark.slow
 def test_an_extended_wsd_run_is_bitwise_the_longer_one(tmp_path, capsys):
     whole = train(make_task(), make_config(16, save_every=2), WSD, tmp_path / "whole")
     train(make_task(), make_config(8, save_every=2, keep_last=9), WSD, tmp_path / "short")

@@ -7,7 +7,7 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
-from experiments import causal_lm, distill, needles, vit
+from experiments import causal_lm, clip, distill, needles, vit, vlm
 from experiments.encoders import finetune_presets, masked_lm
 from experiments.loop import flags
 from experiments.loop.checkpoints import Checkpoints
@@ -25,6 +25,8 @@ CONFIGS = {
     "vit": [vit.Config],
     "synthetic": list({type(config) for _, config in recall_presets.PRESETS.values()}),
     "distill": [distill.Config],
+    "vlm": [vlm.Config],
+    "clip": [clip.Config],
 }
 TINY = causal_lm.PRESETS["tiny"][1]
 

@@ -341,6 +341,7 @@ def test_a_run_that_stops_and_goes_on_is_bitwise_the_run_that_did_not(tmp_path):
     assert records[0] == records[1]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_whether_its_layers_are_looped_or_not(tmp_path):
     """Checkpoints hold layers one by one; the state that is trained holds those of a loop together."""
     looped = make_task()._replace(init=functools.partial(make_model, pattern="-/mlp", scan_layers=True))
@@ -382,6 +383,7 @@ def test_a_step_is_a_program_of_the_same_size_whatever_the_depth():
     assert instructions(28) - instructions(4) < 2 * (28 - 4)
 
 
+@pytest.mark.slow
 def test_the_models_products_are_as_exact_as_the_flag_says(tmp_path):
     asked = []
 

@@ -176,6 +176,7 @@ def test_reads_locos_layout_task_by_task_and_splits_it(tmp_path):
     assert {split: len(queries) for split, queries in one.qrels.items()} == {"test": 40}
 
 
+@pytest.mark.slow
 def test_the_standard_library_hides_names_and_docstrings_and_splits_by_file():
     collection = beir.standard_library()
     assert {split: len(mine) > 100 for split, mine in collection.qrels.items()} == dict.fromkeys(beir.SPLITS, True)

@@ -76,6 +76,7 @@ def test_mini_batches_give_the_loss_and_every_gradient_of_the_whole_batch(name, 
     assert_close(cached, (value, gradient))
 
 
+@pytest.mark.slow
 def test_mini_batches_give_the_same_with_dropout_as_one_after_the_other_without_any_cache():
     model, tokens = make_model(dropout=0.3, embedding_dropout=0.2), make_batch()["q_tokens"]
     mask, key, (graphdef, params, rest) = tokens > 0, jax.random.key(3), split_model(model)
@@ -97,6 +98,7 @@ def test_mini_batches_give_the_same_with_dropout_as_one_after_the_other_without_
     assert abs(float(value) - float(jnp.sum(jnp.sin(model.embed(tokens, mask)) * weights))) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_trained_with_its_balance():
     model, batch = make_model(pattern="attn/moe[n_experts=3,d_ff=8,balance_weight=0.5]"), make_batch()
     of_queries = model.run(batch["q_tokens"], batch["q_mask"])[1]
@@ -109,6 +111,7 @@ def test_a_mixture_of_experts_is_trained_with_its_balance():
     assert retrieval_loss(make_model(), batch, None, objective=OBJECTIVES["in-batch"]).auxiliary is None
 
 
+@pytest.mark.slow
 def test_mini_batches_keep_the_activations_of_one():
     model, batch = make_model(), make_batch(b=32, k=2)
     graphdef, params, rest = split_model(model)

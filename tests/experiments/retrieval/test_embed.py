@@ -223,6 +223,7 @@ def test_a_mistake_is_one_line(arguments, message, run, command):
     assert not (run.parent / "o.npy").exists()
 
 
+@pytest.mark.slow
 def test_an_encoder_without_a_head_is_pooled_by_its_mean(tmp_path):
     from experiments.retrieval.embedder import load_embedder
     from tests.experiments.retrieval.sentence_folders import write_folder

@@ -96,6 +96,7 @@ def test_learns_evaluates_and_leaves_a_model_whose_vectors_give_the_same_results
     assert not Path("z/checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(data, command):
     mined = ("--negatives", 2, "--mine", "bm25", "--mini-batch", 5, "--model.dropout", 0.1, "--max-doc-len", 64)
     assert command(*SMALL, *mined, "--run-dir", "whole", "--train.keep-last", 9)[0] == 0
@@ -114,7 +115,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, command):
     "flags_",
     [
         "--loss orthogonal --negatives 2 --train.batch-size 1 --pool attention",
-        "--loss margin-mse --teacher teacher --score dot --negatives 2",
+        pytest.param("--loss margin-mse --teacher teacher --score dot --negatives 2", marks=pytest.mark.slow),
         pytest.param("--loss prototype --teacher teacher", marks=pytest.mark.slow),
         pytest.param("--loss margin-mse --teacher triples.tsv --pool last --pooler", marks=pytest.mark.slow),
         pytest.param("--score dot --symmetric --pool first --train.accumulate 1", marks=pytest.mark.slow),
@@ -149,6 +150,7 @@ def test_goes_on_from_a_pretrained_encoder_and_reaches_longer_documents(data, co
     assert load_encoder("again").model.config.pool == "last"
 
 
+@pytest.mark.slow
 def test_locos_tasks_are_averaged(command, tmp_path):
     documents, queries = loco_rows()
     write_rows(tmp_path / "d.jsonl", documents)

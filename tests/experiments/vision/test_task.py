@@ -43,6 +43,7 @@ def test_loss_is_that_of_both_images_by_their_shares(monkeypatch):
     assert float(loss.weight) == pytest.approx(np.sum(counts), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_is_trained_with_its_balance():
     images, labels = np.random.default_rng(0).random((3, 8, 8, 1), np.float32), np.array([0, 1, 2])
     batch = {"images": jnp.asarray(images), "labels": labels, "partners": labels, "share": np.ones(3, np.float32)}

@@ -15,6 +15,7 @@ FORMULAS = {
     "silu": lambda x: x / (1 + math.exp(-x)),
     "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
     "relu": lambda x: max(x, 0),
     "relu2": lambda x: max(x, 0) ** 2,
 }
@@ -98,7 +99,10 @@ def test_the_output_may_have_a_bias_of_its_own(options, biases):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activation": "sillu"}, "unknown activation 'sillu', did you mean 'silu'\\? Known: gelu, gelu_tanh, relu"),
+        (
+            {"activation": "sillu"},
+            "unknown activation 'sillu', did you mean 'silu'\\? Known: gelu, gelu_tanh, quick_gelu",
+        ),
         ({"d_ff": 0}, "d_ff=0, expected None or at least 1"),
     ],
 )

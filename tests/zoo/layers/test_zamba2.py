@@ -50,6 +50,7 @@ def test_packed_documents_do_not_see_each_other(x64):
             assert_close(packed[row, part], call(params, IDS[row : row + 1, part])[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["remat", "scan_layers"])
 def test_gradients_are_those_of_the_plain_stack(x64, switch):
     plain, other = (make(pattern="mamba2 zamba2*2", n_layers=3, **{switch: own}) for own in (False, True))

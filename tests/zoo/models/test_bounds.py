@@ -32,6 +32,7 @@ def make_attention(**options):
     return zoo.Attention(D_MODEL, zoo.AttentionConfig(n_heads=2, **options), rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_a_row_that_outgrows_attentions_cache_is_refused():
     attention, x = make_attention(), jnp.zeros((1, 8, D_MODEL))
     message = r"8 positions, expected at most max_len=4, which the state was made for"

@@ -29,6 +29,7 @@ def test_an_abstract_model_is_the_model_without_its_numbers(name):
     assert {p: x.get_metadata() for p, x in shapes.items()} == {p: x.get_metadata() for p, x in there.items()}
 
 
+@pytest.mark.slow
 def test_hundreds_of_layers_are_described_in_seconds():
     """In the time of their square a hundred took 50 s."""
     start = time.process_time()

@@ -113,6 +113,7 @@ def test_peft_reads_and_writes_the_same(family, dora, tmp_path):
         np.testing.assert_allclose(again(ids).logits.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_quantised_weights_come_back_as_they_are(tmp_path):
     model = zoo.quantize(causal("mamba2/mlp linear_attn/moe m2/monarch"), bits=4, group_size=4, embeddings=True)
     zoo.save_pretrained(model, tmp_path)

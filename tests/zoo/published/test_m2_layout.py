@@ -102,6 +102,7 @@ def test_agrees_with_its_formulas_written_out(form, x64):
         assert_close(head(params, actual), jnp.asarray(dense_m2_bert.logits(tensors, raw, actual)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["first", "mean"])
 def test_poolers(pool, x64):
     raw = BASE | {"pool_all": pool == "mean"}
@@ -173,6 +174,7 @@ def test_poolers_and_classifiers_go_out_and_come_in(n_labels, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, nnx.state(back), nnx.state(model))
 
 
+@pytest.mark.slow
 def test_a_classifier_of_the_first_token_passes_its_pooler_by(tmp_path):
     model, tensors = random_model({"use_cls_token": True}, ("bert.pooler.dense.weight",), 3)
     assert model.pooler is None
@@ -285,6 +287,7 @@ def test_the_published_files_of_80m_have_720_tensors():
     assert len(table.entries) + len(table.copies) + len(table.constants) == 720
 
 
+@pytest.mark.slow
 def test_padding_counts_as_text_or_not_at_all():
     """The released models take padding for text; new ones leave it out, wherever the row ends."""
     model, _ = random_model({})

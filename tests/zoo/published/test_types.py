@@ -33,6 +33,7 @@ LINES = (
 )
 
 
+@pytest.mark.slow
 def test_the_kind_of_a_model_is_known_where_its_call_says_it(tmp_path, monkeypatch):
     api = pytest.importorskip("mypy.api")
     monkeypatch.chdir(ROOT)

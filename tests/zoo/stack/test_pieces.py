@@ -28,8 +28,10 @@ LONG = m2.M2Config(l_max=1 << 14, filter=m2.HyenaFilterConfig(order=8))
     "pattern",
     [
         "mamba2/mlp",
-        "m2/monarch",
-        *(pytest.param(p, marks=pytest.mark.slow) for p in ("mamba attn", "mamba3", "linear_attn/moe", "m2+mamba/mlp")),
+        *(
+            pytest.param(p, marks=pytest.mark.slow)
+            for p in ("m2/monarch", "mamba attn", "mamba3", "linear_attn/moe", "m2+mamba/mlp")
+        ),
     ],
 )
 def test_remat_of_some_positions_at_a_time_changes_neither_values_nor_gradients(x64, monkeypatch, pattern):
