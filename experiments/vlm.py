@@ -3,8 +3,8 @@
     python -m experiments.vlm tiny                                  # Mamba-2, drawn scenes: no download, two minutes
     python -m experiments.vlm tiny --model.text.pattern attn/mlp    # a Transformer; "mamba2 attn/mlp": a hybrid
     python -m experiments.vlm tiny --model.connector.kind scan      # ML-Mamba's; linear, mlp, queries, vocabulary
-    python -m experiments.vlm tiny --model.deepstack 2              # a quarter of the places
-    python -m experiments.vlm scenes --seeds 0 1 2                  # the mean of three runs
+    python -m experiments.vlm tiny --model.text.n-layers 4 --model.deepstack 2    # a quarter of the places
+    python -m experiments.vlm scenes --seeds 0 1 2                  # longer, until it sees; the mean of three runs
     python -m experiments.vlm tiny --data.path pairs.jsonl          # yours: image, question, answer or caption
 
 In stages, each a run that goes on from the one before:
