@@ -13,10 +13,9 @@ space, whose cosines say what fits.
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,20 +33,12 @@ from experiments.loop.mesh import meshed
 from experiments.loop.model_size import count_params
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
-from experiments.loop.summary import Scores, report, summarise
+from experiments.loop.seeds import Ended
+from experiments.loop.summary import report, summarise
 from experiments.vision.meaning import Meaning, read_preprocess, save_meaning
 from experiments.vision_language.contrast import Towers
 from experiments.vision_language.pairs import FREE, PRESETS, Config, Prepared, evaluate, make_task, prepare
-
-
-class Trained(NamedTuple):
-    """A run that has ended."""
-
-    model: Towers
-    scores: dict[str, Scores]
-    """Of what is held out: loss, how often each finds the other, and zero-shot classes."""
-    stopped: bool
-    """Whether a signal ended it; there are no scores then."""
+from experiments.vision_language.rows import learned_from
 
 
 def save(prepared: Prepared, folder: Path) -> None:
@@ -74,35 +65,31 @@ EXPERIMENT = seeds.Experiment(
         "texts": dataclasses.asdict(prepared.texts),
     },
     free=FREE,
-    inputs=lambda prepared: {
-        "data train": prepared.data.train.content(),
-        "data held out": prepared.data.held_out.content(),
-        "tokenizer": prepared.tokenizer.to_json(),
-    },
+    inputs=lambda prepared: learned_from(prepared.data, prepared.tokenizer),
     save_once=lambda prepared, folder: save_tokenizer(prepared.tokenizer, folder),
 )
 
 
 @locked
 @meshed
-def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Trained:
+def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Ended:
     """Trains with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`."""
     prepared, finished = seeds.fit_one(EXPERIMENT, config, folder, prepared)
     towers: Any = finished.model
     if finished.stopped:
-        return Trained(towers, {}, stopped=True)
+        return Ended(towers, {}, stopped=True)
     if distributed.is_first():
         zoo.save_pretrained(towers.images, folder / "images")
         zoo.save_pretrained(towers.texts, folder / "texts")
         write_json({"scale": float(towers.scale), "bias": float(towers.bias[...])}, folder / "scores.json")
-    return Trained(towers, {"held out": evaluate(towers, prepared.pairs[1], config)}, stopped=False)
+    return Ended(towers, {"held out": evaluate(towers, prepared.pairs[1], config)}, stopped=False)
 
 
-def fit_seeds(config: Config, folder: Path) -> list[Trained]:
+def fit_seeds(config: Config, folder: Path) -> list[Ended]:
     """A run for each seed; see `seeds.fit_seeds`."""
     if len(config.seeds) == 1:
         config = seeds.with_seed(config, config.seeds[0])
-    return seeds.fit_seeds(EXPERIMENT, config, folder, functools.partial(fit))
+    return seeds.fit_seeds(EXPERIMENT, config, folder, fit)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,13 +19,13 @@ import functools
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs, seeds
 from experiments.loop.duration import make_way
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
+from experiments.loop.seeds import Ended
 from experiments.loop.summary import Scores, report, summarise, table
 from experiments.vision.load import load_model
 from experiments.vision.meaning import save_meaning
@@ -34,16 +34,6 @@ from experiments.vision.predictor import predict as predict
 from experiments.vision.presets import FREE, PRESETS, Config
 from experiments.vision.results import describe, speed_and_memory, write_results
 from experiments.vision.task import Prepared, make_task, prepare, score
-
-
-class Trained(NamedTuple):
-    """A run that has ended."""
-
-    model: Any
-    scores: dict[str, Scores]
-    """Of the last step, by split: loss, accuracy, and top5 where there are more than five classes."""
-    stopped: bool
-    """Whether a signal ended it; there are no scores then."""
 
 
 def default_run_dir(config: Config) -> Path:
@@ -74,7 +64,7 @@ def _experiment(given: Collection[str]) -> seeds.Experiment:
 
 @locked
 @meshed
-def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given: Collection[str] = ()) -> Trained:
+def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given: Collection[str] = ()) -> Ended:
     """Trains with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`.
 
     Args:
@@ -83,11 +73,11 @@ def fit(config: Config, folder: Path, prepared: Prepared | None = None, *, given
     """
     prepared, finished = seeds.fit_one(_experiment(given), config, folder, prepared)
     if finished.stopped:
-        return Trained(finished.model, {}, stopped=True)
-    return Trained(finished.model, write_results(finished.model, folder, config, prepared), stopped=False)
+        return Ended(finished.model, {}, stopped=True)
+    return Ended(finished.model, write_results(finished.model, folder, config, prepared), stopped=False)
 
 
-def fit_seeds(config: Config, folder: Path, *, given: Collection[str] = ()) -> list[Trained]:
+def fit_seeds(config: Config, folder: Path, *, given: Collection[str] = ()) -> list[Ended]:
     """A run for each seed; see `seeds.fit_seeds`. Their speed and their memory are in results.json too."""
     if len(config.seeds) == 1:
         config = seeds.with_seed(config, config.seeds[0])  # --seeds 3 goes on with a run of --train.seed 3

@@ -19,10 +19,9 @@ predictions.png. Asked later: `python -m experiments.vlm ask RUN picture.png "wh
 """
 
 import dataclasses
-import functools
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import numpy as np
 
@@ -35,21 +34,13 @@ from experiments.loop.duration import make_way
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
-from experiments.loop.summary import Scores, report, summarise
+from experiments.loop.seeds import Ended
+from experiments.loop.summary import report, summarise
 from experiments.vision.meaning import Meaning, read_preprocess, save_meaning
 from experiments.vision_language.presets import FREE, PRESETS, Config
 from experiments.vision_language.results import describe, said, write_results
+from experiments.vision_language.rows import learned_from
 from experiments.vision_language.task import Prepared, load_model, make_task, prepare
-
-
-class Trained(NamedTuple):
-    """A run that has ended."""
-
-    model: Any
-    scores: dict[str, Scores]
-    """Of what is held out: loss, exact match, and that of each kind of question."""
-    stopped: bool
-    """Whether a signal ended it; there are no scores then."""
 
 
 def save(prepared: Prepared, folder: Path) -> None:
@@ -59,10 +50,6 @@ def save(prepared: Prepared, folder: Path) -> None:
     save_meaning(Meaning(prepared.preprocess.config, prepared.preprocess.size, ()), folder)
 
 
-def _save_once(prepared: Prepared, folder: Path) -> None:
-    save_tokenizer(prepared.tokenizer, folder)
-
-
 EXPERIMENT = seeds.Experiment(
     prepare=prepare,
     make_task=make_task,
@@ -70,30 +57,26 @@ EXPERIMENT = seeds.Experiment(
     describe=describe,
     record=lambda prepared: {"model": dataclasses.asdict(prepared.model)},
     free=FREE,
-    inputs=lambda prepared: {
-        "data train": prepared.data.train.content(),
-        "data held out": prepared.data.held_out.content(),
-        "tokenizer": prepared.tokenizer.to_json(),
-    },
-    save_once=_save_once,
+    inputs=lambda prepared: learned_from(prepared.data, prepared.tokenizer),
+    save_once=lambda prepared, folder: save_tokenizer(prepared.tokenizer, folder),
 )
 
 
 @locked
 @meshed
-def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Trained:
+def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Ended:
     """Trains with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`."""
     prepared, finished = seeds.fit_one(EXPERIMENT, config, folder, prepared)
     if finished.stopped:
-        return Trained(finished.model, {}, stopped=True)
-    return Trained(finished.model, write_results(finished.model, folder, config, prepared), stopped=False)
+        return Ended(finished.model, {}, stopped=True)
+    return Ended(finished.model, write_results(finished.model, folder, config, prepared), stopped=False)
 
 
-def fit_seeds(config: Config, folder: Path) -> list[Trained]:
+def fit_seeds(config: Config, folder: Path) -> list[Ended]:
     """A run for each seed; see `seeds.fit_seeds`."""
     if len(config.seeds) == 1:
         config = seeds.with_seed(config, config.seeds[0])
-    return seeds.fit_seeds(EXPERIMENT, config, folder, functools.partial(fit))
+    return seeds.fit_seeds(EXPERIMENT, config, folder, fit)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,7 +73,7 @@ def table(rows: Rows, *, upright: bool = False) -> list[str]:
       upright: whether each run is a column, for a few runs of which much is said.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_text(row.get(name, "")) for name in names] for row in rows)]
+    cells = [names, *([text_of(row.get(name, "")) for name in names] for row in rows)]
     if upright:
         cells = [list(column) for column in zip(*cells, strict=True)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -168,5 +168,6 @@ def _short(record: Mapping[str, Any] | None, *, at: bool = False) -> str:
     return text + (f" at {record['step']}" if at else "")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as tables show it."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -10,7 +10,6 @@ configuration
 import base64
 import functools
 import io
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from experiments.loop import comparison
 from experiments.loop.distributed import by_first
 from experiments.loop.history import Run, read_run
+from experiments.loop.json_files import write_text
 from experiments.loop.starts import read_starts
 
 PAGE_FILE, RESULT_FILE = "index.html", "result.txt"
@@ -53,9 +53,7 @@ def keep_result(folder: Path, lines: Sequence[str]) -> None:
 def write_page(folder: Path) -> Path:
     """Writes a run's page in one step, and gives its path."""
     path = folder / PAGE_FILE
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page(read_run(folder)), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(page(read_run(folder)), path)
     return path
 
 

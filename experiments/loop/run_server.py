@@ -66,8 +66,9 @@ class RunServer(http.server.ThreadingHTTPServer):
 
     def _compare(self, runs: Sequence[Run]) -> str:
         rows: Sequence[Mapping[str, Any]] = comparison.differences(runs)
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        return render("run_comparison.html", names=names, rows=rows, curves=curves(runs))
+        names = dict.fromkeys(name for row in rows for name in row)
+        lines = {name: [comparison.text_of(row.get(name, "")) for row in rows] for name in names}
+        return render("run_comparison.html", lines=lines, n_runs=len(rows), curves=curves(runs))
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ from experiments.loop.adapting import AdaptConfig, adapted
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
-from experiments.loop.summary import save_summary
+from experiments.loop.summary import Scores, save_summary
 from experiments.loop.train import Finished, Task, train
 
 
@@ -34,6 +34,16 @@ class Experiment(NamedTuple):
     """inputs(what is shared) is what runs learn from, see `fingerprints.check_inputs`."""
     save_once: Callable[[Any, Path], None] = lambda prepared, folder: None
     """save_once(what is shared, folder of several runs) writes what `prepare` takes from there when they go on."""
+
+
+class Ended(NamedTuple):
+    """A run that has ended."""
+
+    model: Any
+    scores: dict[str, Scores]
+    """Of the last step, by split and metric."""
+    stopped: bool
+    """Whether a signal ended it; there are no scores then."""
 
 
 def check_different(seeds: Sequence[int]) -> None:

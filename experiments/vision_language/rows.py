@@ -6,8 +6,17 @@ from typing import Any
 import numpy as np
 
 from experiments.data.augment import Preprocess
-from experiments.data.image_texts import Example, ImageTexts
+from experiments.data.image_texts import Example, Found, ImageTexts
 from experiments.data.tokenizers import Tokenizer
+
+
+def learned_from(data: Found, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a run learns from, see `fingerprints.check_inputs`."""
+    return {
+        "data train": data.train.content(),
+        "data held out": data.held_out.content(),
+        "tokenizer": tokenizer.to_json(),
+    }
 
 
 class Rows:
