@@ -1,5 +1,6 @@
 """A stack of blocks whose mixers follow a pattern: the body of every model."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.linear import PRODUCT
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of
+from zoo.layers.depth_router import Skippable
 from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
@@ -71,6 +73,7 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> Float[Array, "b l d"]:
         """Runs the stack over whole sequences.
 
@@ -78,18 +81,20 @@ class Backbone(nnx.Module):
           x: input.
           mask: False where a position is not there, whatever lies there and wherever it is. Its output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
-          rngs: stream "dropout" switches dropout on; None leaves it off.
+          rngs: stream "dropout" switches dropout on; None leaves it off, and is not training: causal blocks with a
+            capacity then go by what each position says alone.
           grid: rows and columns of an image whose places the positions are, for mixers that go by them.
           ahead: who sees what comes later (`zoo.layers.seen`): each position `LOOKS_AHEAD`, `SEEN_AHEAD` or 0. None:
             nobody does, where the stack is causal.
           layer_inputs: what is added to the residual stream before some blocks, by their number from 0 (DeepStack).
+          skippable: the positions that blocks with a capacity choose among; None: all.
 
         Raises:
           ValueError: a mixer of images without a grid; one that cannot look ahead, such as a state space, with `ahead`;
             layer_inputs of a block that there is not, or of another shape than x.
         """
         given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "grid": grid}
-        given |= {"ahead": ahead, "layer_inputs": layer_inputs}
+        given |= {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable}
         return self.run(x, rngs=rngs, **given)[0]
 
     def run(
@@ -102,12 +107,13 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
         if 0 in x.shape:
             x = self._enter(x)
             return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable)
         blocks = [nnx.split(block) for block in self.blocks]
         done, items = self._items
         if done:
@@ -126,6 +132,7 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The residual stream before the first block and behind each: n_layers + 1 arrays.
 
@@ -137,24 +144,25 @@ class Backbone(nnx.Module):
         if 0 in x.shape:
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
-        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
             carry = run(*nnx.split(block), carry, _of_block(each, i))
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
-    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs):
+    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable):
         """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""
         self._check_cut(x)
         self._check_ahead(ahead)
         x, noise = self._enter(x), self._noise(rngs)
-        x, mask, segment_ids, ahead, added, leave = _close(
-            x, mask, segment_ids, ahead, groups_of(layer_inputs, x, len(self.words))
+        skippable = _of_rows(skippable, x)
+        x, mask, segment_ids, ahead, added, skippable, leave = _close(
+            x, mask, segment_ids, ahead, groups_of(layer_inputs, x, len(self.words)), skippable
         )
         x = placed_rows(x)
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "grid": grid, "embeddings": x}
-        given["shared"] = self._shared
+        given |= {"shared": self._shared, "skippable": skippable, "training": rngs is not None}
 
         def run(graphdef, params, carry, own):
             (x, total), (noise, place) = carry, own
@@ -202,6 +210,11 @@ class Backbone(nnx.Module):
         """Raises a NotImplementedError that names a mixer which may not be called with rows cut over devices."""
         if cut_of(x) is None:
             return
+        if routed := [str(word) for word in self.words if word.capacity is not None]:
+            raise NotImplementedError(
+                f"{routed[0]} on a mesh that cuts rows over devices, but its positions are chosen among whole rows: "
+                "expected --mesh.sequence 1"
+            )
         for word, block in zip(self.words, self.blocks, strict=True):
             for name, mixer in (("+".join(word.mixers), block.mixer), (word.channel, block.mlp)):
                 if mixer is not None and not has(mixer, "runs_cut"):
@@ -247,6 +260,7 @@ class Backbone(nnx.Module):
         rngs: nnx.Rngs | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions; any split gives the same as the whole.
 
@@ -260,8 +274,11 @@ class Backbone(nnx.Module):
         x, after = self._enter(x), []
         each = self._noise(rngs), places_of(layer_inputs, len(self.words))
         added = groups_of(layer_inputs, x, len(self.words))
-        x, mask, segment_ids, ahead, added, leave = _close(x, mask, segment_ids, ahead, added, goes_on=True)
+        x, mask, segment_ids, ahead, added, skippable, leave = _close(
+            x, mask, segment_ids, ahead, added, _of_rows(skippable, x), goes_on=True
+        )
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "embeddings": x, "shared": self._shared}
+        given["skippable"] = skippable
 
         def run(graphdef, params, x, state, own):
             noise, place = own
@@ -318,16 +335,26 @@ class Backbone(nnx.Module):
         return placed_rows(x)
 
 
-def _close(x, mask, segment_ids, ahead, added, *, goes_on=False):
+def _of_rows(skippable, x):
+    """Positions that may be left out, if they are those of x."""
+    if skippable is not None and skippable.positions.shape != x.shape[:2]:
+        raise ValueError(f"skippable has shape {skippable.positions.shape}, expected that of rows, {x.shape[:2]}")
+    return skippable
+
+
+def _close(x, mask, segment_ids, ahead, added, skippable, *, goes_on=False):
     """All of it as it runs, and what puts rows back: absent positions blank, and no gaps between."""
     if mask is None:
-        return x, mask, segment_ids, ahead, added, lambda x: x
+        return x, mask, segment_ids, ahead, added, skippable, lambda x: x
     closed = close_gaps(mask, segment_ids, goes_on=goes_on)
     if ahead is not None:
         ahead = jnp.take_along_axis(ahead, closed.source, axis=1)
     if added is not None:
         added = [closed.close(blank(mask, value)) for value in added]
-    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, closed.open
+    if skippable is not None:
+        positions = jnp.take_along_axis(skippable.positions, closed.source, axis=1)
+        skippable = dataclasses.replace(skippable, positions=positions)
+    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, skippable, closed.open
 
 
 def _of_block(each, i):
