@@ -16,7 +16,7 @@ from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
-from zoo.stack.block import Block, make_norm, make_shared, shared_name
+from zoo.stack.block import Block, DepthNorms, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
@@ -57,10 +57,15 @@ class Backbone(nnx.Module):
         self.shared_names = tuple(first)
         self.shared = nnx.List([make_shared(config, mixer, rngs=rngs) for mixer in first.values()])
         self.norm_f = make_norm(config, rngs) if config.norm_place == "pre" else None
+        # Depths that share a block with an earlier one, but not its norms.
+        again = [i for i, layer in enumerate(self.order) if self.order.index(layer) < i]
+        self.norms_at = tuple(i for i in again if self.blocks[i].norms_apart)
+        self.norms = nnx.List([DepthNorms(self.blocks[i], config, rngs=rngs) for i in self.norms_at])
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The block at each depth. `layers` has each block once, where the pattern lets several depths share it."""
+        """The block at each depth. `layers` has each block once, where the pattern lets several depths share it; norms
+        that depths do not share with it are in `norms`."""
         return tuple(self.layers[i] for i in self.order)
 
     def __call__(
@@ -165,33 +170,33 @@ class Backbone(nnx.Module):
         given |= {"shared": self._shared, "skippable": skippable, "training": rngs is not None}
 
         def run(graphdef, params, carry, own):
-            (x, total), (noise, place) = carry, own
+            (x, total), (noise, place, norms) = carry, own
             key, skip = noise or (None, None)
-            block = nnx.merge(graphdef, gathered(params))
+            block = self._block(graphdef, params, norms)
             x, loss = block.run(plus(x, added, place), key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
         whole = self._rounding(run, x.dtype) if self.config.remat_rounds else self._recomputed(run)
-        each = noise, places_of(layer_inputs, len(self.words))
+        each = noise, places_of(layer_inputs, len(self.words)), self._norms
         start = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         size = self.config.remat_positions
         if size is None or noise is not None:
             return whole, start, each, leave
 
-        def run_by_halves(graphdef, params, x):
-            return run_halves(nnx.merge(graphdef, gathered(params)), x, size, mask=mask, segment_ids=segment_ids)
+        def run_by_halves(graphdef, params, norms, x):
+            return run_halves(self._block(graphdef, params, norms), x, size, mask=mask, segment_ids=segment_ids)
 
         halves = jax.checkpoint(run_by_halves, static_argnums=0)
 
         def run_piecewise(graphdef, params, carry, own):
-            block, (x, total) = nnx.merge(graphdef, gathered(params)), carry
+            block, (x, total) = self._block(graphdef, params, own[2]), carry
             in_pieces = takes_pieces(block, x, size)
             if not in_pieces and not takes_halves(block, x, size):
                 return whole(graphdef, params, carry, own)
             x = plus(x, added, own[1])
             if in_pieces:
                 return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
-            return halves(graphdef, params, x), total
+            return halves(graphdef, params, own[2], x), total
 
         return run_piecewise, start, each, leave
 
@@ -272,7 +277,7 @@ class Backbone(nnx.Module):
         self._check_cut(x)
         self._check_ahead(ahead)
         x, after = self._enter(x), []
-        each = self._noise(rngs), places_of(layer_inputs, len(self.words))
+        each = self._noise(rngs), places_of(layer_inputs, len(self.words)), self._norms
         added = groups_of(layer_inputs, x, len(self.words))
         x, mask, segment_ids, ahead, added, skippable, leave = _close(
             x, mask, segment_ids, ahead, added, _of_rows(skippable, x), goes_on=True
@@ -281,9 +286,9 @@ class Backbone(nnx.Module):
         given["skippable"] = skippable
 
         def run(graphdef, params, x, state, own):
-            noise, place = own
+            noise, place, norms = own
             key, skip = noise or (None, None)
-            block = nnx.merge(graphdef, gathered(params))
+            block = self._block(graphdef, params, norms)
             x, state = block.extend(plus(x, added, place), state, key=key, skip=skip, **given)
             return placed_rows(x), state
 
@@ -292,6 +297,31 @@ class Backbone(nnx.Module):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(each, i))
             after.append(block_state)
         return leave(self._normed(x)), tuple(after)
+
+    @property
+    def _norms(self):
+        """Of each depth, the norms that a shared block has there, 0 where it has none or it is not shared; or None."""
+        if not self.norms_at:
+            return None
+        own: dict[int, Any] = dict(zip(self.norms_at, self.norms, strict=True))
+        at = [own.get(i, block) if block.norms_apart else None for i, block in enumerate(self.blocks)]
+        stacked = {}
+        for name in ("norm", "norm2"):
+            modules = [getattr(norms, name, None) for norms in at]
+            states = [None if module is None else gathered(nnx.state(module)) for module in modules]
+            zeros = jax.tree.map(jnp.zeros_like, next(filter(None, states), None))
+            if zeros is not None:
+                stacked[name] = jax.tree.map(lambda *a: jnp.stack(a), *(state or zeros for state in states))
+        return stacked
+
+    @staticmethod
+    def _block(graphdef, params, norms):
+        """A block as it runs at a depth, with the norms that it has there."""
+        block = nnx.merge(graphdef, gathered(params))
+        for name, state in (norms or {}).items() if block.norms_apart else ():
+            if getattr(block, name) is not None:
+                nnx.update(getattr(block, name), state)
+        return block
 
     def _recomputed(self, run):
         """What runs a block, and in the backward pass runs it again, if it is to."""

@@ -58,6 +58,8 @@ class BackboneConfig:
     """Added to the variance in normalisation."""
     norm_bias: bool = True
     """Whether norm="layer" has a bias."""
+    share_norms: bool = True
+    """Whether depths that share a block, as in "attn/moe@a", share its norms. False: each has its own (WideNet)."""
     first_norm: bool = True
     """Whether the first block has a norm before its sequence mixer. ModernBERT's has the embedding's alone."""
     dtype: str = "float32"
@@ -144,6 +146,8 @@ class BackboneConfig:
         words = parse_pattern(self.pattern, self.n_layers)
         if not self.first_norm and words[0].shared:
             raise ValueError(f"first_norm=False, expected pattern={self.pattern!r} to begin with a block of its own")
+        if not self.share_norms and not any(word.shared for word in words):
+            raise ValueError(f"share_norms=False with pattern={self.pattern!r}, expected a shared block: 'attn/moe@a'")
         for word in set(words):
             for mixer in word.mixers:
                 self._check_mixer(word, mixer)

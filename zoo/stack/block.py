@@ -71,6 +71,7 @@ class Block(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout)
         self.drop_path = config.drop_path > 0
         self.router = _router(config, word.capacity, rngs)
+        self.norms_apart = word.shared is not None and not config.share_norms
 
     @property
     def has_auxiliary_loss(self) -> bool:
@@ -185,6 +186,17 @@ class Block(nnx.Module):
             return x
         stays = jax.random.bernoulli(rngs.dropout(), 1 - skip, (x.shape[0], 1, 1))
         return jnp.where(stays, x / (1 - skip).astype(x.dtype), 0)
+
+
+class DepthNorms(nnx.Module):
+    """The norms of a depth that shares a block with an earlier one, but not its norms.
+
+    Source: Xue et al. 2021, arXiv:2107.11817 (WideNet), section 2.3.
+    """
+
+    def __init__(self, block: Block, config: BackboneConfig, *, rngs: nnx.Rngs):
+        self.norm = None if block.norm is None else make_norm(config, rngs)
+        self.norm2 = None if block.norm2 is None else make_norm(config, rngs)
 
 
 def _layer_scale(config: BackboneConfig) -> nnx.Param | None:
