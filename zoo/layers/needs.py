@@ -35,12 +35,13 @@ GIVEN = {
     "segment_ids": "documents packed in a row, each a run of equal ids, or None",
     "ahead": "who sees what comes later (`zoo.layers.seen`), or None; a mixer that cannot say so refuses it",
     "positions": "the place of each position in its row, where a block leaves some out (`zoo.stack.depths`), or None",
+    "task": "the number of each row's task, where routers are those of tasks (`MoEConfig.n_tasks`), or None",
     "grid": "rows and columns of the image whose places the positions are",
     "embeddings": "what entered the first block, b l d",
     "shared": "modules that several depths read, by name",
 }
 
-_OR_NONE = ("ahead", "positions")
+_OR_NONE = ("ahead", "positions", "task")
 
 
 def has(mixer: Any, attribute: str) -> bool:

@@ -15,8 +15,9 @@ from zoo.layers.linear import linear
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
 from zoo.stack.backbone import Backbone
-from zoo.stack.backbone_config import BackboneConfig
+from zoo.stack.backbone_config import BackboneConfig, mixer_needs
 from zoo.stack.layer_inputs import LayerInputs
+from zoo.stack.pattern import parse_pattern
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,9 @@ class CausalLMConfig(TokenConfig):
         super().__post_init__()
         if not self.causal:
             raise ValueError("causal=False, but a causal language model predicts from earlier positions only")
+        for channel in {word.channel for word in parse_pattern(self.pattern, self.n_layers) if word.channel}:
+            if "task" in mixer_needs(self, channel):
+                raise ValueError(f"{channel} has a router for each task, but a causal language model is given no task")
 
 
 def token_embedding(config: TokenConfig, rngs: nnx.Rngs) -> nnx.Embed:

@@ -79,6 +79,7 @@ class Backbone(nnx.Module):
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
         skippable: Skippable | None = None,
+        task: Int[Array, "b"] | None = None,
     ) -> Float[Array, "b l d"]:
         """Runs the stack over whole sequences.
 
@@ -93,13 +94,14 @@ class Backbone(nnx.Module):
             nobody does, where the stack is causal.
           layer_inputs: what is added to the residual stream before some blocks, by their number from 0 (DeepStack).
           skippable: the positions that blocks with a capacity choose among; None: all.
+          task: the number of each row's task, where mixtures of experts have a router for each (`MoEConfig.n_tasks`).
 
         Raises:
           ValueError: a mixer of images without a grid; one that cannot look ahead, such as a state space, with `ahead`;
             layer_inputs of a block that there is not, or of another shape than x.
         """
         given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "grid": grid}
-        given |= {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable}
+        given |= {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable, "task": task}
         return self.run(x, rngs=rngs, **given)[0]
 
     def run(
@@ -113,12 +115,13 @@ class Backbone(nnx.Module):
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
         skippable: Skippable | None = None,
+        task: Int[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
         if 0 in x.shape:
             x = self._enter(x)
             return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         blocks = [nnx.split(block) for block in self.blocks]
         done, items = self._items
         if done:
@@ -138,6 +141,7 @@ class Backbone(nnx.Module):
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
         skippable: Skippable | None = None,
+        task: Int[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The residual stream before the first block and behind each: n_layers + 1 arrays.
 
@@ -149,14 +153,14 @@ class Backbone(nnx.Module):
         if 0 in x.shape:
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
-        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
             carry = run(*nnx.split(block), carry, _of_block(each, i))
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
-    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable):
+    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task):
         """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""
         self._check_cut(x)
         self._check_ahead(ahead)
@@ -167,7 +171,7 @@ class Backbone(nnx.Module):
         )
         x = placed_rows(x)
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "grid": grid, "embeddings": x}
-        given |= {"shared": self._shared, "skippable": skippable, "training": rngs is not None}
+        given |= {"shared": self._shared, "skippable": skippable, "task": task, "training": rngs is not None}
 
         def run(graphdef, params, carry, own):
             (x, total), (noise, place, norms) = carry, own
@@ -266,6 +270,7 @@ class Backbone(nnx.Module):
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
         skippable: Skippable | None = None,
+        task: Int[Array, "b"] | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions; any split gives the same as the whole.
 
@@ -283,7 +288,7 @@ class Backbone(nnx.Module):
             x, mask, segment_ids, ahead, added, _of_rows(skippable, x), goes_on=True
         )
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "embeddings": x, "shared": self._shared}
-        given["skippable"] = skippable
+        given |= {"skippable": skippable, "task": task}
 
         def run(graphdef, params, x, state, own):
             noise, place, norms = own
