@@ -17,6 +17,7 @@ from zoo.layers.seen import Positions as Positions
 from zoo.layers.softmax_attention import softmax_attention as softmax_attention
 from zoo.layers.zamba2 import Zamba2 as Zamba2
 from zoo.layers.zamba2 import Zamba2Config as Zamba2Config
+from zoo.models.adjust import with_keep as with_keep
 from zoo.models.causal import CausalLM as CausalLM
 from zoo.models.causal import CausalLMConfig as CausalLMConfig
 from zoo.models.causal import TokenConfig as TokenConfig

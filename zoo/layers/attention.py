@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -209,6 +210,28 @@ class Attention(nnx.Module):
         segments = None if segment_ids is None else segment
         at = Positions(index, segments, ahead), Positions(where_present(index, mask), segments, ahead)
         return self._out(self._attend(q, k, v, *at))
+
+    def received(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        positions: Int[Array, "b l"] | None = None,
+    ) -> Float[Array, "b l"]:
+        """How much all positions that are there look at each, summed over heads. Arguments are those of `__call__`.
+
+        It is the derivative of what attention gives by the values that it reads: not all weights are there at once.
+        """
+        b, length, _ = x.shape
+        zeros = jnp.zeros((b,), jnp.int32)
+        index, segment = number_positions(b, length, zeros, zeros, mask, segment_ids)
+        turned = index if positions is None else positions
+        q, k, v, _ = self._project(x, turned, mask=mask, segment_ids=segment_ids)
+        at = Positions(index, segment), Positions(where_present(index, mask), segment)
+        given, back = jax.vjp(lambda v: self._attend(q, k, v, *at), v)
+        looks = jnp.ones_like(given) if mask is None else blank(mask, jnp.ones_like(given))
+        return back(looks)[0].astype(jnp.promote_types(x.dtype, jnp.float32)).mean(axis=-1).sum(axis=-1)
 
     def init_state(self, batch_size: int, max_len: int | None = None) -> AttentionState:
         """An empty cache.

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.filters import fits
 from ssm import segment_starts
 from ssm.absent import blank
+from zoo.layers.depth_router import Skippable
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
 from zoo.models.called_like import called_like
@@ -110,7 +111,8 @@ class Encoder(nnx.Module):
             and vectors, or neither.
         """
         x = self._embed(ids, mask, segment_ids, token_type_ids, inputs_embeds, rngs)
-        return self.backbone.run(x, mask=self._heeded(mask), segment_ids=segment_ids, task=task, rngs=rngs)
+        given: dict[str, Any] = {"segment_ids": segment_ids, "task": task, "skippable": self._skippable(x, segment_ids)}
+        return self.backbone.run(x, mask=self._heeded(mask), rngs=rngs, **given)
 
     @called_like(run)
     def hidden_states(self, ids=None, mask=None, segment_ids=None, **options) -> tuple[Float[Array, "b l d"], ...]:
@@ -119,6 +121,7 @@ class Encoder(nnx.Module):
         kinds, vectors, rngs = (options.get(name) for name in ("token_type_ids", "inputs_embeds", "rngs"))
         x = self._embed(ids, mask, segment_ids, kinds, vectors, rngs)
         given: dict[str, Any] = {"segment_ids": segment_ids, "task": options.get("task")}
+        given["skippable"] = self._skippable(x, segment_ids)
         return self.backbone.hidden_states(x, mask=self._heeded(mask), rngs=rngs, **given)
 
     def _embed(self, ids, mask, segment_ids, token_type_ids, inputs_embeds, rngs):
@@ -140,6 +143,15 @@ class Encoder(nnx.Module):
             x = x + self._positions(self.position_embeddings.embedding[...], x.shape[1], mask, segment_ids)
         x = self.norm(x)
         return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+
+    def _skippable(self, x, segment_ids):
+        """All positions but the first of each document, whose vector stands for the whole, where some do not go on."""
+        if self.config.keep is None:
+            return None
+        if segment_ids is None:
+            later = jnp.broadcast_to(jnp.arange(x.shape[1]) > 0, x.shape[:2])
+            return Skippable(later, x.shape[1] - 1)
+        return Skippable(document_positions(segment_ids) > 0)
 
     def _heeded(self, mask):
         return mask if self.config.mask_padding else None

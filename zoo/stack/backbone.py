@@ -11,12 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.linear import PRODUCT
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of
-from zoo.layers.depth_router import Skippable
+from zoo.layers.depth_router import Skippable, kept_positions
 from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.block import Block, DepthNorms, make_norm, make_shared, shared_name
+from zoo.stack.depths import size_of
+from zoo.stack.dropping import run_kept
 from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
@@ -121,6 +123,9 @@ class Backbone(nnx.Module):
         if 0 in x.shape:
             x = self._enter(x)
             return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+        if self.config.keep is not None:
+            states, loss = self._run_dropping(x, mask, segment_ids, rngs, layer_inputs, skippable, task)
+            return states[-1], loss
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         blocks = [nnx.split(block) for block in self.blocks]
         done, items = self._items
@@ -153,12 +158,42 @@ class Backbone(nnx.Module):
         if 0 in x.shape:
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
+        if self.config.keep is not None:
+            return tuple(self._run_dropping(x, mask, segment_ids, rngs, layer_inputs, skippable, task)[0])
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
             carry = run(*nnx.split(block), carry, _of_block(each, i))
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
+
+    def _run_dropping(self, x, mask, segment_ids, rngs, layer_inputs, skippable, task):
+        """The stream before the first block and behind each, and the loss, where fewer positions go on each time."""
+        self._check_cut(x)
+        if layer_inputs:
+            raise ValueError(f"layer_inputs are given with keep={self.config.keep}, expected none")
+        entered, noise = self._enter(x), self._noise(rngs)
+        x, mask, segment_ids, _, _, skippable, leave = _close(
+            entered, mask, segment_ids, None, None, _of_rows(skippable, x)
+        )
+        may_stop = None if skippable is None else skippable.positions
+        given = {"mask": mask, "segment_ids": segment_ids, "embeddings": x, "shared": self._shared, "task": task}
+        kept, states, total = jnp.ones(x.shape[:2], bool) if mask is None else mask, [], jnp.float32(0)
+        shares, scores = (1.0, *(self.config.keep or ())), jnp.zeros(x.shape[:2])
+        for i, block in enumerate(self.blocks):
+            if i:
+                positions = {"mask": mask, "segment_ids": segment_ids, "skippable": may_stop}
+                kept = kept_positions(scores, shares[i], **positions)
+            size = size_of(shares[i], x.shape[1], skippable)
+
+            def run(graphdef, params, x, kept, own, size=size):
+                (key, skip), norms = own[0] or (None, None), own[1]
+                return run_kept(self._block(graphdef, params, norms), x, kept, size, given, key=key, skip=skip)
+
+            own = _of_block((noise, self._norms), i)
+            x, loss, scores = self._recomputed(run)(*nnx.split(block), x, kept, own)
+            states, total = [*states, x], total + loss
+        return [entered, *map(leave, (*states[:-1], self._normed(states[-1])))], total
 
     def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task):
         """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""
@@ -219,6 +254,11 @@ class Backbone(nnx.Module):
         """Raises a NotImplementedError that names a mixer which may not be called with rows cut over devices."""
         if cut_of(x) is None:
             return
+        if self.config.keep is not None:
+            raise NotImplementedError(
+                f"keep={self.config.keep} on a mesh that cuts rows over devices, but importance is compared in whole "
+                "rows: expected --mesh.sequence 1"
+            )
         if routed := [str(word) for word in self.words if word.capacity is not None]:
             raise NotImplementedError(
                 f"{routed[0]} on a mesh that cuts rows over devices, but its positions are chosen among whole rows: "

@@ -13,6 +13,7 @@ from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
 from zoo.layers.needs import has, needs_of
 from zoo.layers.zamba2 import Zamba2Config
+from zoo.stack.keep import check_keep
 from zoo.stack.mixers import find_kind
 from zoo.stack.option_values import settle
 from zoo.stack.pattern import Word, mixer_name, parse_pattern, word_options
@@ -86,6 +87,9 @@ class BackboneConfig:
     """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
     compiled as the canonical pattern has words. Each call stacks a copy of the parameters, where they are not kept
     stacked (`stack_layers`), as training keeps them."""
+    keep: tuple[float, ...] | None = None
+    """Of an encoder, the share of the positions that go on behind each block but the last, from 1 downwards; the others
+    stay as they are, the first of a document always goes on (`zoo.stack.dropping`). None: all go through all blocks."""
     mamba: ssm.MambaConfig = ssm.MambaConfig()
     """Options of "mamba"."""
     mamba2: ssm.Mamba2Config = ssm.Mamba2Config()
@@ -148,12 +152,25 @@ class BackboneConfig:
             raise ValueError(f"first_norm=False, expected pattern={self.pattern!r} to begin with a block of its own")
         if not self.share_norms and not any(word.shared for word in words):
             raise ValueError(f"share_norms=False with pattern={self.pattern!r}, expected a shared block: 'attn/moe@a'")
+        if self.keep is not None:
+            self._check_keep(words)
         for word in set(words):
             for mixer in word.mixers:
                 self._check_mixer(word, mixer)
             if word.channel:
                 mixer_needs(self, word.channel)
             self._check_capacity(word)
+
+    def _check_keep(self, words: tuple[Word, ...]) -> None:
+        check_keep(self.keep or (), self.n_layers)
+        if self.causal:
+            raise ValueError(f"keep={self.keep} with causal=True, expected None: who is important is known at the end")
+        for word in words:
+            if word.capacity is not None:
+                raise ValueError(f"keep={self.keep} with {str(word)!r}, expected blocks without a capacity")
+            for mixer in filter(None, (*word.mixers, word.channel)):
+                if "grid" in mixer_needs(self, mixer):
+                    raise ValueError(f"keep={self.keep} with {mixer_name(mixer)}, which goes by rows and columns")
 
     def _check_capacity(self, word: Word) -> None:
         """Whether a block's mixers can do without some of the positions."""

@@ -44,24 +44,44 @@ def run_routed(block: Any, x: Any, given: dict[str, Any], *, key: Any = None, sk
     kept = chosen = router.choose(x, segment_ids=given.get("segment_ids"), **among)
     loss = router.loss(x, chosen, **among)
     size = size_of(router.capacity, x.shape[1], given.get("skippable"))
-    size = max(size, 1) if is_known_size(size) else size
     if router.foretells and not given.get("training"):
         kept, size = router.foretell(x, **among), x.shape[1]
-    there = jnp.arange(size)[None] < jnp.sum(kept, axis=1, keepdims=True)
+    weights, some = _weights(block, x, skippable), take_some(x, kept, size, given)
+
+    def run(x, weight):
+        return block.run_all(x, key=key, skip=skip, weight=weight, **some.given)
+
+    y, more = _weighed(block, some.x, _taken(weights, some.source), run)
+    return put_back(y, some, kept, _around(block, x, weights)), loss + more
+
+
+class Some(NamedTuple):
+    """Some of the positions of rows, next to each other."""
+
+    x: Any
+    """(b, s, d), s of each row; behind those that are there, any."""
+    given: dict[str, Any]
+    """What mixers are called with, of these."""
+    source: Any
+    """(b, s) the places that they had."""
+
+
+def take_some(x: Any, kept: Any, size: Any, given: dict[str, Any]) -> Some:
+    """The positions that are kept, no more than `size` in a row, and what mixers are called with of all."""
+    size = max(size, 1) if is_known_size(size) else size
     source = jnp.argsort(~kept, axis=1, stable=True)[:, :size]
-    inside = {**given, "mask": there, "positions": _numbered(mask, x)}
+    there = jnp.arange(size)[None] < jnp.sum(kept, axis=1, keepdims=True)
+    inside = {**given, "mask": there, "positions": _numbered(given.get("mask"), x)}
     if inside.get("segment_ids") is not None:
         inside["segment_ids"] = segment_runs(inside["segment_ids"])
     inside |= {name: _taken(inside.get(name), source) for name in _OF_POSITIONS}
-    weights = _weights(block, x, skippable)
+    return Some(_taken(x, source), inside, source)
 
-    def run(x, weight):
-        return block.run_all(x, key=key, skip=skip, weight=weight, **inside)
 
-    y, more = _weighed(block, _taken(x, source), _taken(weights, source), run)
-    back = jnp.minimum(jnp.cumsum(kept, axis=1) - 1, size - 1)
-    y = jnp.take_along_axis(y, jnp.maximum(back, 0)[..., None], axis=1)
-    return jnp.where(kept[..., None], y, _around(block, x, weights)), loss + more
+def put_back(y: Any, some: Some, kept: Any, others: Any) -> Any:
+    """What was made of some positions (b, s, ...) where they were, among the others (b, l, ...)."""
+    back = jnp.clip(jnp.cumsum(kept, axis=1) - 1, 0, some.source.shape[1] - 1)
+    return jnp.where(kept.reshape(*kept.shape, *(1,) * (y.ndim - 2)), _taken(y, back), others)
 
 
 def size_of(capacity: float, length: Any, skippable: Skippable | None) -> Any:
