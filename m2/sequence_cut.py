@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int, Shaped
 
 AXIS = "sequence"
 # Axes that rows lie over.
-ROWS = ("data", "fsdp")
+ROWS = ("data", "fsdp", "expert")
 
 
 class Cut(NamedTuple):
