@@ -251,6 +251,7 @@ with Checkpoints(sys.argv[1], keep_last=2) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_again_and_again_goes_on_from_its_last_save(tmp_path):
     random = np.random.default_rng(0)
     last = -1
@@ -518,6 +519,7 @@ with Checkpoints(sys.argv[1]) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_from_one_device_to_eight_and_back(tmp_path):
     state = {"w": jnp.arange(48.0).reshape(16, 3), "b": jnp.arange(3.0), "key": jax.random.key(5)}
     with Checkpoints(tmp_path) as run:
