@@ -124,7 +124,7 @@ class Backbone(nnx.Module):
             x = self._enter(x)
             return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         if self.config.keep is not None:
-            states, loss = self._run_dropping(x, mask, segment_ids, rngs, layer_inputs, skippable, task)
+            states, loss = self._run_dropping(x, mask, segment_ids, rngs, (ahead, layer_inputs), skippable, task)
             return states[-1], loss
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         blocks = [nnx.split(block) for block in self.blocks]
@@ -159,7 +159,7 @@ class Backbone(nnx.Module):
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
         if self.config.keep is not None:
-            return tuple(self._run_dropping(x, mask, segment_ids, rngs, layer_inputs, skippable, task)[0])
+            return tuple(self._run_dropping(x, mask, segment_ids, rngs, (ahead, layer_inputs), skippable, task)[0])
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
@@ -167,11 +167,11 @@ class Backbone(nnx.Module):
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
-    def _run_dropping(self, x, mask, segment_ids, rngs, layer_inputs, skippable, task):
+    def _run_dropping(self, x, mask, segment_ids, rngs, causal_inputs, skippable, task):
         """The stream before the first block and behind each, and the loss, where fewer positions go on each time."""
         self._check_cut(x)
-        if layer_inputs:
-            raise ValueError(f"layer_inputs are given with keep={self.config.keep}, expected none")
+        if any(given is not None for given in causal_inputs):
+            raise ValueError(f"ahead or layer_inputs given with keep={self.config.keep}, expected none in an encoder")
         entered, noise = self._enter(x), self._noise(rngs)
         x, mask, segment_ids, _, _, skippable, leave = _close(
             entered, mask, segment_ids, None, None, _of_rows(skippable, x)
