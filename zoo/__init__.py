@@ -4,6 +4,9 @@ from zoo.layers.attention import Attention as Attention
 from zoo.layers.attention import AttentionConfig as AttentionConfig
 from zoo.layers.connectors import Connector as Connector
 from zoo.layers.connectors import ConnectorConfig as ConnectorConfig
+from zoo.layers.depth_router import DepthRouter as DepthRouter
+from zoo.layers.depth_router import MoDConfig as MoDConfig
+from zoo.layers.depth_router import Skippable as Skippable
 from zoo.layers.forward_mode import forward_mode as forward_mode
 from zoo.layers.mlp import MLP as MLP
 from zoo.layers.mlp import MLPConfig as MLPConfig
@@ -14,6 +17,7 @@ from zoo.layers.seen import Positions as Positions
 from zoo.layers.softmax_attention import softmax_attention as softmax_attention
 from zoo.layers.zamba2 import Zamba2 as Zamba2
 from zoo.layers.zamba2 import Zamba2Config as Zamba2Config
+from zoo.models.adjust import with_keep as with_keep
 from zoo.models.causal import CausalLM as CausalLM
 from zoo.models.causal import CausalLMConfig as CausalLMConfig
 from zoo.models.causal import TokenConfig as TokenConfig
@@ -35,6 +39,7 @@ from zoo.models.generate import generate as generate
 from zoo.models.generate import generate_stream as generate_stream
 from zoo.models.heads import extend_positions as extend_positions
 from zoo.models.heads import with_head as with_head
+from zoo.models.pretraining_decoder import PretrainingDecoder as PretrainingDecoder
 from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
@@ -66,6 +71,7 @@ from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block
+from zoo.stack.capacities import cosine_capacities as cosine_capacities
 from zoo.stack.gathering import gather_outside_layers as gather_outside_layers
 from zoo.stack.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.stack.mixers import register_channel_mixer as register_channel_mixer

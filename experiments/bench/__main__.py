@@ -8,6 +8,7 @@ python -m experiments.bench vision                     # image classifiers, from
 python -m experiments.bench decode                     # a token with attention's cache or a state, against the context
 python -m experiments.bench quantized MODEL            # perplexity, bytes and time a token in 16, 8 and 4 bits
 python -m experiments.bench reused                     # what starting from a trained model is worth
+python -m experiments.bench in_training                # what options of training are worth: depths, sharing, decoders
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
 python -m experiments.bench length                     # memory of a step of up to a million tokens, on several devices
 python -m experiments.bench recall                     # what a state recalls, and what attention does
@@ -19,7 +20,8 @@ import sys
 from experiments.loop import flags
 from zoo.layers.names import unknown_name
 
-BENCHES = ("peers", "limits", "vision", "decode", "quantized", "reused", "depth", "length", "recall", "coverage")
+MODELS = ("vision", "decode", "quantized", "reused", "in_training", "depth", "length", "recall", "coverage")
+BENCHES = ("peers", "limits", *MODELS)
 COMMANDS = {name: f"experiments.bench.{name}" for name in BENCHES}
 
 

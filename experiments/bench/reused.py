@@ -17,8 +17,6 @@ What is printed is the mean and the standard deviation over seeds.
 import dataclasses
 import statistics
 import sysconfig
-import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +26,7 @@ from flax import nnx
 import ssm
 import zoo
 from experiments import causal_lm
+from experiments.bench.over_seeds import print_over_seeds
 from experiments.causal.next_token import next_token_loss
 from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
 from experiments.loop import flags
@@ -175,15 +174,7 @@ def main() -> int:
     """Trains, measures, prints a table."""
     with flags.usage_errors():
         config = flags.parse_one(Config, prog="python -m experiments.bench reused", description=__doc__)
-    found: dict[str, list[float]] = defaultdict(list)
-    for seed in config.seeds:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, value in Bench(config, seed, Path(folder)).measure().items():
-                found[name].append(value)
-    print(f"\n| | bits/byte, {len(config.seeds)} seeds |\n| --- | ---: |")
-    for name, values in found.items():
-        deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        print(f"| {name} | {statistics.mean(values):.3f}{deviation} |")
+    print_over_seeds(config.seeds, "bits/byte", lambda seed, folder: Bench(config, seed, folder).measure())
     return 0
 
 

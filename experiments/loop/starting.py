@@ -19,7 +19,7 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 # Fields of a model's config that its parameters' names and shapes do not depend on: flags may say them beside --init.
 _REMAT = ("remat", "remat_keeps", "remat_rounds", "remat_positions")
-OPTIONS = ("dropout", "drop_path", "dtype", "param_dtype", *_REMAT, "scan_layers")
+OPTIONS = ("dropout", "drop_path", "dtype", "param_dtype", *_REMAT, "scan_layers", "keep")
 
 
 def load_start(init: str | Path, kept: Path | None, load: Callable[[str | Path], Loaded]) -> Loaded:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jax.ad_checkpoint import checkpoint_name
@@ -19,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from m2.linear import PRODUCT
 from m2.mlp import ACTIVATIONS
-from ssm.absent import blank
+from ssm.absent import blank, is_known
 from ssm.sequence_cut import cut_of, each_piece
 from zoo.layers.cut_experts import shared_out
 from zoo.layers.expert_rows import from_rows, lay_out, lay_out_within_capacity, to_rows
@@ -53,6 +54,8 @@ class MoEConfig:
     """Whether the experts' projections have biases. The router has none."""
     out_bias: bool | None = None
     """Whether the output projection has one. None: as `bias` says."""
+    n_tasks: int = 1
+    """Tasks with a router each, by which a row goes to the experts that all share (M3ViT): `task=` says which."""
     dropout: float = 0.0
     """Share of the hidden layer that is dropped in training."""
     weights: Weights = "renormalised"
@@ -104,6 +107,8 @@ class MoEConfig:
             )
         if self.top_k > self.top_groups * (self.n_experts // self.n_groups):
             raise ValueError(f"top_k={self.top_k}, more than there are experts in top_groups={self.top_groups} groups")
+        if self.n_tasks < 1:
+            raise ValueError(f"n_tasks={self.n_tasks}, expected at least 1")
         if self.n_shared < 0:
             raise ValueError(f"n_shared={self.n_shared}, expected at least 0")
         if self.shared_gate and not self.n_shared:
@@ -115,6 +120,11 @@ class MoEConfig:
         for name in ("balance_weight", "z_weight", "correction_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 0")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What the mixture is called with besides, see `zoo.layers.needs`."""
+        return ("mask",) if self.n_tasks == 1 else ("mask", "task")
 
     def expert(self) -> MLPConfig:
         """One expert as a dense perceptron."""
@@ -221,7 +231,8 @@ class MoE(nnx.Module):
       (2, 10, 8)
 
     Source: Shazeer et al. 2017, arXiv:1701.06538, eq. 1; Fedus et al. 2021, arXiv:2101.03961; Jiang et al. 2024,
-      arXiv:2401.04088. Shared experts: Dai et al. 2024, arXiv:2401.06066, eq. 9.
+      arXiv:2401.04088. Shared experts: Dai et al. 2024, arXiv:2401.06066, eq. 9. A router for each task: Liang et al.
+      2022, arXiv:2210.14793 (M3ViT), section 3.2.
     """
 
     needs = ("mask",)
@@ -241,7 +252,7 @@ class MoE(nnx.Module):
         self.config = config
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         wide = jnp.promote_types(param_dtype, jnp.float32)
-        self.router = linear(d_model, config.n_experts, dtype=wide, param_dtype=wide, rngs=rngs)
+        self.router = linear(d_model, config.n_tasks * config.n_experts, dtype=wide, param_dtype=wide, rngs=rngs)
         width = config.d_latent or d_model
         correction = jnp.zeros(config.n_experts, wide) if config.correction else None
         self.correction = None if correction is None else nnx.Param(correction, decay=False, axes=(None,))
@@ -255,30 +266,45 @@ class MoE(nnx.Module):
         self.shared_gate = linear(d_model, 1, **options) if config.shared_gate else None
 
     def __call__(
-        self, x: Float[Array, "b l d"], *, mask: Bool[Array, "b l"] | None = None, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        task: Int[Array, "b"] | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l d"]:
         """Mixes the channels of every position. Arguments are those of `run`."""
-        return self.run(x, mask=mask, rngs=rngs)[0]
+        return self.run(x, mask=mask, task=task, rngs=rngs)[0]
 
     def run(
-        self, x: Float[Array, "b l d"], *, mask: Bool[Array, "b l"] | None = None, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        task: Int[Array, "b"] | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """Mixes the channels of every position, and says what training adds to its loss.
 
         Args:
           x: input.
           mask: False where a position is not there: no expert gets it, whatever lies there, and no loss counts it.
+          task: the number of each row's task, 0 to n_tasks - 1, whose router it goes by. None where there is one.
           rngs: stream "dropout" switches dropout on; None leaves it off.
+
+        Raises:
+          ValueError: no task where there are several, one where there are not, or another number, where it is known.
 
         Returns:
           (y, the sum of `balance_loss`, `z_loss` and `correction_loss`, each times its weight).
         """
         config = self.config
+        self._check_task(x, task)
         if 0 in x.shape:
             last = self.experts.down_proj
             return x.astype(last.dtype or jnp.result_type(x, last.kernel[...])), jnp.zeros((), self.router.kernel.dtype)
         n_experts, x = config.n_experts, blank(mask, x)
-        logits = self._logits(x)
+        logits = self._logits(x, task)
         correction = None if self.correction is None else self.correction[...]
         experts, weights = self._choose(logits, correction)  # b l s
         weights = weights if config.weights_scale == 1 else weights * config.weights_scale
@@ -319,8 +345,27 @@ class MoE(nnx.Module):
         chosen = from_rows(out, layout)
         return jnp.einsum("bls,blsd->bld", weights, chosen.astype(weights.dtype), precision="highest").astype(out.dtype)
 
-    def _logits(self, x):
+    def _check_task(self, x, task):
+        n = self.config.n_tasks
+        if (task is None) != (n == 1):
+            expected = "none" if n == 1 else f"that of each row, 0 to {n - 1}"
+            raise ValueError(
+                f"task is {'not given' if task is None else 'given'} with n_tasks={n}, expected {expected}"
+            )
+        if task is None:
+            return
+        if task.shape != x.shape[:1]:
+            raise ValueError(f"task has shape {task.shape}, expected a number for each row, {x.shape[:1]}")
+        if is_known(task) and not np.all((np.asarray(task) >= 0) & (np.asarray(task) < n)):
+            raise ValueError(f"task={np.asarray(task)}, expected 0 to {n - 1}")
+
+    def _logits(self, x, task=None):
         kernel = self.router.kernel[...]
+        if task is not None:
+            kernel = kernel.reshape(kernel.shape[0], self.config.n_tasks, self.config.n_experts)
+            of_rows = jnp.take(kernel, task, axis=1, mode="fill", fill_value=jnp.nan)
+            wide = x.astype(jnp.promote_types(x.dtype, kernel.dtype))
+            return jnp.einsum("bld,dbe->ble", wide, of_rows, precision="highest")
         return jnp.matmul(x.astype(jnp.promote_types(x.dtype, kernel.dtype)), kernel, precision="highest")
 
     @classmethod
@@ -381,5 +426,5 @@ class MoE(nnx.Module):
         if down.bias is not None:  # top_k of them add up to the whole
             back.bias[...] = jnp.broadcast_to(down.bias[...] / top_k, back.bias.shape)
         keys = cut((up if gate is None else gate).kernel[...]).mean(axis=-1)  # e d
-        mixture.router.kernel[...] = keys.T.astype(mixture.router.kernel.dtype)
+        mixture.router.kernel[...] = jnp.tile(keys.T, (1, config.n_tasks)).astype(mixture.router.kernel.dtype)
         return mixture

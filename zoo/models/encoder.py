@@ -6,7 +6,7 @@ Source: Devlin et al. 2018, arXiv:1810.04805; m2's bert/src/bert_layers.py for M
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.filters import fits
 from ssm import segment_starts
 from ssm.absent import blank
+from zoo.layers.depth_router import Skippable
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
 from zoo.models.called_like import called_like
@@ -87,6 +88,7 @@ class Encoder(nnx.Module):
         *,
         token_type_ids: Int[Array, "b l"] | None = None,
         inputs_embeds: Float[Array, "b l d"] | None = None,
+        task: Int[Array, "b"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """The vector of every position, and what training adds to its loss: that of mixtures of experts, 0 without any.
@@ -100,6 +102,7 @@ class Encoder(nnx.Module):
             unless the mask says that it is not there.
           token_type_ids: the kind of each token, 0 to type_vocab_size - 1. None: all 0.
           inputs_embeds: vectors in place of the ids' own (`word_embeddings`); positions, kinds and the norm come still.
+          task: the number of each row's task, where mixtures of experts have a router for each (`MoEConfig.n_tasks`).
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Raises:
@@ -108,7 +111,8 @@ class Encoder(nnx.Module):
             and vectors, or neither.
         """
         x = self._embed(ids, mask, segment_ids, token_type_ids, inputs_embeds, rngs)
-        return self.backbone.run(x, mask=self._heeded(mask), segment_ids=segment_ids, rngs=rngs)
+        given: dict[str, Any] = {"segment_ids": segment_ids, "task": task, "skippable": self._skippable(x, segment_ids)}
+        return self.backbone.run(x, mask=self._heeded(mask), rngs=rngs, **given)
 
     @called_like(run)
     def hidden_states(self, ids=None, mask=None, segment_ids=None, **options) -> tuple[Float[Array, "b l d"], ...]:
@@ -116,7 +120,9 @@ class Encoder(nnx.Module):
         block) and what `__call__` gives last; see `Backbone.hidden_states`. Arguments are those of `run`."""
         kinds, vectors, rngs = (options.get(name) for name in ("token_type_ids", "inputs_embeds", "rngs"))
         x = self._embed(ids, mask, segment_ids, kinds, vectors, rngs)
-        return self.backbone.hidden_states(x, mask=self._heeded(mask), segment_ids=segment_ids, rngs=rngs)
+        given: dict[str, Any] = {"segment_ids": segment_ids, "task": options.get("task")}
+        given["skippable"] = self._skippable(x, segment_ids)
+        return self.backbone.hidden_states(x, mask=self._heeded(mask), rngs=rngs, **given)
 
     def _embed(self, ids, mask, segment_ids, token_type_ids, inputs_embeds, rngs):
         """What enters the backbone."""
@@ -137,6 +143,15 @@ class Encoder(nnx.Module):
             x = x + self._positions(self.position_embeddings.embedding[...], x.shape[1], mask, segment_ids)
         x = self.norm(x)
         return x if rngs is None else self.dropout(x, deterministic=False, rngs=rngs)
+
+    def _skippable(self, x, segment_ids):
+        """All positions but the first of each document, whose vector stands for the whole, where some do not go on."""
+        if self.config.keep is None:
+            return None
+        if segment_ids is None:
+            later = jnp.broadcast_to(jnp.arange(x.shape[1]) > 0, x.shape[:2])
+            return Skippable(later, x.shape[1] - 1)
+        return Skippable(document_positions(segment_ids) > 0)
 
     def _heeded(self, mask):
         return mask if self.config.mask_padding else None

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ssm.sequence_cut import lay_whole
 from zoo.layers.attention import AttentionConfig
+from zoo.layers.depth_router import Skippable
 from zoo.layers.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.layers.linear import linear
 from zoo.layers.mlp import MLPConfig
@@ -200,18 +201,21 @@ class ImageClassifier(nnx.Module):
         second = config.n_classes and config.distillation == "classifier"
         self.distillation_classifier = linear(config.d_model, config.n_classes, **options) if second else None
 
-    def __call__(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b k"]:
+    def __call__(
+        self, images: Float[Array, "b x y c"], *, task: Int[Array, "b"] | None = None, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b k"]:
         """Logits of the k classes, in at least float32.
 
         Args:
           images: pixels, normalised as the model was trained; any size that patches cover, and filters too.
+          task: the number of each image's task, where mixtures of experts have a router for each (`MoEConfig.n_tasks`).
           rngs: stream "dropout" switches dropout and stochastic depth on; None leaves them off.
 
         Raises:
           ValueError: a model without classes; images of another number of channels, that patches do not cover, or of
             more tokens than filters reach over.
         """
-        return self.read(self.hidden(images, rngs=rngs))
+        return self.read(self.hidden(images, task=task, rngs=rngs))
 
     def read(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b k"]:
         """Logits from the backbone's output.
@@ -227,9 +231,11 @@ class ImageClassifier(nnx.Module):
         first, second = jnp.split(vectors, 2, axis=-1)
         return (_wide(self.classifier(first)) + _wide(self.distillation_classifier(second))) / 2
 
-    def features(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b d"]:
+    def features(
+        self, images: Float[Array, "b x y c"], *, task: Int[Array, "b"] | None = None, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b d"]:
         """One vector an image, as the classifier reads it; those of both tokens, end to end, where both are read."""
-        return self.vectors(self.hidden(images, rngs=rngs))
+        return self.vectors(self.hidden(images, task=task, rngs=rngs))
 
     def vectors(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b w"]:
         """As `features`, from the backbone's output."""
@@ -239,29 +245,36 @@ class ImageClassifier(nnx.Module):
             return hidden[:, at : at + read].reshape(hidden.shape[0], read * hidden.shape[2])
         return jnp.mean(_without(hidden, at, self.config.n_tokens), axis=1)
 
-    def hidden(self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b l d"]:
+    def hidden(
+        self, images: Float[Array, "b x y c"], *, task: Int[Array, "b"] | None = None, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b l d"]:
         """The backbone's output for every token, those that stand for the whole image included."""
-        return self.run(images, rngs=rngs)[0]
+        return self.run(images, task=task, rngs=rngs)[0]
 
     def run(
-        self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
+        self, images: Float[Array, "b x y c"], *, task: Int[Array, "b"] | None = None, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
-        x, grid = self._embed(images, rngs)
-        return self.backbone.run(x, rngs=rngs, grid=grid)
+        x, given = self._embed(images, rngs)
+        return self.backbone.run(x, task=task, rngs=rngs, **given)
 
     def hidden_states(
-        self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
+        self, images: Float[Array, "b x y c"], *, task: Int[Array, "b"] | None = None, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The tokens' vectors of every layer: n_layers + 1 arrays, the embedding first and `hidden` last.
 
         See `Backbone.hidden_states` for the convention.
         """
-        x, grid = self._embed(images, rngs)
-        return self.backbone.hidden_states(x, rngs=rngs, grid=grid)
+        x, given = self._embed(images, rngs)
+        return self.backbone.hidden_states(x, task=task, rngs=rngs, **given)
 
     def patch_vectors(
-        self, images: Float[Array, "b x y c"], *, layer: int = -1, rngs: nnx.Rngs | None = None
+        self,
+        images: Float[Array, "b x y c"],
+        *,
+        layer: int = -1,
+        task: Int[Array, "b"] | None = None,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """The patches' vectors of a layer, row by row, and what training adds to its loss for the model's mixers.
 
@@ -269,19 +282,19 @@ class ImageClassifier(nnx.Module):
           images: pixels, as in `__call__`.
           layer: which, as `hidden_states` counts: -1 is the backbone's output. What the others compute on top of an
             earlier one is not computed under `jax.jit`, and adds nothing to the loss.
-          rngs: as in `__call__`.
+          task, rngs: as in `__call__`.
         """
-        x, grid = self._embed(images, rngs)
+        x, given = self._embed(images, rngs)
         loss = jnp.float32(0)
         if layer in (-1, self.config.n_layers):
-            x, loss = self.backbone.run(x, rngs=rngs, grid=grid)
+            x, loss = self.backbone.run(x, task=task, rngs=rngs, **given)
         else:
-            x = self.backbone.hidden_states(x, rngs=rngs, grid=grid)[layer]
+            x = self.backbone.hidden_states(x, task=task, rngs=rngs, **given)[layer]
         n = self.config.n_tokens
         return _without(x, self._place_of_token(x.shape[1] - n), n), loss
 
     def _embed(self, images, rngs):
-        """What enters the backbone, and the rows and columns that its positions are the places of, or None."""
+        """What enters the backbone, and what it is called with: the grid of patches, or which tokens are some."""
         config = self.config
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             found = f"{images.dtype}{images.shape}"
@@ -309,7 +322,11 @@ class ImageClassifier(nnx.Module):
             x = self.embedding_norm(x).astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return x, None if config.n_tokens else grid
+        if not config.n_tokens:
+            return x, {"grid": grid}
+        place = jnp.arange(x.shape[1])[None] - at  # what stands for the whole image goes through every block
+        patches = jnp.broadcast_to((place < 0) | (place >= config.n_tokens), x.shape[:2])
+        return x, {"skippable": Skippable(patches, x.shape[1] - config.n_tokens)}
 
     def _place_of_token(self, n_patches):
         """Where the class token is."""

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import ssm
 from m2 import M2Config, MonarchMLPConfig
 from zoo.layers.attention import AttentionConfig
+from zoo.layers.depth_router import MoDConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
 from zoo.layers.needs import has, needs_of
 from zoo.layers.zamba2 import Zamba2Config
+from zoo.stack.keep import check_keep
 from zoo.stack.mixers import find_kind
 from zoo.stack.option_values import settle
 from zoo.stack.pattern import Word, mixer_name, parse_pattern, word_options
@@ -32,7 +34,7 @@ class BackboneConfig:
     """Number of blocks."""
     pattern: str = "mamba"
     """Mixers of the blocks, e.g. "mamba", "attn/mlp", "(mamba2*3 attn/mlp)*2 mamba2", "mamba2+attn/mlp", or Megatron's
-    letters as in "M-M-M*-"; cycles to n_layers."""
+    letters as in "M-M-M*-"; cycles to n_layers. A block of "attn/mlp:0.125" takes an eighth of the positions."""
     causal: bool = True
     """Whether positions see only themselves and earlier ones. Otherwise state spaces run both ways, averaged."""
     dropout: float = 0.0
@@ -57,6 +59,8 @@ class BackboneConfig:
     """Added to the variance in normalisation."""
     norm_bias: bool = True
     """Whether norm="layer" has a bias."""
+    share_norms: bool = True
+    """Whether depths that share a block, as in "attn/moe@a", share its norms. False: each has its own (WideNet)."""
     first_norm: bool = True
     """Whether the first block has a norm before its sequence mixer. ModernBERT's has the embedding's alone."""
     dtype: str = "float32"
@@ -83,6 +87,9 @@ class BackboneConfig:
     """Whether equal blocks are compiled once and looped over, also inside what comes several times: as many blocks are
     compiled as the canonical pattern has words. Each call stacks a copy of the parameters, where they are not kept
     stacked (`stack_layers`), as training keeps them."""
+    keep: tuple[float, ...] | None = None
+    """Of an encoder, the share of the positions that go on behind each block but the last, from 1 downwards; the others
+    stay as they are, the first of a document always goes on (`zoo.stack.dropping`). None: all go through all blocks."""
     mamba: ssm.MambaConfig = ssm.MambaConfig()
     """Options of "mamba"."""
     mamba2: ssm.Mamba2Config = ssm.Mamba2Config()
@@ -107,6 +114,8 @@ class BackboneConfig:
     """Options of "monarch"."""
     moe: MoEConfig = MoEConfig()
     """Options of "moe", a mixture of experts."""
+    mod: MoDConfig = MoDConfig()
+    """Options of blocks with a capacity, as "attn/mlp:0.125": a mixture of depths."""
 
     def __post_init__(self):
         for name in ("dtype", "param_dtype"):
@@ -141,11 +150,40 @@ class BackboneConfig:
         words = parse_pattern(self.pattern, self.n_layers)
         if not self.first_norm and words[0].shared:
             raise ValueError(f"first_norm=False, expected pattern={self.pattern!r} to begin with a block of its own")
+        if not self.share_norms and not any(word.shared for word in words):
+            raise ValueError(f"share_norms=False with pattern={self.pattern!r}, expected a shared block: 'attn/moe@a'")
+        if self.keep is not None:
+            self._check_keep(words)
         for word in set(words):
             for mixer in word.mixers:
                 self._check_mixer(word, mixer)
             if word.channel:
                 mixer_needs(self, word.channel)
+            self._check_capacity(word)
+
+    def _check_keep(self, words: tuple[Word, ...]) -> None:
+        check_keep(self.keep or (), self.n_layers)
+        if self.causal:
+            raise ValueError(f"keep={self.keep} with causal=True, expected None: who is important is known at the end")
+        for word in words:
+            if word.capacity is not None:
+                raise ValueError(f"keep={self.keep} with {str(word)!r}, expected blocks without a capacity")
+            for mixer in filter(None, (*word.mixers, word.channel)):
+                if "grid" in mixer_needs(self, mixer):
+                    raise ValueError(f"keep={self.keep} with {mixer_name(mixer)}, which goes by rows and columns")
+
+    def _check_capacity(self, word: Word) -> None:
+        """Whether a block's mixers can do without some of the positions."""
+        if word.capacity is None:
+            return
+        for mixer in filter(None, (*word.mixers, word.channel)):
+            if "grid" in mixer_needs(self, mixer):
+                raise ValueError(
+                    f"pattern={self.pattern!r}: {mixer_name(mixer)} goes by the rows and columns of an image, which "
+                    f"are none without some positions; expected no capacity, given {word.capacity}"
+                )
+        if self.mod.weighs == "symmetric" and self.norm_place != "pre":
+            raise ValueError("mod.weighs='symmetric', expected norm_place='pre': a norm undoes weights of positions")
 
     def _check_mixer(self, word: Word, mixer: str) -> None:
         """Whether a block can give one of its sequence mixers what it asks for."""

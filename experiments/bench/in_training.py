@@ -1,0 +1,165 @@
+"""What options of training are worth, at equal steps, over several seeds, on Python's standard library as bytes.
+
+    python -m experiments.bench in_training                      # three seeds, small models; CPU
+    python -m experiments.bench in_training --seeds 0 --steps 20 # a look
+
+    depths   a mixture of depths: every second block, or more with depth (p-MoD), takes some of the positions; beside
+             it all blocks whole, and as many whole blocks as cost about the same. Evaluated as it generates, by what
+             each position says alone, and as it is trained, the best of each row
+    shared   four blocks of experts; one at all depths; the same with norms of each depth (WideNet)
+    decoder  a masked language model; with two blocks above it in training alone (BPDec); with two more blocks
+
+What is printed is the mean and the standard deviation over seeds: bits per byte of held-out text, of `decoder` nats a
+hidden token, which is another quantity.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from flax import nnx
+
+import ssm
+import zoo
+from experiments import causal_lm
+from experiments.bench.over_seeds import print_over_seeds
+from experiments.causal.next_token import next_token_loss
+from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
+from experiments.encoders import masked_lm
+from experiments.loop import flags
+from experiments.loop.metrics import last_evaluation
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import TrainConfig, mean_loss
+
+Part = Literal["depths", "shared", "decoder"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How long each training is, over which seeds."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of initial parameters, the order of the data, and what is drawn in training."""
+    steps: int = 200
+    """Steps of each model."""
+    parts: tuple[Part, ...] = ("depths", "shared", "decoder")
+    """What is compared."""
+
+
+_DATA = DataConfig(seq_len=64)
+_ROWS, _BATCHES = 8, 20
+_SHAPE = zoo.CausalLMConfig(
+    d_model=64,
+    n_layers=4,
+    pattern="mamba/mlp",
+    mamba=ssm.MambaConfig(d_state=8),
+    attn=zoo.AttentionConfig(n_heads=2),
+    mlp=zoo.MLPConfig(d_ff=128),
+    moe=zoo.MoEConfig(n_experts=4, top_k=1, d_ff=128),
+)
+_P_MOD = zoo.MoDConfig(gate="tanh", weighs="symmetric")
+_DEPTHS: dict[str, dict[str, Any]] = {
+    "four blocks": {},
+    "three blocks": {"n_layers": 3},
+    "every second block: 1/2": {"pattern": "mamba/mlp mamba/mlp:0.5"},
+    "every second block: 1/8": {"pattern": "mamba/mlp mamba/mlp:0.125"},
+    "fewer with depth": {"pattern": "mamba/mlp:cosine", "mod": _P_MOD},
+}
+_SHARED: dict[str, dict[str, Any]] = {
+    "four blocks": {"pattern": "mamba/moe"},
+    "one block": {"pattern": "mamba/moe@a"},
+    "one block, norms of each depth": {"pattern": "mamba/moe@a", "share_norms": False},
+}
+_ENCODER = zoo.MaskedLMConfig(
+    d_model=64,
+    n_layers=2,
+    pattern="attn/mlp",
+    norm_place="pre",
+    max_len=None,
+    attn=zoo.AttentionConfig(n_heads=2),
+    mlp=zoo.MLPConfig(d_ff=128),
+)
+_ENCODERS: dict[str, dict[str, Any]] = {
+    "two blocks": {},
+    "two blocks, two above in training": {"decoder_layers": 2},
+    "four blocks": {"n_layers": 4},
+}
+
+
+class Bench:
+    """The runs of one seed, in a folder.
+
+    Args:
+      config: options.
+      seed: of all runs.
+      folder: where they are.
+    """
+
+    def __init__(self, config: Config, seed: int, folder: Path):
+        self.config, self.seed, self.folder = config, seed, folder
+        steps: dict[str, Any] = {"steps": config.steps, "eval_every": config.steps, "save_every": config.steps}
+        self.options: dict[str, Any] = {
+            "data": _DATA,
+            "train": TrainConfig(**steps, batch_size=_ROWS, tensorboard=False, seed=seed),
+            "optim": OptimConfig(learning_rate=3e-3, warmup_steps=20),
+        }
+
+    def measure(self) -> dict[str, float]:
+        """Every model that is asked for, by name."""
+        found: dict[str, float] = {}
+        for part in self.config.parts:
+            found |= getattr(self, f"_{part}")()
+        return found
+
+    def causal(self, name: str, fields: dict[str, Any]) -> zoo.CausalLM:
+        """A trained language model."""
+        model = dataclasses.replace(_SHAPE, **fields)
+        causal_lm.fit(causal_lm.Config(model=model, eval_batches=1, **self.options), self.folder / name)
+        return zoo.from_pretrained(self.folder / name, kind=zoo.CausalLM)
+
+    @staticmethod
+    def bits(model: zoo.CausalLM, *, trains: bool = False) -> float:
+        """Bits per byte of held-out text; with `trains`, chosen among whole rows as in training."""
+
+        def loss(model, batch, rngs):
+            return next_token_loss(model, batch, nnx.Rngs(dropout=0) if trains else rngs)
+
+        held_out = load_corpus(_DATA).validation
+        rows = evaluation_batches(held_out, batch_size=_ROWS, seq_len=_DATA.seq_len, max_batches=_BATCHES)
+        return mean_loss(model, loss, rows) / 0.6931471805599453 * held_out.n_tokens / held_out.n_bytes
+
+    def _depths(self) -> dict[str, float]:
+        found = {}
+        for name, fields in _DEPTHS.items():
+            model = self.causal(f"depths {name}", fields)
+            found[f"depths: {name}"] = self.bits(model)
+            if any(word.capacity for word in model.backbone.words):
+                found[f"depths: {name}, as in training"] = self.bits(model, trains=True)
+        return found
+
+    def _shared(self) -> dict[str, float]:
+        models = {name: self.causal(f"shared {name}", fields) for name, fields in _SHARED.items()}
+        return {f"shared: {name}": self.bits(model) for name, model in models.items()}
+
+    def _decoder(self) -> dict[str, float]:
+        found = {}
+        for name, fields in _ENCODERS.items():
+            config = masked_lm.Config(model=dataclasses.replace(_ENCODER, **fields), examples=0, **self.options)
+            folder = self.folder / f"decoder {name}"
+            masked_lm.fit(config, folder)
+            evaluated = last_evaluation(folder)
+            assert evaluated is not None
+            found[f"decoder: {name}"] = evaluated["loss"]
+        return found
+
+
+def main() -> int:
+    """Trains, measures, prints a table."""
+    with flags.usage_errors():
+        config = flags.parse_one(Config, prog="python -m experiments.bench in_training", description=__doc__)
+    print_over_seeds(config.seeds, "held out", lambda seed, folder: Bench(config, seed, folder).measure())
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
