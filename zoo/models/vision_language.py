@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -212,9 +213,10 @@ class VisionLanguageModel(nnx.Module):
         return cls(config, rngs=rngs, vision=vision, language=language)
 
     def around(self, language: CausalLM) -> "VisionLanguageModel":
-        """This model with another language model of the same width inside; all else is shared."""
+        """This model with another language model of the same width inside; the arrays of all else are shared."""
         graphdef, state = nnx.split(self)
-        new = nnx.merge(graphdef, state)
+        # Variables of its own: both models may be parts of one, which has each but once.
+        new = nnx.merge(graphdef, jax.tree.map(lambda array: array, state))
         new.config, new.language = dataclasses.replace(self.config, text=language.config), language
         return new
 
@@ -290,14 +292,14 @@ class VisionLanguageModel(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
-        vectors, loss = self._inputs(ids, mask, images, prompt_mask, rngs)
+        vectors, loss = self.inputs(ids, mask, images=images, prompt_mask=prompt_mask, rngs=rngs)
         hidden, more = self.language.run(None, mask, segment_ids, rngs=rngs, **vectors)
         return hidden, loss + more
 
     @called_like(__call__)
     def hidden_states(self, ids, mask=None, segment_ids=None, *, images=None, prompt_mask=None, rngs=None) -> tuple:
         """The vectors of every layer of the language model; see `Backbone.hidden_states`."""
-        vectors, _ = self._inputs(ids, mask, images, prompt_mask, rngs)
+        vectors, _ = self.inputs(ids, mask, images=images, prompt_mask=prompt_mask, rngs=rngs)
         return self.language.hidden_states(None, mask, segment_ids, rngs=rngs, **vectors)
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
@@ -330,7 +332,7 @@ class VisionLanguageModel(nnx.Module):
         """
         if prompt_mask is None:
             prompt_mask = jnp.ones(ids.shape, bool)
-        vectors, _ = self._inputs(ids, mask, images, prompt_mask, rngs)
+        vectors, _ = self.inputs(ids, mask, images=images, prompt_mask=prompt_mask, rngs=rngs)
         options: dict[str, Any] = {"segment_ids": segment_ids, "last_only": last_only, "rngs": rngs}
         return self.language.extend(None, state, mask=mask, **options, **vectors)
 
@@ -348,8 +350,20 @@ class VisionLanguageModel(nnx.Module):
         side, (rows, columns) = config.deepstack, config.grid(grid)
         return rearrange(tokens, "n (r s c t) d -> (s t) n (r c) d", r=rows, s=side, c=columns, t=side), loss
 
-    def _inputs(self, ids, mask, images, prompt_mask, rngs):
-        """What the language model reads in place of ids, and the loss that the encoder adds."""
+    def inputs(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        *,
+        images: Float[Array, "b i x y c"] | None = None,
+        prompt_mask: Bool[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[dict[str, Any], Float[Array, ""]]:
+        """What the language model is called with in place of ids, and the loss that the encoder adds.
+
+        The first is `inputs_embeds`, and with `deepstack` and `mutual_attention` `layer_inputs` and `ahead`; the
+        arguments are those of `__call__`.
+        """
         config = self.config
         places = ids == config.image_token_id
         if mask is not None:
@@ -359,8 +373,6 @@ class VisionLanguageModel(nnx.Module):
         x = self.language.vectors(ids)
         if images is None:
             return {"inputs_embeds": x}, jnp.float32(0)
-        if config.mutual_attention and prompt_mask is None:
-            raise ValueError("mutual_attention=True without prompt_mask: images would see the answers to be predicted")
         b, each = images.shape[:2]
         n = self.places_of_image(*images.shape[2:4])
         count = jnp.sum(places, axis=1)
@@ -377,6 +389,8 @@ class VisionLanguageModel(nnx.Module):
         if config.deepstack > 1:
             vectors["layer_inputs"] = {g: jnp.where(here, visual[g], 0) for g in range(1, len(groups))}
         if config.mutual_attention:
+            if prompt_mask is None:
+                raise ValueError("mutual_attention=True without prompt_mask: images would see the answers that follow")
             vectors["ahead"] = jnp.where(places, LOOKS_AHEAD, jnp.where(prompt_mask, SEEN_AHEAD, 0))
         return vectors, loss
 
