@@ -26,7 +26,9 @@ from typing import Annotated
 import numpy as np
 
 import zoo
+from experiments import clip
 from experiments.data.augment import Preprocess, PreprocessConfig
+from experiments.data.image_texts import load_image_texts
 from experiments.data.pictures import open_picture
 from experiments.data.tokenizers import restore_tokenizer, save_tokenizer
 from experiments.loop import flags, runs, seeds
@@ -37,6 +39,8 @@ from experiments.loop.run_page import show_end
 from experiments.loop.seeds import Ended
 from experiments.loop.summary import report, summarise
 from experiments.vision.meaning import Meaning, read_preprocess, save_meaning
+from experiments.vision_language import distilling
+from experiments.vision_language.encoder import lesson
 from experiments.vision_language.presets import FREE, PRESETS, Config
 from experiments.vision_language.results import describe, said, write_results
 from experiments.vision_language.rows import learned_from
@@ -62,10 +66,35 @@ EXPERIMENT = seeds.Experiment(
 )
 
 
+def with_encoder(config: Config, folder: Path) -> Config | None:
+    """The configuration with an image encoder that has had its lesson, in the run's folder encoder.
+
+    None: the lesson was stopped.
+    """
+    if not config.encoder_steps or config.init or config.vision_init:
+        return dataclasses.replace(config, encoder_steps=0)
+    place = folder / "encoder"
+    taught = dataclasses.replace(config, encoder_steps=0, vision_init=str(place / "images"))
+    with flags.usage_errors():
+        if not runs.holds_run(taught, folder, (*FREE, "seeds", "train.seed")):
+            load_image_texts(config.data)
+            folder.mkdir(parents=True, exist_ok=True)
+            flags.save_config(taught, folder / "config.json")
+    if not (place / "images").is_dir():
+        print("the image encoder first:", flush=True)
+        if clip.fit(lesson(config), place).stopped:
+            return None
+    return taught
+
+
 @locked
 @meshed
 def fit(config: Config, folder: Path, prepared: Prepared | None = None) -> Ended:
     """Trains with one seed in a folder, from its newest checkpoint where there is one; see `seeds.fit_one`."""
+    taught = with_encoder(config, folder)
+    if taught is None:
+        return Ended(None, {}, stopped=True)
+    config = taught
     prepared, finished = seeds.fit_one(EXPERIMENT, config, folder, prepared)
     if finished.stopped:
         return Ended(finished.model, {}, stopped=True)
@@ -76,7 +105,10 @@ def fit_seeds(config: Config, folder: Path) -> list[Ended]:
     """A run for each seed; see `seeds.fit_seeds`."""
     if len(config.seeds) == 1:
         config = seeds.with_seed(config, config.seeds[0])
-    return seeds.fit_seeds(EXPERIMENT, config, folder, fit)
+    taught = with_encoder(config, folder)  # one lesson for all seeds
+    if taught is None:
+        return [Ended(None, {}, stopped=True)]
+    return seeds.fit_seeds(EXPERIMENT, taught, folder, fit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +143,10 @@ def ask(config: Ask) -> str:
 
 
 def main() -> int:
-    """Trains, evaluates and shows a table; or asks."""
+    """Trains, evaluates and shows a table; or asks, or distils."""
+    if sys.argv[1:2] == ["distill"]:
+        del sys.argv[1]
+        return distilling.main()
     if sys.argv[1:2] == ["ask"]:
         del sys.argv[1]
         asked = flags.parse_one(Ask, prog="python -m experiments.vlm ask", description=Ask.__doc__ or "")

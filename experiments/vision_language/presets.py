@@ -37,6 +37,8 @@ class Config:
     --model."""
     vision_init: str | None = None
     """A run, a published folder or a hub name of an image classifier: the encoder starts from it."""
+    encoder_steps: int = 0
+    """Steps of experiments.clip in which a fresh encoder first learns which caption is whose, in RUN/encoder."""
     language_init: str | None = None
     """A run, a published folder or a hub name of a causal language model, whose tokenizer is taken too."""
     preprocess: PreprocessConfig = PreprocessConfig()
@@ -69,6 +71,8 @@ class Config:
             raise ValueError(f"--text-len {self.text_len}, expected at least 2")
         if self.init and (self.vision_init or self.language_init):
             raise ValueError("--init is a whole model, expected no --vision-init and no --language-init beside it")
+        if self.encoder_steps < 0:
+            raise ValueError(f"--encoder-steps {self.encoder_steps}, expected at least 0")
         check_different(self.seeds)
 
 
