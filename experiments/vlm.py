@@ -77,7 +77,12 @@ def with_encoder(config: Config, folder: Path) -> Config | None:
     taught = dataclasses.replace(config, encoder_steps=0, vision_init=str(place / "images"))
     with flags.usage_errors():
         if not runs.holds_run(taught, folder, (*FREE, "seeds", "train.seed")):
-            load_image_texts(config.data)
+            data = load_image_texts(lesson(config).data)
+            if not any(example.kind == "caption" for example in data.train.examples):
+                raise ValueError(
+                    f"--encoder-steps {config.encoder_steps}: {data.where} has no captions to teach an encoder by; "
+                    "expected some, or --encoder-steps 0 --trained all"
+                )
             folder.mkdir(parents=True, exist_ok=True)
             flags.save_config(taught, folder / "config.json")
     if not (place / "images").is_dir():
