@@ -154,6 +154,8 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
     ):
         if config.train.carry_state and mixer in mixers:
             raise ValueError(f"--train.carry-state with --model.pattern {pattern!r}: {reason}")
+    if config.train.carry_state and any(word.capacity for word in words):
+        raise ValueError(f"--train.carry-state with --model.pattern {pattern!r}: a router chooses among whole rows")
     runs.check_filters(config.model, seq_len)
     make = make_lanes if config.train.carry_state else make_batches
 

@@ -4,6 +4,9 @@ from zoo.layers.attention import Attention as Attention
 from zoo.layers.attention import AttentionConfig as AttentionConfig
 from zoo.layers.connectors import Connector as Connector
 from zoo.layers.connectors import ConnectorConfig as ConnectorConfig
+from zoo.layers.depth_router import DepthRouter as DepthRouter
+from zoo.layers.depth_router import MoDConfig as MoDConfig
+from zoo.layers.depth_router import Skippable as Skippable
 from zoo.layers.forward_mode import forward_mode as forward_mode
 from zoo.layers.mlp import MLP as MLP
 from zoo.layers.mlp import MLPConfig as MLPConfig
@@ -37,6 +40,7 @@ from zoo.models.generate import generate as generate
 from zoo.models.generate import generate_stream as generate_stream
 from zoo.models.heads import extend_positions as extend_positions
 from zoo.models.heads import with_head as with_head
+from zoo.models.pretraining_decoder import PretrainingDecoder as PretrainingDecoder
 from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary
 from zoo.models.vision import ImageClassifier as ImageClassifier
@@ -68,6 +72,7 @@ from zoo.reuse.quantize import quantize as quantize
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block
+from zoo.stack.capacities import cosine_capacities as cosine_capacities
 from zoo.stack.gathering import gather_outside_layers as gather_outside_layers
 from zoo.stack.hybrid import hybrid_pattern as hybrid_pattern
 from zoo.stack.mixers import register_channel_mixer as register_channel_mixer

@@ -28,8 +28,13 @@ class MaskedSums(NamedTuple):
 def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> MaskedSums:
     """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
     hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
-    hidden = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # b k d
-    weights = batch["weights"]
+    positions, weights = batch["positions"], batch["weights"]
+    if model.decoder is not None and rngs is not None:
+        rows = jnp.arange(len(positions))[:, None]
+        guessed = jnp.zeros(hidden.shape[:2], bool).at[rows, positions].max(weights > 0)
+        hidden, more = model.decode(hidden, guessed, batch["mask"], batch.get("segment_ids"), rngs=rngs)
+        auxiliary = auxiliary + more
+    hidden = jnp.take_along_axis(hidden, positions[..., None], axis=1)  # b k d
     sums = vocabulary_loss(model.head, hidden, batch["targets"], weights, model.config.vocab_size)
     return MaskedSums(sums.total, jnp.sum(weights), sums.correct, auxiliary)
 

@@ -126,7 +126,8 @@ class Loss(NamedTuple):
 
 def with_auxiliary(loss: Loss, model: Any, auxiliary: jax.Array) -> Loss:
     """A loss with what the model's `run` says that training adds to it, where the model has something to add."""
-    return loss._replace(auxiliary=auxiliary) if zoo.backbone_of(model).has_auxiliary_loss else loss
+    adds = model if hasattr(model, "has_auxiliary_loss") else zoo.backbone_of(model)
+    return loss._replace(auxiliary=auxiliary) if adds.has_auxiliary_loss else loss
 
 
 LossFunction = Callable[[Any, Batch, nnx.Rngs | None], Loss]

@@ -126,7 +126,7 @@ class Attention(nnx.Module):
       mamba_ssm/modules/mha.py.
     """
 
-    needs = ("ahead",)
+    needs = ("ahead", "positions")
     runs_cut = True
 
     def __init__(
@@ -183,6 +183,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
+        positions: Int[Array, "b l"] | None = None,
         added: Sequence[Array] | None = None,
     ) -> Float[Array, "b l o"]:
         """Mixes whole sequences.
@@ -192,16 +193,19 @@ class Attention(nnx.Module):
           mask: False where a position is not there: no other sees it, and its output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
           ahead: who sees what comes later, see `zoo.layers.seen`; or None.
+          positions: what the rotary embedding goes by, where positions are missing between those that are given; a
+            window and ALiBi count what is given. None: the same.
           added: what is added to the projections of queries, keys and values, or None.
         """
         b, length, _ = x.shape
         self._check_ahead(ahead)
-        if mask is None and segment_ids is None and ahead is None:
+        if mask is None and segment_ids is None and ahead is None and positions is None:
             q, k, v, _ = self._project(x, jnp.arange(length)[None], added=added)
             return self._out(self._attend(q, k, v))
         zeros = jnp.zeros((b,), jnp.int32)
         index, segment = number_positions(b, length, zeros, zeros, mask, segment_ids)
-        q, k, v, _ = self._project(x, index, added=added, mask=mask, segment_ids=segment_ids)
+        turned = index if positions is None else positions
+        q, k, v, _ = self._project(x, turned, added=added, mask=mask, segment_ids=segment_ids)
         segments = None if segment_ids is None else segment
         at = Positions(index, segments, ahead), Positions(where_present(index, mask), segments, ahead)
         return self._out(self._attend(q, k, v, *at))
@@ -236,6 +240,7 @@ class Attention(nnx.Module):
         mask: Bool[Array, "b l"] | None = None,
         segment_ids: Int[Array, "b l"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
+        positions: Int[Array, "b l"] | None = None,
         added: Sequence[Array] | None = None,
     ) -> tuple[Float[Array, "b l o"], AttentionState]:
         """Goes on from `state` by l positions. The first belongs to the segment that the state ended in.
@@ -253,7 +258,8 @@ class Attention(nnx.Module):
         self._check_room(state, length, mask)
         index, segment = number_positions(b, length, state.next_index, state.segment, mask, segment_ids)
         present = where_present(index, mask)
-        q, k, v, conv = self._project(x, index, state.conv, added=added, mask=mask, segment_ids=segment_ids)
+        turned = index if positions is None else positions
+        q, k, v, conv = self._project(x, turned, state.conv, added=added, mask=mask, segment_ids=segment_ids)
         after = self._write(state, k, v, present, segment)._replace(conv=conv)
         if self.config.window is not None and not (is_known_size(length) and length == 1):
             # The new positions may push out of the slots what the first of them still sees: look before writing.

@@ -34,10 +34,13 @@ GIVEN = {
     "mask": "False where a position is not there, or None",
     "segment_ids": "documents packed in a row, each a run of equal ids, or None",
     "ahead": "who sees what comes later (`zoo.layers.seen`), or None; a mixer that cannot say so refuses it",
+    "positions": "the place of each position in its row, where a block leaves some out (`zoo.stack.depths`), or None",
     "grid": "rows and columns of the image whose places the positions are",
     "embeddings": "what entered the first block, b l d",
     "shared": "modules that several depths read, by name",
 }
+
+_OR_NONE = ("ahead", "positions")
 
 
 def has(mixer: Any, attribute: str) -> bool:
@@ -74,7 +77,7 @@ def hand(mixer: Any, needs: Collection[str], given: Mapping[str, Any]) -> dict[s
     """
     if "grid" in needs and given.get("grid") is None:
         raise ValueError(f"{type(mixer).__name__} mixes images, expected grid=(rows, columns)")
-    return {name: given.get(name) if name == "ahead" else given[name] for name in needs}
+    return {name: given.get(name) if name in _OR_NONE else given[name] for name in needs}
 
 
 def run_mixer(mixer: Any, x: Float[Array, "b l d"], **handed: Any) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:

@@ -10,6 +10,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.linear import rows_dot_general
+from zoo.layers.depth_router import Skippable
 from zoo.layers.linear import linear
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.token_ids import check_ids, check_one
@@ -139,6 +140,7 @@ class CausalLM(nnx.Module):
         inputs_embeds: Float[Array, "b l d"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l v"]:
         """Logits of the next token at every position, in at least float32.
@@ -151,6 +153,7 @@ class CausalLM(nnx.Module):
           ahead: who sees what comes later, `LOOKS_AHEAD`, `SEEN_AHEAD` or 0 of each position (`zoo.layers.seen`), in a
             model of attention alone. None: nobody does.
           layer_inputs: what is added to the residual stream before some blocks, by their number from 0 (DeepStack).
+          skippable: the positions that blocks with a capacity choose among; None: all.
           rngs: stream "dropout" switches dropout on; None leaves it off.
 
         Raises:
@@ -158,6 +161,7 @@ class CausalLM(nnx.Module):
             ids and vectors, or neither.
         """
         given: dict[str, Any] = {"inputs_embeds": inputs_embeds, "ahead": ahead, "layer_inputs": layer_inputs}
+        given["skippable"] = skippable
         return self.head(self.hidden(ids, mask, segment_ids, rngs=rngs, **given))
 
     def hidden(
@@ -169,10 +173,12 @@ class CausalLM(nnx.Module):
         inputs_embeds: Float[Array, "b l d"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l d"]:
         """The backbone's output, after its final normalisation."""
         given: dict[str, Any] = {"inputs_embeds": inputs_embeds, "ahead": ahead, "layer_inputs": layer_inputs}
+        given["skippable"] = skippable
         return self.run(ids, mask, segment_ids, rngs=rngs, **given)[0]
 
     def run(
@@ -184,11 +190,12 @@ class CausalLM(nnx.Module):
         inputs_embeds: Float[Array, "b l d"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
-        """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
+        """As `hidden`, and what training adds to its loss: that of mixtures of experts and of depths, 0 without any."""
         x = self._vectors(ids, inputs_embeds)
-        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs}
+        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable}
         return self.backbone.run(x, mask=mask, segment_ids=segment_ids, rngs=rngs, **given)
 
     def hidden_states(
@@ -200,6 +207,7 @@ class CausalLM(nnx.Module):
         inputs_embeds: Float[Array, "b l d"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The vectors of every layer: n_layers + 1 arrays, the embedding first and `hidden` last.
@@ -207,7 +215,7 @@ class CausalLM(nnx.Module):
         See `Backbone.hidden_states` for the convention. Arguments are those of `__call__`.
         """
         x = self._vectors(ids, inputs_embeds)
-        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs}
+        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable}
         return self.backbone.hidden_states(x, mask=mask, segment_ids=segment_ids, rngs=rngs, **given)
 
     def _vectors(self, ids, inputs_embeds):
@@ -250,6 +258,7 @@ class CausalLM(nnx.Module):
         inputs_embeds: Float[Array, "b l d"] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
         last_only: bool = False,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b _ v"], tuple]:
@@ -261,7 +270,7 @@ class CausalLM(nnx.Module):
           mask: False where a position is not there.
           segment_ids: as in `__call__`; the first token belongs to the segment that the state ended in.
           inputs_embeds: vectors in place of ids, which are None then.
-          ahead, layer_inputs: as in `__call__`, of these tokens: none of them sees those of a later `extend`.
+          ahead, layer_inputs, skippable: as in `__call__`, of these tokens: none sees those of a later `extend`.
           last_only: compute the logits of the last position alone, as a prompt needs.
           rngs: as in `__call__`.
 
@@ -269,6 +278,6 @@ class CausalLM(nnx.Module):
           (logits, state): logits (b, l, v), or (b, 1, v) with last_only.
         """
         x = self._vectors(ids, inputs_embeds)
-        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs}
+        given: dict[str, Any] = {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable}
         hidden, state = self.backbone.extend(x, state, mask=mask, segment_ids=segment_ids, rngs=rngs, **given)
         return self.head(hidden[:, -1:] if last_only else hidden), state

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from m2.mlp import ACTIVATIONS
 from zoo.layers.linear import linear
@@ -18,6 +18,7 @@ from zoo.layers.rngs import Seed, as_rngs
 from zoo.models.called_like import called_like
 from zoo.models.causal import project_to_vocabulary
 from zoo.models.encoder import Encoder, EncoderConfig
+from zoo.models.pretraining_decoder import PretrainingDecoder, decoder_config
 from zoo.stack.block import make_norm
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2"]
@@ -87,6 +88,24 @@ class MaskedLMConfig(EncoderConfig):
     """Non-linearity of the head's hidden layer."""
     head_bias: bool = True
     """Whether the head's hidden layer has a bias. The vocabulary always has one."""
+    decoder_layers: int = 0
+    """Blocks between encoder and head that take part in training alone (BPDec): no output has them in it, and published
+    layouts leave them out."""
+    decoder_pattern: str | None = None
+    """Mixers of these blocks. None: those of the encoder's pattern."""
+    decoder_share: float = 0.5
+    """Chance that the head reads, at a position in training, what these blocks give, not the encoder."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.decoder_layers < 0:
+            raise ValueError(f"decoder_layers={self.decoder_layers}, expected at least 0")
+        if not 0 <= self.decoder_share <= 1:
+            raise ValueError(f"decoder_share={self.decoder_share}, expected 0 to 1")
+        if self.decoder_layers:
+            decoder_config(self, self.decoder_layers, self.decoder_pattern)
+        elif self.decoder_pattern is not None:
+            raise ValueError(f"decoder_pattern={self.decoder_pattern!r} with decoder_layers=0, expected none")
 
 
 class MaskedLM(EncoderModel):
@@ -109,6 +128,35 @@ class MaskedLM(EncoderModel):
         self.norm = make_norm(config, rngs)
         bias = jnp.zeros((config.padded_vocab_size,), jnp.dtype(config.param_dtype))
         self.bias = nnx.Param(bias, decay=False, axes=("vocab",))
+        self.decoder = _decoder(config, rngs)
+
+    @property
+    def has_auxiliary_loss(self) -> bool:
+        """Whether training adds something to its loss for one of the mixers."""
+        decoder = [] if self.decoder is None else self.decoder.blocks
+        return self.encoder.backbone.has_auxiliary_loss or any(block.has_auxiliary_loss for block in decoder)
+
+    def decode(
+        self,
+        hidden: Float[Array, "b l d"],
+        guessed: Bool[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None,
+    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+        """What the head reads in training in place of the encoder's output, and what training adds to its loss.
+
+        Args:
+          hidden: the encoder's output.
+          guessed: True where a token is to be guessed.
+          mask, segment_ids: as the encoder was given them.
+          rngs: stream "dropout". None is not training: the encoder's output comes back, as it does without a decoder.
+        """
+        if self.decoder is None or rngs is None:
+            return hidden, jnp.float32(0)
+        mask = mask if self.config.mask_padding else None
+        return self.decoder(hidden, guessed, mask=mask, segment_ids=segment_ids, rngs=rngs)
 
     def read(
         self, hidden: Float[Array, "b l d"], mask: Bool[Array, "b l"] | None = None, *, rngs: nnx.Rngs | None = None
@@ -121,6 +169,13 @@ class MaskedLM(EncoderModel):
         x = self.norm(ACTIVATIONS[self.config.head_activation](self.dense(hidden)))
         weight = self.encoder.word_embeddings.embedding[...].T
         return project_to_vocabulary(x, weight, self.config.dtype) + self.bias[...]
+
+
+def _decoder(config: MaskedLMConfig, rngs: nnx.Rngs) -> PretrainingDecoder | None:
+    if not config.decoder_layers:
+        return None
+    blocks = decoder_config(config, config.decoder_layers, config.decoder_pattern)
+    return PretrainingDecoder(blocks, share=config.decoder_share, rngs=rngs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 2 for each weight of a matrix product that a token meets (experts as often as they are chosen, what depths share at each
 of them), and for each attention layer 4 a position that is seen and channel: half of the positions on average where it
-looks back only. Scans, convolutions and their filters are left out: some per cent of it in models of a usual width.
-Training costs three times as much, forward and backward.
+looks back only. Blocks with a capacity take that share of the positions. Scans, convolutions and their filters are left
+out: some per cent of it in models of a usual width. Training costs three times as much, forward and backward.
 """
 
 from typing import Any
@@ -53,7 +53,10 @@ def read_at(backbone: Backbone, depth: int) -> list[nnx.Module]:
 
 def depth_flops(backbone: Backbone, depth: int, seq_len: int) -> float:
     """Operations of one depth for a token of a row of `seq_len`."""
-    return sum(2 * weights_met(module) + 4 * attended(module, seq_len) for module in read_at(backbone, depth))
+    capacity = backbone.words[depth].capacity or 1
+    reach = max(1, round(capacity * seq_len))
+    modules = read_at(backbone, depth)
+    return capacity * sum(2 * weights_met(module) + 4 * attended(module, reach) for module in modules)
 
 
 def forward_flops(model: Any, seq_len: int) -> float:

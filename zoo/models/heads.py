@@ -27,9 +27,10 @@ HeadConfig = EncoderConfig | ImageClassifierConfig
 def with_head(model: Model, config: type[HeadConfig] | HeadConfig, *, rngs: Seed, **fields: Any) -> Model:
     """A model of another kind, or with another head of the same kind, around a trained encoder.
 
-    The encoder's parameters are the given model's own arrays, shared and not copied. The head is fresh, except that
-    a `MaskedLM` keeps its own from one to another, and so does what pools a row from one `SequenceClassifier` to
-    another with the same `pool`, and the classifiers of an `ImageClassifier` for as many classes.
+    The encoder's parameters are the given model's own arrays, shared and not copied. The head is fresh, except that a
+    `MaskedLM` keeps its own from one to another (a decoder for training too, unless the fields say another), and so
+    does what pools a row from one `SequenceClassifier` to another with the same `pool`, and the classifiers of an
+    `ImageClassifier` for as many classes.
 
         zoo.with_head(masked_lm, zoo.SequenceClassifierConfig, n_labels=3, pool="mean", rngs=nnx.Rngs(0))
 
@@ -69,7 +70,9 @@ def with_head(model: Model, config: type[HeadConfig] | HeadConfig, *, rngs: Seed
 
     new: Any = MODELS[kind](config, rngs=rngs)
     if isinstance(new, MaskedLM) and isinstance(model, MaskedLM):
-        _take_over(new, model)
+        theirs = (model.config.decoder_layers, model.config.decoder_pattern)
+        same = theirs == (new.config.decoder_layers, new.config.decoder_pattern)
+        _take_over(new, model, fresh=() if same else ("decoder",))
         return new
     if isinstance(model, ImageClassifier):
         heads = {"classifier", "distillation_classifier"} if new.config.n_classes != model.config.n_classes else set()

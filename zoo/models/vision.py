@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from ssm.sequence_cut import lay_whole
 from zoo.layers.attention import AttentionConfig
+from zoo.layers.depth_router import Skippable
 from zoo.layers.image_tokens import PatchEmbedding, Stem, grid_of, resize_positions, sincos_positions
 from zoo.layers.linear import linear
 from zoo.layers.mlp import MLPConfig
@@ -247,8 +248,8 @@ class ImageClassifier(nnx.Module):
         self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
-        x, grid = self._embed(images, rngs)
-        return self.backbone.run(x, rngs=rngs, grid=grid)
+        x, given = self._embed(images, rngs)
+        return self.backbone.run(x, rngs=rngs, **given)
 
     def hidden_states(
         self, images: Float[Array, "b x y c"], *, rngs: nnx.Rngs | None = None
@@ -257,8 +258,8 @@ class ImageClassifier(nnx.Module):
 
         See `Backbone.hidden_states` for the convention.
         """
-        x, grid = self._embed(images, rngs)
-        return self.backbone.hidden_states(x, rngs=rngs, grid=grid)
+        x, given = self._embed(images, rngs)
+        return self.backbone.hidden_states(x, rngs=rngs, **given)
 
     def patch_vectors(
         self, images: Float[Array, "b x y c"], *, layer: int = -1, rngs: nnx.Rngs | None = None
@@ -271,17 +272,17 @@ class ImageClassifier(nnx.Module):
             earlier one is not computed under `jax.jit`, and adds nothing to the loss.
           rngs: as in `__call__`.
         """
-        x, grid = self._embed(images, rngs)
+        x, given = self._embed(images, rngs)
         loss = jnp.float32(0)
         if layer in (-1, self.config.n_layers):
-            x, loss = self.backbone.run(x, rngs=rngs, grid=grid)
+            x, loss = self.backbone.run(x, rngs=rngs, **given)
         else:
-            x = self.backbone.hidden_states(x, rngs=rngs, grid=grid)[layer]
+            x = self.backbone.hidden_states(x, rngs=rngs, **given)[layer]
         n = self.config.n_tokens
         return _without(x, self._place_of_token(x.shape[1] - n), n), loss
 
     def _embed(self, images, rngs):
-        """What enters the backbone, and the rows and columns that its positions are the places of, or None."""
+        """What enters the backbone, and what it is called with: the grid of patches, or which tokens are some."""
         config = self.config
         if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
             found = f"{images.dtype}{images.shape}"
@@ -309,7 +310,11 @@ class ImageClassifier(nnx.Module):
             x = self.embedding_norm(x).astype(x.dtype)
         if rngs is not None:
             x = self.dropout(x, deterministic=False, rngs=rngs)
-        return x, None if config.n_tokens else grid
+        if not config.n_tokens:
+            return x, {"grid": grid}
+        place = jnp.arange(x.shape[1])[None] - at  # what stands for the whole image goes through every block
+        patches = jnp.broadcast_to((place < 0) | (place >= config.n_tokens), x.shape[:2])
+        return x, {"skippable": Skippable(patches, x.shape[1] - config.n_tokens)}
 
     def _place_of_token(self, n_patches):
         """Where the class token is."""

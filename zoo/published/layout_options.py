@@ -31,6 +31,9 @@ FREE = frozenset(
         "pattern",
         "dropout",
         "drop_path",
+        "decoder_layers",
+        "decoder_pattern",
+        "decoder_share",
         *MIXERS,
         *CHANNEL_MIXERS,
     )

@@ -26,7 +26,9 @@ from jax.sharding import Sharding
 from zoo.models.build import Kind, Model, ModelConfig, abstract, in_dtype, require_kind, stacks_of
 from zoo.models.causal import CausalLM
 from zoo.models.encoder import EncoderConfig
+from zoo.models.encoder_heads import MaskedLM, MaskedLMConfig
 from zoo.models.frozen import thaw
+from zoo.models.heads import with_head
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from zoo.published import (
@@ -314,6 +316,8 @@ def save_pretrained(
     require_layout(layout)
     _require_parameters(model, layout)
     model = thaw(model)
+    if layout != "native" and isinstance(model, MaskedLM) and model.decoder is not None:
+        model = with_head(model, MaskedLMConfig, decoder_layers=0, decoder_pattern=None, rngs=0)
     write = _describe_native if layout == "native" else functools.partial(_describe_published, layout=layout)
     written = write(model, dict(extra or {}))
     folder = Path(folder)

@@ -1,5 +1,6 @@
 """A stack of blocks whose mixers follow a pattern: the body of every model."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 from m2.linear import PRODUCT
 from ssm.absent import blank
 from ssm.sequence_cut import cut_of
+from zoo.layers.depth_router import Skippable
 from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
-from zoo.stack.block import Block, make_norm, make_shared, shared_name
+from zoo.stack.block import Block, DepthNorms, make_norm, make_shared, shared_name
 from zoo.stack.gaps import close_gaps
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
@@ -55,10 +57,15 @@ class Backbone(nnx.Module):
         self.shared_names = tuple(first)
         self.shared = nnx.List([make_shared(config, mixer, rngs=rngs) for mixer in first.values()])
         self.norm_f = make_norm(config, rngs) if config.norm_place == "pre" else None
+        # Depths that share a block with an earlier one, but not its norms.
+        again = [i for i, layer in enumerate(self.order) if self.order.index(layer) < i]
+        self.norms_at = tuple(i for i in again if self.blocks[i].norms_apart)
+        self.norms = nnx.List([DepthNorms(self.blocks[i], config, rngs=rngs) for i in self.norms_at])
 
     @property
     def blocks(self) -> tuple[Block, ...]:
-        """The block at each depth. `layers` has each block once, where the pattern lets several depths share it."""
+        """The block at each depth. `layers` has each block once, where the pattern lets several depths share it; norms
+        that depths do not share with it are in `norms`."""
         return tuple(self.layers[i] for i in self.order)
 
     def __call__(
@@ -71,6 +78,7 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> Float[Array, "b l d"]:
         """Runs the stack over whole sequences.
 
@@ -78,18 +86,20 @@ class Backbone(nnx.Module):
           x: input.
           mask: False where a position is not there, whatever lies there and wherever it is. Its output has no meaning.
           segment_ids: documents packed in a row, each a run of equal ids; they never see each other.
-          rngs: stream "dropout" switches dropout on; None leaves it off.
+          rngs: stream "dropout" switches dropout on; None leaves it off, and is not training: causal blocks with a
+            capacity then go by what each position says alone.
           grid: rows and columns of an image whose places the positions are, for mixers that go by them.
           ahead: who sees what comes later (`zoo.layers.seen`): each position `LOOKS_AHEAD`, `SEEN_AHEAD` or 0. None:
             nobody does, where the stack is causal.
           layer_inputs: what is added to the residual stream before some blocks, by their number from 0 (DeepStack).
+          skippable: the positions that blocks with a capacity choose among; None: all.
 
         Raises:
           ValueError: a mixer of images without a grid; one that cannot look ahead, such as a state space, with `ahead`;
             layer_inputs of a block that there is not, or of another shape than x.
         """
         given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "grid": grid}
-        given |= {"ahead": ahead, "layer_inputs": layer_inputs}
+        given |= {"ahead": ahead, "layer_inputs": layer_inputs, "skippable": skippable}
         return self.run(x, rngs=rngs, **given)[0]
 
     def run(
@@ -102,12 +112,13 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
         if 0 in x.shape:
             x = self._enter(x)
             return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable)
         blocks = [nnx.split(block) for block in self.blocks]
         done, items = self._items
         if done:
@@ -126,6 +137,7 @@ class Backbone(nnx.Module):
         grid: tuple[int, int] | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> tuple[Float[Array, "b l d"], ...]:
         """The residual stream before the first block and behind each: n_layers + 1 arrays.
 
@@ -137,53 +149,54 @@ class Backbone(nnx.Module):
         if 0 in x.shape:
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
-        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs)
+        run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
             carry = run(*nnx.split(block), carry, _of_block(each, i))
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
-    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs):
+    def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable):
         """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""
         self._check_cut(x)
         self._check_ahead(ahead)
         x, noise = self._enter(x), self._noise(rngs)
-        x, mask, segment_ids, ahead, added, leave = _close(
-            x, mask, segment_ids, ahead, groups_of(layer_inputs, x, len(self.words))
+        skippable = _of_rows(skippable, x)
+        x, mask, segment_ids, ahead, added, skippable, leave = _close(
+            x, mask, segment_ids, ahead, groups_of(layer_inputs, x, len(self.words)), skippable
         )
         x = placed_rows(x)
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "grid": grid, "embeddings": x}
-        given["shared"] = self._shared
+        given |= {"shared": self._shared, "skippable": skippable, "training": rngs is not None}
 
         def run(graphdef, params, carry, own):
-            (x, total), (noise, place) = carry, own
+            (x, total), (noise, place, norms) = carry, own
             key, skip = noise or (None, None)
-            block = nnx.merge(graphdef, gathered(params))
+            block = self._block(graphdef, params, norms)
             x, loss = block.run(plus(x, added, place), key=key, skip=skip, **given)
             return placed_rows(x), total + loss.astype(total.dtype)
 
         whole = self._rounding(run, x.dtype) if self.config.remat_rounds else self._recomputed(run)
-        each = noise, places_of(layer_inputs, len(self.words))
+        each = noise, places_of(layer_inputs, len(self.words)), self._norms
         start = x, jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         size = self.config.remat_positions
         if size is None or noise is not None:
             return whole, start, each, leave
 
-        def run_by_halves(graphdef, params, x):
-            return run_halves(nnx.merge(graphdef, gathered(params)), x, size, mask=mask, segment_ids=segment_ids)
+        def run_by_halves(graphdef, params, norms, x):
+            return run_halves(self._block(graphdef, params, norms), x, size, mask=mask, segment_ids=segment_ids)
 
         halves = jax.checkpoint(run_by_halves, static_argnums=0)
 
         def run_piecewise(graphdef, params, carry, own):
-            block, (x, total) = nnx.merge(graphdef, gathered(params)), carry
+            block, (x, total) = self._block(graphdef, params, own[2]), carry
             in_pieces = takes_pieces(block, x, size)
             if not in_pieces and not takes_halves(block, x, size):
                 return whole(graphdef, params, carry, own)
             x = plus(x, added, own[1])
             if in_pieces:
                 return run_in_pieces(block, x, size, mask=mask, segment_ids=segment_ids), total
-            return halves(graphdef, params, x), total
+            return halves(graphdef, params, own[2], x), total
 
         return run_piecewise, start, each, leave
 
@@ -202,6 +215,11 @@ class Backbone(nnx.Module):
         """Raises a NotImplementedError that names a mixer which may not be called with rows cut over devices."""
         if cut_of(x) is None:
             return
+        if routed := [str(word) for word in self.words if word.capacity is not None]:
+            raise NotImplementedError(
+                f"{routed[0]} on a mesh that cuts rows over devices, but its positions are chosen among whole rows: "
+                "expected --mesh.sequence 1"
+            )
         for word, block in zip(self.words, self.blocks, strict=True):
             for name, mixer in (("+".join(word.mixers), block.mixer), (word.channel, block.mlp)):
                 if mixer is not None and not has(mixer, "runs_cut"):
@@ -247,6 +265,7 @@ class Backbone(nnx.Module):
         rngs: nnx.Rngs | None = None,
         ahead: Int[Array, "b l"] | None = None,
         layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
     ) -> tuple[Float[Array, "b l d"], tuple]:
         """Goes on from `state` by l positions; any split gives the same as the whole.
 
@@ -258,15 +277,18 @@ class Backbone(nnx.Module):
         self._check_cut(x)
         self._check_ahead(ahead)
         x, after = self._enter(x), []
-        each = self._noise(rngs), places_of(layer_inputs, len(self.words))
+        each = self._noise(rngs), places_of(layer_inputs, len(self.words)), self._norms
         added = groups_of(layer_inputs, x, len(self.words))
-        x, mask, segment_ids, ahead, added, leave = _close(x, mask, segment_ids, ahead, added, goes_on=True)
+        x, mask, segment_ids, ahead, added, skippable, leave = _close(
+            x, mask, segment_ids, ahead, added, _of_rows(skippable, x), goes_on=True
+        )
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "embeddings": x, "shared": self._shared}
+        given["skippable"] = skippable
 
         def run(graphdef, params, x, state, own):
-            noise, place = own
+            noise, place, norms = own
             key, skip = noise or (None, None)
-            block = nnx.merge(graphdef, gathered(params))
+            block = self._block(graphdef, params, norms)
             x, state = block.extend(plus(x, added, place), state, key=key, skip=skip, **given)
             return placed_rows(x), state
 
@@ -275,6 +297,31 @@ class Backbone(nnx.Module):
             x, block_state = run(*nnx.split(block), x, block_state, _of_block(each, i))
             after.append(block_state)
         return leave(self._normed(x)), tuple(after)
+
+    @property
+    def _norms(self):
+        """Of each depth, the norms that a shared block has there, 0 where it has none or it is not shared; or None."""
+        if not self.norms_at:
+            return None
+        own: dict[int, Any] = dict(zip(self.norms_at, self.norms, strict=True))
+        at = [own.get(i, block) if block.norms_apart else None for i, block in enumerate(self.blocks)]
+        stacked = {}
+        for name in ("norm", "norm2"):
+            modules = [getattr(norms, name, None) for norms in at]
+            states = [None if module is None else gathered(nnx.state(module)) for module in modules]
+            zeros = jax.tree.map(jnp.zeros_like, next(filter(None, states), None))
+            if zeros is not None:
+                stacked[name] = jax.tree.map(lambda *a: jnp.stack(a), *(state or zeros for state in states))
+        return stacked
+
+    @staticmethod
+    def _block(graphdef, params, norms):
+        """A block as it runs at a depth, with the norms that it has there."""
+        block = nnx.merge(graphdef, gathered(params))
+        for name, state in (norms or {}).items() if block.norms_apart else ():
+            if getattr(block, name) is not None:
+                nnx.update(getattr(block, name), state)
+        return block
 
     def _recomputed(self, run):
         """What runs a block, and in the backward pass runs it again, if it is to."""
@@ -318,16 +365,26 @@ class Backbone(nnx.Module):
         return placed_rows(x)
 
 
-def _close(x, mask, segment_ids, ahead, added, *, goes_on=False):
+def _of_rows(skippable, x):
+    """Positions that may be left out, if they are those of x."""
+    if skippable is not None and skippable.positions.shape != x.shape[:2]:
+        raise ValueError(f"skippable has shape {skippable.positions.shape}, expected that of rows, {x.shape[:2]}")
+    return skippable
+
+
+def _close(x, mask, segment_ids, ahead, added, skippable, *, goes_on=False):
     """All of it as it runs, and what puts rows back: absent positions blank, and no gaps between."""
     if mask is None:
-        return x, mask, segment_ids, ahead, added, lambda x: x
+        return x, mask, segment_ids, ahead, added, skippable, lambda x: x
     closed = close_gaps(mask, segment_ids, goes_on=goes_on)
     if ahead is not None:
         ahead = jnp.take_along_axis(ahead, closed.source, axis=1)
     if added is not None:
         added = [closed.close(blank(mask, value)) for value in added]
-    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, closed.open
+    if skippable is not None:
+        positions = jnp.take_along_axis(skippable.positions, closed.source, axis=1)
+        skippable = dataclasses.replace(skippable, positions=positions)
+    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, skippable, closed.open
 
 
 def _of_block(each, i):

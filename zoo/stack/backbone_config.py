@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import ssm
 from m2 import M2Config, MonarchMLPConfig
 from zoo.layers.attention import AttentionConfig
+from zoo.layers.depth_router import MoDConfig
 from zoo.layers.mlp import MLPConfig
 from zoo.layers.moe import MoEConfig
 from zoo.layers.needs import has, needs_of
@@ -32,7 +33,7 @@ class BackboneConfig:
     """Number of blocks."""
     pattern: str = "mamba"
     """Mixers of the blocks, e.g. "mamba", "attn/mlp", "(mamba2*3 attn/mlp)*2 mamba2", "mamba2+attn/mlp", or Megatron's
-    letters as in "M-M-M*-"; cycles to n_layers."""
+    letters as in "M-M-M*-"; cycles to n_layers. A block of "attn/mlp:0.125" takes an eighth of the positions."""
     causal: bool = True
     """Whether positions see only themselves and earlier ones. Otherwise state spaces run both ways, averaged."""
     dropout: float = 0.0
@@ -57,6 +58,8 @@ class BackboneConfig:
     """Added to the variance in normalisation."""
     norm_bias: bool = True
     """Whether norm="layer" has a bias."""
+    share_norms: bool = True
+    """Whether depths that share a block, as in "attn/moe@a", share its norms. False: each has its own (WideNet)."""
     first_norm: bool = True
     """Whether the first block has a norm before its sequence mixer. ModernBERT's has the embedding's alone."""
     dtype: str = "float32"
@@ -107,6 +110,8 @@ class BackboneConfig:
     """Options of "monarch"."""
     moe: MoEConfig = MoEConfig()
     """Options of "moe", a mixture of experts."""
+    mod: MoDConfig = MoDConfig()
+    """Options of blocks with a capacity, as "attn/mlp:0.125": a mixture of depths."""
 
     def __post_init__(self):
         for name in ("dtype", "param_dtype"):
@@ -141,11 +146,27 @@ class BackboneConfig:
         words = parse_pattern(self.pattern, self.n_layers)
         if not self.first_norm and words[0].shared:
             raise ValueError(f"first_norm=False, expected pattern={self.pattern!r} to begin with a block of its own")
+        if not self.share_norms and not any(word.shared for word in words):
+            raise ValueError(f"share_norms=False with pattern={self.pattern!r}, expected a shared block: 'attn/moe@a'")
         for word in set(words):
             for mixer in word.mixers:
                 self._check_mixer(word, mixer)
             if word.channel:
                 mixer_needs(self, word.channel)
+            self._check_capacity(word)
+
+    def _check_capacity(self, word: Word) -> None:
+        """Whether a block's mixers can do without some of the positions."""
+        if word.capacity is None:
+            return
+        for mixer in filter(None, (*word.mixers, word.channel)):
+            if "grid" in mixer_needs(self, mixer):
+                raise ValueError(
+                    f"pattern={self.pattern!r}: {mixer_name(mixer)} goes by the rows and columns of an image, which "
+                    f"are none without some positions; expected no capacity, given {word.capacity}"
+                )
+        if self.mod.weighs == "symmetric" and self.norm_place != "pre":
+            raise ValueError("mod.weighs='symmetric', expected norm_place='pre': a norm undoes weights of positions")
 
     def _check_mixer(self, word: Word, mixer: str) -> None:
         """Whether a block can give one of its sequence mixers what it asks for."""

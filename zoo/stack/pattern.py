@@ -22,6 +22,12 @@ A mixer or channel mixer may carry options, which replace those of the config in
 
     "attn/mlp attn[window=65,rope_base=10000]/mlp*2"   one block that sees all, two that see near
 
+A number behind a block is the share of the positions that go through it, the others go around (mixture of depths); with
+`cosine` it is that of the block's depth, fewer with depth (p-MoD), and all in the first blocks:
+
+    "attn/mlp attn/mlp:0.125"      every second block takes an eighth of the positions
+    "mamba:cosine"                 of 8 blocks the first two take all, the others 0.8117 to 0.15
+
 Megatron's letters are read too, without blanks, each a block of its own: M is `mamba2`, * is `attn`, - is `-/mlp` and E
 is `-/moe`.
 
@@ -36,7 +42,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
+from zoo.layers.depth_router import check_capacity
 from zoo.layers.names import unknown_name
+from zoo.stack.capacities import cosine_capacities
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, Kind, find_kind
 from zoo.stack.options import read_options, write_options
 
@@ -51,7 +59,7 @@ class Word(NamedTuple):
 
     Examples:
       >>> zoo.parse_pattern("attn/mlp", 1)
-      (Word(mixers=('attn',), channel='mlp', shared=None),)
+      (Word(mixers=('attn',), channel='mlp', shared=None, capacity=None),)
     """
 
     mixers: tuple[str, ...]
@@ -60,6 +68,8 @@ class Word(NamedTuple):
     """Channel mixer behind them."""
     shared: str | None = None
     """Name of the block that all words with this name are."""
+    capacity: float | None = None
+    """The share of the positions that go through it, as a router says. None: all, without a router."""
 
     @property
     def plain(self) -> "Word":
@@ -68,8 +78,9 @@ class Word(NamedTuple):
 
     def __str__(self) -> str:
         """The word as a pattern spells it."""
-        channel, shared = (before + text if text else "" for before, text in (("/", self.channel), ("@", self.shared)))
-        return ("+".join(self.mixers) or "-") + channel + shared
+        capacity = None if self.capacity is None else f"{self.capacity:g}"
+        parts = ("/", self.channel), (":", capacity), ("@", self.shared)
+        return ("+".join(self.mixers) or "-") + "".join(before + text for before, text in parts if text)
 
 
 class Repeat(NamedTuple):
@@ -104,7 +115,14 @@ def parse_pattern(pattern: str, n_layers: int) -> tuple[Word, ...]:
         raise ValueError(f"pattern={pattern!r}, expected at least one word, e.g. 'mamba' or 'attn/mlp'")
     if len(words) > n_layers:
         raise ValueError(f"pattern={pattern!r} has {len(words)} blocks, more than n_layers={n_layers}")
-    return tuple(words[i % len(words)] for i in range(n_layers))
+    by_depth = cosine_capacities(n_layers)
+    cycled = [words[i % len(words)] for i in range(n_layers)]
+    for i, word in enumerate(cycled):
+        if word.capacity == _BY_DEPTH:
+            if word.shared:
+                raise ValueError(f"pattern={pattern!r}: {word.shared!r} is one block, expected a number for cosine")
+            cycled[i] = word._replace(capacity=by_depth[i])
+    return tuple(cycled)
 
 
 def pattern_mixers(pattern: str, n_layers: int) -> set[str]:
@@ -219,14 +237,17 @@ def _spell_out(pattern: str) -> str:
 
 
 # A name, and options in brackets.
-_MIXER = r"[^/*+@\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
+_MIXER = r"[^/*+@:\s\[\]]+(?:\[[^/*\s\[\]]+\])?"
+# What a word that has its capacity by its depth has until that is known.
+_BY_DEPTH = 0.0
 _COUNT = r"(?:\*(?P<count>\d+))?"
-_WORD = rf"(?P<mixers>{_MIXER}(?:\+{_MIXER})*)(?:/(?P<channel>{_MIXER}))?(?:@(?P<shared>\w+))?{_COUNT}"
+_CAPACITY = r"(?::(?P<capacity>[\w.+-]+))?"
+_WORD = rf"(?P<mixers>{_MIXER}(?:\+{_MIXER})*)(?:/(?P<channel>{_MIXER}))?{_CAPACITY}(?:@(?P<shared>\w+))?{_COUNT}"
 # Of a pattern with too many blocks so many are counted one by one.
 _MOST_SPELT = 100_000
 _EXPECTED = (
-    "expected mixer or mixer+mixer, perhaps with /channel, @name and *count, in this order and without blanks, each "
-    "mixer perhaps with [option=value,...]; several words as (...)*count"
+    "expected mixer or mixer+mixer, perhaps with /channel, :share, @name and *count, in this order and without blanks, "
+    "each mixer perhaps with [option=value,...]; several words as (...)*count"
 )
 
 
@@ -244,7 +265,7 @@ def _read(pattern: str, most: int) -> list[Word]:
             raise ValueError(f"cannot read {text!r}, {_EXPECTED}")
         if closes and len(groups) == 1:
             raise ValueError(f"{text!r} closes no parenthesis")
-        words = groups.pop() if closes else [_read_word(match["mixers"], match["channel"] or "-", match["shared"])]
+        words = groups.pop() if closes else [_read_word(match)]
         count = int(match["count"] or 1)
         if not words or not any(words[0][:2]) or count < 1:
             raise ValueError(f"{text!r} is an empty {'group' if closes else 'block'}")
@@ -258,13 +279,26 @@ def _read(pattern: str, most: int) -> list[Word]:
     return groups[0]
 
 
-def _read_word(mixers: str, channel: str, shared: str | None) -> Word:
-    names = () if mixers == "-" else re.findall(_MIXER, mixers)
+def _read_word(match: re.Match[str]) -> Word:
+    names = () if match["mixers"] == "-" else re.findall(_MIXER, match["mixers"])
+    channel = match["channel"] or "-"
     return Word(
         tuple(_read_mixer("mixer", text, MIXERS) for text in names),
         None if channel == "-" else _read_mixer("channel mixer", channel, CHANNEL_MIXERS),
-        shared,
+        match["shared"],
+        _read_capacity(match["capacity"]),
     )
+
+
+def _read_capacity(text: str | None) -> float | None:
+    if text is None or text == "cosine":
+        return None if text is None else _BY_DEPTH
+    try:
+        capacity = float(text)
+    except ValueError as error:
+        raise ValueError(f"capacity={text!r}, expected a number or cosine") from error
+    check_capacity(capacity)
+    return capacity
 
 
 def _read_mixer(kind: str, text: str, known: Mapping[str, Kind]) -> str:

@@ -28,7 +28,9 @@ def takes_halves(block: Block, x: jax.Array, size: int | None) -> bool:
 
 
 def _is_longer(block, x, size):
-    if size is None or x.shape[1] <= size or cut_of(x) is not None or block.has_auxiliary_loss:
+    if size is None or x.shape[1] <= size or cut_of(x) is not None:
+        return False
+    if block.has_auxiliary_loss or block.router is not None:
         return False
     return not block.mlp_needs and not block.needs
 

@@ -214,7 +214,7 @@ def test_a_config_names_what_a_stack_cannot_give(unchecked, attributes, fields, 
 
 
 def test_options_may_say_what_the_class_does_not():
-    assert needs_of(zoo.Attention, zoo.AttentionConfig()) == ("ahead",)
+    assert needs_of(zoo.Attention, zoo.AttentionConfig()) == ("ahead", "positions")
     m2 = MIXERS["m2"]
     assert needs_of(m2.constructor, m2.config_default) == ()
     assert needs_of(m2.constructor, dataclasses.replace(m2.config_default, conv="2d")) == ("grid",)

@@ -33,6 +33,10 @@ MAMBA2, NEAR = Word(("mamba2",)), Word(("attn[window=4]",), "mlp")
         # Blocks that are one.
         ("mamba attn/mlp@a", 4, [MAMBA, TRANSFORMER._replace(shared="a")] * 2),
         ("mamba+attn@b_2*2 attn@1", 3, [Word(("mamba", "attn"), None, "b_2")] * 2 + [Word(("attn",), None, "1")]),
+        # Blocks for a share of the positions, by number or by depth.
+        ("mamba:0.125", 1, [MAMBA._replace(capacity=0.125)]),
+        ("attn/mlp:1@a*2", 2, [TRANSFORMER._replace(capacity=1.0, shared="a")] * 2),
+        ("attn/mlp:cosine", 4, [TRANSFORMER._replace(capacity=c) for c in (None, 0.75, 0.25, 0.15)]),
         # Groups.
         ("(mamba attn/mlp)*2 attn", 5, [MAMBA, TRANSFORMER] * 2 + [ATTENTION]),
         ("((mamba*2 attn)*2 -/mlp)*2", 14, ([MAMBA, MAMBA, ATTENTION] * 2 + [MLP]) * 2),
@@ -78,6 +82,10 @@ def test_a_pattern_reads_as_one_word_a_block(pattern, n_layers, words):
         ("mamba+atn", "unknown mixer 'atn', did you mean 'attn'"),
         ("mamba+-", "unknown mixer '-'"),
         ("attn/mlp+mlp", "cannot read"),
+        ("mamba:x", "capacity='x', expected a number or cosine"),
+        ("mamba:0", r"capacity=0\.0, expected more than 0, at most 1"),
+        ("mamba:0.5/mlp", "cannot read"),
+        ("mamba:cosine@a", "'a' is one block, expected a number for cosine"),
         ("attn@a mamba@a", "'attn@a' and 'mamba@a', expected @a to be one block"),
         ("(attn@a)*2 attn[window=3]@a", r"'attn@a' and 'attn\[window=3\]@a', expected @a to be one"),
         ("attn@a/mlp", "cannot read 'attn@a/mlp'"),
