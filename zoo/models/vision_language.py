@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import is_known
 from zoo.layers.connectors import Connector, ConnectorConfig
+from zoo.layers.depth_router import Skippable
 from zoo.layers.image_tokens import grid_of
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.seen import LOOKS_AHEAD, SEEN_AHEAD
@@ -67,6 +68,10 @@ class VisionLanguageConfig:
     before deeper blocks, one each (DeepStack). 2: a quarter of the length."""
     mutual_attention: bool = False
     """Whether places of images see the question that stands behind them (AKI). For attention alone."""
+    full_rows: bool = False
+    """Whether every row has as many images as are given. In a text model some of whose blocks have a capacity, such as
+    "attn/mlp:cosine", which choose among the places of images alone (p-MoD), a compiled program then leaves out what
+    they leave out; rows with fewer images become NaN."""
 
     def __post_init__(self):
         settle(self)
@@ -168,7 +173,8 @@ class VisionLanguageModel(nnx.Module):
 
     Source: Liu et al. 2023, arXiv:2304.08485 (LLaVA); on Mamba: Zhao et al. 2024, arXiv:2403.14520 (Cobra), Huang & Hu
       2024, arXiv:2407.19832 (ML-Mamba); Meng et al. 2024, arXiv:2406.04334 (DeepStack); mutual attention: Wang et al.
-      2025, arXiv:2503.02597 (AKI).
+      2025, arXiv:2503.02597 (AKI); blocks that some tokens of an image go through: Zhang et al. 2024, arXiv:2412.04449
+      (p-MoD).
     """
 
     def __init__(
@@ -361,8 +367,8 @@ class VisionLanguageModel(nnx.Module):
     ) -> tuple[dict[str, Any], Float[Array, ""]]:
         """What the language model is called with in place of ids, and the loss that the encoder adds.
 
-        The first is `inputs_embeds`, and with `deepstack` and `mutual_attention` `layer_inputs` and `ahead`; the
-        arguments are those of `__call__`.
+        The first is `inputs_embeds`, and with `deepstack`, `mutual_attention` or blocks of a capacity `layer_inputs`,
+        `ahead` or `skippable`; the arguments are those of `__call__`.
         """
         config = self.config
         places = ids == config.image_token_id
@@ -372,7 +378,7 @@ class VisionLanguageModel(nnx.Module):
         # A row's own text, checked as the language model's ids are.
         x = self.language.vectors(ids)
         if images is None:
-            return {"inputs_embeds": x}, jnp.float32(0)
+            return {"inputs_embeds": x} | self._skippable(places, 0), jnp.float32(0)
         b, each = images.shape[:2]
         n = self.places_of_image(*images.shape[2:4])
         count = jnp.sum(places, axis=1)
@@ -380,7 +386,7 @@ class VisionLanguageModel(nnx.Module):
         images = jnp.where(used[..., None, None, None], images, 0)  # what no place stands for, NaN included
         groups, loss = self.encode(rearrange(images, "b i x y c -> (b i) x y c"), rngs=rngs)
         groups = rearrange(groups, "g (b i) m d -> g b (i m) d", b=b).astype(x.dtype)
-        whole = (count % n == 0) & (count <= each * n)
+        whole = (count % n == 0) & (count <= each * n) & (not config.full_rows or count == each * n)
         index = jnp.maximum(jnp.cumsum(places, axis=1) - 1, 0)
         index = jnp.where(whole[:, None], index, groups.shape[2])  # beyond all of them: NaN
         visual = jnp.take_along_axis(groups, index[None, :, :, None], axis=2, mode="fill")
@@ -392,7 +398,15 @@ class VisionLanguageModel(nnx.Module):
             if prompt_mask is None:
                 raise ValueError("mutual_attention=True without prompt_mask: images would see the answers that follow")
             vectors["ahead"] = jnp.where(places, LOOKS_AHEAD, jnp.where(prompt_mask, SEEN_AHEAD, 0))
-        return vectors, loss
+        return vectors | self._skippable(places, each * n if config.full_rows else 0), loss
+
+    def _skippable(self, places, at_least):
+        """What blocks with a capacity choose among: the places of images, of which each row has at least so many."""
+        if all(word.capacity is None for word in self.backbone.words):
+            return {}
+        if is_known(places):
+            at_least = int(np.asarray(places).sum(axis=1).min(initial=places.shape[1]))
+        return {"skippable": Skippable(places, at_least)}
 
     def check_places(self, places: Any, images: Any) -> None:
         """Raises a ValueError where the images of some rows do not fill their places, as far as these are known.
