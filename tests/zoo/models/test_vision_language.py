@@ -252,6 +252,18 @@ def test_blocks_with_a_capacity_choose_among_the_places_of_images_alone():
     assert not np.allclose(model(ids, images=images), plain(ids, images=images), atol=1e-3)
 
 
+def test_tokens_of_images_skip_channel_mixers_by_the_pattern():
+    """A block of a channel mixer alone that takes none of them: they stay as they are, words are fed as ever."""
+    mod = zoo.MoDConfig(decides="top_k")
+    model = build(text=dataclasses.replace(TEXT, pattern="attn -/mlp:0.0001", mod=mod))
+    ids, images = jnp.asarray([ROW]), pictures(1, 2)
+    before, after = model.hidden_states(ids, images=images)[1:]
+    block, places = model.backbone.layers[1], np.asarray(ROW) == IMAGE
+    np.testing.assert_array_equal(after[0][places], model.backbone.norm_f(before)[0][places])
+    fed = model.backbone.norm_f(before + block.mlp(block.norm2(before)))
+    assert_close(after[0][~places], fed[0][~places])
+
+
 def test_full_rows_leave_out_in_a_program_what_blocks_leave_out():
     """The same numbers, fewer operations; a row with fewer images than it should have is NaN."""
     ids, images = jnp.asarray([ROW]), pictures(1, 2)
