@@ -10,13 +10,13 @@ import dataclasses
 import zoo
 from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig
-from experiments.vision_language import pairs, presets
+from experiments.vision_language import contrast_presets, presets
 
 BATCH_SIZE = 128
 LEARNING_RATE = 3e-3
 
 
-def lesson(config: presets.Config) -> pairs.Config:
+def lesson(config: presets.Config) -> contrast_presets.Config:
     """The run of experiments.clip that teaches a configuration's image encoder, on the captions of its data."""
     vision = config.model.vision
     d_model = vision.d_model
@@ -35,7 +35,7 @@ def lesson(config: presets.Config) -> pairs.Config:
         mlp=zoo.MLPConfig(d_ff=2 * d_model),
     )
     steps = config.encoder_steps
-    return pairs.Config(
+    return contrast_presets.Config(
         images=vision,
         texts=texts,
         d_embed=d_model,
