@@ -1,10 +1,11 @@
 """A language model that reads pictures: captions and answers, with any image encoder, connector and mixers.
 
-    python -m experiments.vlm tiny                                  # Mamba-2, drawn scenes: no download, two minutes
-    python -m experiments.vlm tiny --model.text.pattern attn/mlp    # a Transformer; "mamba2 attn/mlp": a hybrid
+    python -m experiments.vlm tiny                                  # attention, drawn scenes: no download, two minutes
+    python -m experiments.vlm tiny --model.text.pattern mamba2/mlp  # a state space; "mamba2/mlp attn/mlp": a hybrid
     python -m experiments.vlm tiny --model.connector.kind scan      # ML-Mamba's; linear, mlp, queries, vocabulary
     python -m experiments.vlm tiny --model.text.n-layers 4 --model.deepstack 2    # a quarter of the places
-    python -m experiments.vlm scenes --seeds 0 1 2                  # longer, until it sees; the mean of three runs
+    python -m experiments.vlm scenes --seeds 0 1 2                  # Mamba-2 by answers alone; the mean of three runs
+    python -m experiments.vlm distill runs/vlm/tiny                 # a student of linear attention (mmMamba)
     python -m experiments.vlm tiny --data.path pairs.jsonl          # yours: image, question, answer or caption
 
 In stages, each a run that goes on from the one before:
@@ -12,10 +13,10 @@ In stages, each a run that goes on from the one before:
     python -m experiments.vlm mamba2-130m --vision-init VIT --language-init state-spaces/mamba2-130m --trained connector
     python -m experiments.vlm mamba2-130m --init runs/vlm/THAT_RUN --trained all --data.path questions.jsonl
 
-The first command answers 36.4 % of 700 held-out questions exactly, where the most frequent answer of each kind would be
-right in 34.9 %: after 700 steps it knows which places are taken, hardly yet by what. The same command again resumes the
-run where it was. A run folder has predictions.jsonl (each held-out question, whether its answer is right) and
-predictions.png. Asked later: `python -m experiments.vlm ask RUN picture.png "what is it?"`.
+The first command first teaches its image encoder which caption is whose, in RUN/encoder (--encoder-steps), and then
+answers 66.9 % of 700 held-out questions exactly, where the most frequent answer of each kind would be right in 21.6 %.
+The same command again resumes the run where it was. A run folder has predictions.jsonl (each held-out question, whether
+its answer is right) and predictions.png. Asked later: `python -m experiments.vlm ask RUN picture.png "what is it?"`.
 """
 
 import dataclasses
