@@ -20,6 +20,7 @@ from experiments.vision_language import distilling
 from experiments.vision_language.distilling import Config, PicturePair, default_run_dir
 from experiments.vision_language.presets import Config as Taught
 from experiments.vision_language.presets import small
+from experiments.vision_language.task import prepare
 
 VISION = zoo.ImageClassifierConfig(
     d_model=8, n_layers=1, n_classes=0, pattern="-/mlp", image_size=8, patch_size=2, mlp=zoo.MLPConfig(d_ff=8)
@@ -122,6 +123,9 @@ def test_a_run_ends_in_a_student_that_has_learned_in_its_mixers_alone(tmp_path):
         else:
             np.testing.assert_array_equal(value[...], theirs[path][...], err_msg=str(path))
     assert "q_proj" in moved
+    prepare(taught).data.held_out.read(0).save(tmp_path / "picture.png")
+    asked = vlm.Ask(str(folder / "student"), (str(tmp_path / "picture.png"), "which digit is there?"), max_new_tokens=2)
+    assert isinstance(vlm.ask(asked), str)
     again = distilling.fit(config, folder)  # nothing is left to do
     assert again.rows == json.loads((folder / "results.json").read_text())["rows"] == run.rows
 
