@@ -73,6 +73,8 @@ class Config:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs: of the initial parameters and of the training batches."""
+    connectors: tuple[ConnectorName, ...] = tuple(CONNECTORS)
+    """Which connectors."""
     cross: bool = False
     """Connectors with attention alone, and language models with the MLP alone, instead of each with each."""
     steps: int = 500
@@ -91,8 +93,8 @@ class Config:
     """File to write all figures to, with the hardware and the versions."""
 
     def __post_init__(self):
-        if not self.seeds:
-            raise ValueError("seeds=(), expected at least one")
+        if not self.seeds or not self.connectors:
+            raise ValueError("expected at least one of seeds and of connectors")
         seeds.check_different(self.seeds)
         for name in ("steps", "batch_size", "encoder_steps", "scenes"):
             if getattr(self, name) < 1:
@@ -106,7 +108,8 @@ def rows_of(config: Config) -> list[Row]:
     cross += [Row("mlp", language, deepstack=True) for language in ("attention", "Mamba-2")]
     rest = [Row(connector, language) for connector in CONNECTORS for language in LANGUAGES]
     rest += [Row("mlp", language, deepstack=True) for language in LANGUAGES]
-    return cross if config.cross else [*cross, *[row for row in rest if row not in cross]]
+    rows = cross if config.cross else [*cross, *[row for row in rest if row not in cross]]
+    return [row for row in rows if row.connector in config.connectors]
 
 
 def configuration(config: Config, row: Row, seed: int) -> presets.Config:

@@ -25,6 +25,7 @@ def test_rows_differ_in_what_they_are_called_and_are_nearly_equal_in_size():
     rows = rows_of(config)
     assert len(rows) == len(set(rows)) == 12
     assert rows_of(dataclasses.replace(config, cross=True)) == rows[:7]
+    assert rows_of(Config(connectors=("scan",), cross=True)) == [Row("scan", "attention")]
     sizes = []
     for row in rows:
         one = configuration(config, row, 3)
@@ -75,7 +76,7 @@ def test_every_run_is_done_once_and_in_the_table(tmp_path, run, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"steps": 0}, "steps=0"), ({"seeds": ()}, "seeds="), ({"seeds": (1, 1)}, "expected different ones")],
+    [({"steps": 0}, "steps=0"), ({"seeds": ()}, "one of seeds"), ({"seeds": (1, 1)}, "expected different ones")],
 )
 def test_what_is_wrong_is_named(fields, message):
     with pytest.raises(ValueError, match=message):
