@@ -53,7 +53,13 @@ class FusionStep(nnx.Module):
 
 
 class Fused(NamedTuple):
-    """What a fusion gives."""
+    """What a fusion gives.
+
+    Examples:
+      >>> fused = zoo.SequentialFusion({"image": 8}, {"class": 3}, d_state=16, rngs=0)({"image": jnp.ones((2, 8))})
+      >>> fused.change.shape, fused.there.shape
+      ((), (2, 1))
+    """
 
     states: Float[Array, "b m s"]
     """Before the first modality, and behind each of them: one more than there are."""
