@@ -1,6 +1,7 @@
 """The configuration of contrastive training, and its presets."""
 
 import dataclasses
+from typing import Any
 
 import ssm
 import zoo
@@ -72,6 +73,13 @@ class Config:
         check_different(self.seeds)
 
 
+def small_texts(d_model: int, **fields: Any) -> zoo.SequenceClassifierConfig:
+    """A small encoder of captions, without positions and types: their mean is what it says."""
+    options: dict[str, Any] = {"norm": "rms", "norm_place": "pre", "norm_eps": 1e-5, "max_len": None}
+    options |= {"type_vocab_size": 0, "pool": "mean", "pooler": False}
+    return zoo.SequenceClassifierConfig(d_model=d_model, **options, **fields)
+
+
 def _tiny() -> Config:
     attn = zoo.AttentionConfig(n_heads=4, position="none", bias=True)
     images = zoo.ImageClassifierConfig(
@@ -85,19 +93,8 @@ def _tiny() -> Config:
         attn=attn,
         mlp=zoo.MLPConfig(d_ff=128, gated=False, activation="gelu", bias=True),
     )
-    texts = zoo.SequenceClassifierConfig(
-        d_model=64,
-        n_layers=2,
-        pattern="mamba2",
-        norm="rms",
-        norm_place="pre",
-        norm_eps=1e-5,
-        max_len=None,
-        type_vocab_size=0,
-        pool="mean",
-        pooler=False,
-        mamba2=ssm.Mamba2Config(head_dim=16, d_state=16),
-    )
+    mamba2 = ssm.Mamba2Config(head_dim=16, d_state=16)
+    texts = small_texts(64, n_layers=2, pattern="mamba2", mamba2=mamba2)
     return Config(
         images=images,
         texts=texts,

@@ -20,20 +20,8 @@ def lesson(config: presets.Config) -> contrast_presets.Config:
     """The run of experiments.clip that teaches a configuration's image encoder, on the captions of its data."""
     vision = config.model.vision
     d_model = vision.d_model
-    texts = zoo.SequenceClassifierConfig(
-        d_model=d_model,
-        n_layers=1,
-        pattern="attn/mlp",
-        norm="rms",
-        norm_place="pre",
-        norm_eps=1e-5,
-        max_len=None,
-        type_vocab_size=0,
-        pool="mean",
-        pooler=False,
-        attn=zoo.AttentionConfig(n_heads=max(1, d_model // 16)),
-        mlp=zoo.MLPConfig(d_ff=2 * d_model),
-    )
+    attn, mlp = zoo.AttentionConfig(n_heads=max(1, d_model // 16)), zoo.MLPConfig(d_ff=2 * d_model)
+    texts = contrast_presets.small_texts(d_model, n_layers=1, pattern="attn/mlp", attn=attn, mlp=mlp)
     steps = config.encoder_steps
     return contrast_presets.Config(
         images=vision,
