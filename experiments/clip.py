@@ -37,7 +37,8 @@ from experiments.loop.seeds import Ended
 from experiments.loop.summary import report, summarise
 from experiments.vision.meaning import Meaning, read_preprocess, save_meaning
 from experiments.vision_language.contrast import Towers
-from experiments.vision_language.pairs import FREE, PRESETS, Config, Prepared, evaluate, make_task, prepare
+from experiments.vision_language.contrast_presets import FREE, PRESETS, Config
+from experiments.vision_language.pairs import Prepared, evaluate, make_task, prepare
 from experiments.vision_language.rows import learned_from
 
 

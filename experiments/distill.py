@@ -37,13 +37,13 @@ from typing import Annotated, Literal, NamedTuple, cast
 
 from flax import nnx
 
-import ssm
 import zoo
 from experiments import causal_lm
 from experiments.causal.chat import keep_chat
 from experiments.causal.pair import Pair, make_pair
 from experiments.causal.stage_plot import plot_stages
 from experiments.causal.stages import STAGES, Evaluation, make_task
+from experiments.causal.student import LoopConfig, MixerConfig, Stage, StageOptimConfig, chosen_layers
 from experiments.data import fetch
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus
 from experiments.data.tokenizers import FILE_NAME, published_tokenizer, save_tokenizer
@@ -54,70 +54,12 @@ from experiments.loop.json_files import write_json
 from experiments.loop.mesh import MeshConfig, meshed
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
-from experiments.loop.optim import OptimConfig, Schedule
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
 from experiments.loop.summary import Summary, table
 from experiments.loop.train import TrainConfig, split_model, train
 from zoo.models.frozen import thaw
 from zoo.published.pretrained import find_folder
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """A stage of the distillation."""
-
-    steps: int = 1000
-    """Optimiser steps. 0 leaves the stage out."""
-    learning_rate: float = 1e-3
-    """Peak learning rate."""
-
-    def __post_init__(self):
-        if self.steps < 0:
-            raise ValueError(f"steps={self.steps}, expected at least 0")
-
-
-@dataclasses.dataclass(frozen=True)
-class MixerConfig(ssm.LinearAttentionConfig):
-    """Options of linear_attn that the teacher leaves open."""
-
-    n_heads: Annotated[int | None, flags.Hidden] = None
-    n_kv_heads: Annotated[int | None, flags.Hidden] = None
-    head_dim: Annotated[int | None, flags.Hidden] = None
-    bias: Annotated[bool, flags.Hidden] = False
-    init: Annotated[Literal["mamba2", "mimic"], flags.Hidden] = "mamba2"
-
-    @property
-    def options(self) -> ssm.LinearAttentionConfig:
-        """The same as the mixer takes them."""
-        return ssm.LinearAttentionConfig(**dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig(TrainConfig):
-    """How often to look, and what to keep, in every stage."""
-
-    steps: Annotated[int, flags.Hidden] = 1000
-    ema: Annotated[float, flags.Hidden] = 0.0
-    carry_state: Annotated[bool, flags.Hidden] = False
-
-
-@dataclasses.dataclass(frozen=True)
-class StageOptimConfig(OptimConfig):
-    """The optimiser, of every stage. The defaults are mmMamba's."""
-
-    learning_rate: Annotated[float, flags.Hidden] = 1e-3
-    warmup_steps: Annotated[int, flags.Hidden] = 0
-    schedule: Schedule = "trapezoid"
-    """How the learning rate falls from its peak. trapezoid: not at all until the last tenth of the steps."""
-    final_fraction: float = 0.0
-    """Learning rate at the last step, as a share of the peak."""
-    weight_decay: float = 0.05
-    """Decoupled weight decay, times the learning rate, of what is trained."""
-    beta2: float = 0.999
-    """Decay of the running mean of squared gradients."""
-    clip: float = 5.0
-    """Largest norm of the whole gradient; longer ones are scaled down. 0 switches clipping off."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,26 +210,6 @@ def teacher_config(config: Config) -> causal_lm.Config:
         mesh=config.mesh,
         prompt="",
     )
-
-
-def chosen_layers(pattern: str, model: zoo.CausalLMConfig) -> list[int]:
-    """The teacher's layers of attention that a pattern makes linear attention.
-
-    Raises:
-      ValueError: the pattern has other words, or none of linear attention.
-    """
-    words = zoo.parse_pattern(pattern, model.n_layers)
-    if any(word not in (zoo.Word(("attn",)), zoo.Word(("linear_attn",))) for word in words):
-        raise ValueError(f"--pattern {pattern!r}, expected the words attn and linear_attn, their options by --mixer")
-    there = zoo.parse_pattern(model.pattern, model.n_layers)
-    layers = [
-        i
-        for i, (now, then) in enumerate(zip(there, words, strict=True))
-        if now.plain.mixers == ("attn",) and then.mixers == ("linear_attn",)
-    ]
-    if not layers:
-        raise ValueError(f"--pattern {pattern!r} converts none of the teacher's layers, {model.pattern!r}")
-    return layers
 
 
 class Distilled(NamedTuple):

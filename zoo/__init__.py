@@ -14,6 +14,8 @@ from zoo.layers.moe import MoE as MoE
 from zoo.layers.moe import MoEConfig as MoEConfig
 from zoo.layers.parallel import Parallel as Parallel
 from zoo.layers.seen import Positions as Positions
+from zoo.layers.sequential_fusion import Fused as Fused
+from zoo.layers.sequential_fusion import SequentialFusion as SequentialFusion
 from zoo.layers.softmax_attention import softmax_attention as softmax_attention
 from zoo.layers.zamba2 import Zamba2 as Zamba2
 from zoo.layers.zamba2 import Zamba2Config as Zamba2Config

@@ -12,6 +12,8 @@ python -m experiments.bench in_training                # what options of trainin
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
 python -m experiments.bench length                     # memory of a step of up to a million tokens, on several devices
 python -m experiments.bench recall                     # what a state recalls, and what attention does
+python -m experiments.bench pictures                   # what reads drawn scenes best: connectors and language models
+python -m experiments.bench image_tokens               # speed and memory against the number of tokens of an image
 python -m experiments.bench coverage                   # which task works with which family, from training to use
 """
 
@@ -20,8 +22,10 @@ import sys
 from experiments.loop import flags
 from zoo.layers.names import unknown_name
 
-MODELS = ("vision", "decode", "quantized", "reused", "in_training", "depth", "length", "recall", "coverage")
-BENCHES = ("peers", "limits", *MODELS)
+BENCHES = (
+    *("peers", "limits", "vision", "decode", "quantized", "reused", "in_training", "depth", "length", "recall"),
+    *("pictures", "image_tokens", "coverage"),
+)
 COMMANDS = {name: f"experiments.bench.{name}" for name in BENCHES}
 
 

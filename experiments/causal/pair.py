@@ -15,7 +15,10 @@ from experiments.loop.train import sum_over
 class Pair(nnx.Module):
     """A teacher and its student, and how large what the teacher's layers give is, to measure distances by."""
 
-    def __init__(self, teacher: zoo.CausalLM, student: zoo.CausalLM):
+    blocks = "student.backbone.layers."
+    """How the names of the student's blocks begin."""
+
+    def __init__(self, teacher: Any, student: Any):
         self.teacher, self.student = teacher, student
         n = len(zoo.converted_layers(teacher.backbone, student.backbone))
         self.mixed_square = nnx.Variable(jnp.ones((n,)))
@@ -26,10 +29,18 @@ class Pair(nnx.Module):
         x = self.teacher.embed(batch["tokens"])
         return zoo.compare_layers(self.teacher.backbone, self.student.backbone, x, segment_ids=batch["segment_ids"])
 
+    def logits(self, model: Any, batch: Mapping[str, Any]) -> jax.Array:
+        """What one of them says of each next token."""
+        return model(batch["tokens"], segment_ids=batch["segment_ids"])
 
-def _per_token(x: jax.Array, batch: Mapping[str, Any]) -> jax.Array:
+    def counted(self, batch: Mapping[str, Any]) -> jax.Array:
+        """Weights of the positions at which layers are compared."""
+        return batch["weights"]
+
+
+def _per_token(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean square over the channels, summed over the tokens that count."""
-    return jnp.sum(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) * batch["weights"])
+    return jnp.sum(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) * weights)
 
 
 def layer_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
@@ -37,22 +48,21 @@ def layer_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
 
     A mean over channels and layers, and a sum over tokens. Each layer is fed what enters the teacher's.
     """
-    errors = [_per_token(each.student.mixed - each.teacher.mixed, batch) for each in pair.compare(batch)]
+    counted = pair.counted(batch)
+    errors = [_per_token(each.student.mixed - each.teacher.mixed, counted) for each in pair.compare(batch)]
     return jnp.mean(jnp.stack(errors) / pair.mixed_square[...])
 
 
 def hidden_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
     """Squared error of the blocks' outputs, over the mean square of what the teacher's blocks add to their input."""
-    errors = [_per_token(each.student.out - each.teacher.out, batch) for each in pair.compare(batch)]
+    counted = pair.counted(batch)
+    errors = [_per_token(each.student.out - each.teacher.out, counted) for each in pair.compare(batch)]
     return jnp.mean(jnp.stack(errors) / pair.update_square[...])
 
 
 def kl(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
     """KL divergence of the student's next token from the teacher's, in nats at temperature 1, summed over tokens."""
-    log_p, log_q = (
-        jax.nn.log_softmax(model(batch["tokens"], segment_ids=batch["segment_ids"]))
-        for model in (pair.teacher, pair.student)
-    )
+    log_p, log_q = (jax.nn.log_softmax(pair.logits(model, batch)) for model in (pair.teacher, pair.student))
     return jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * batch["weights"])
 
 
@@ -71,15 +81,15 @@ def measure(pair: Pair, batch: Mapping[str, Any], rngs: None) -> dict[str, jax.A
 
 def _squares(pair: Pair, batch: Mapping[str, Any], rngs: None) -> tuple[Any, ...]:
     """Mean squares of what the teacher's mixers give and of what its blocks add, as sums over tokens."""
-    compared = pair.compare(batch)
-    mixed = tuple(_per_token(each.teacher.mixed, batch) for each in compared)
-    update = tuple(_per_token(each.teacher.out - each.x, batch) for each in compared)
-    return mixed, update, jnp.sum(batch["weights"])
+    compared, counted = pair.compare(batch), pair.counted(batch)
+    mixed = tuple(_per_token(each.teacher.mixed, counted) for each in compared)
+    update = tuple(_per_token(each.teacher.out - each.x, counted) for each in compared)
+    return mixed, update, jnp.sum(counted)
 
 
-def make_pair(teacher: zoo.CausalLM, student: zoo.CausalLM, batches: Any) -> Pair:
+def make_pair(teacher: Any, student: Any, batches: Any, kind: type[Pair] = Pair) -> Pair:
     """A pair whose distances are relative to what the teacher gives on these batches."""
-    pair = Pair(teacher, student)
+    pair = kind(teacher, student)
     mixed, update, weight = sum_over(pair, _squares, batches)
     for variable, squares in ((pair.mixed_square, mixed), (pair.update_square, update)):
         variable[...] = jnp.maximum(jnp.asarray(squares) / weight, 1e-20)

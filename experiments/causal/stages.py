@@ -39,8 +39,8 @@ def stage_model(pair: Pair, kind: StageKind) -> Pair:
     layers = zoo.converted_layers(pair.teacher.backbone, pair.student.backbone)
 
     def trained(name: str) -> bool:
-        model, _, _, *inside = name.split(".")
-        if model != "student" or len(inside) < 3 or inside[1] != "mixer" or int(inside[0]) not in layers:
+        inside = name.removeprefix(pair.blocks).split(".")
+        if not name.startswith(pair.blocks) or len(inside) < 3 or inside[1] != "mixer" or int(inside[0]) not in layers:
             return False
         return kind.parts is None or inside[2] in kind.parts
 

@@ -31,6 +31,8 @@ from experiments.data.text_files import BadFile, stem_and_suffix
 IMAGE = ("image", "image_path", "file_name", "filename", "path", "img")
 CAPTION = ("caption", "captions", "text", "sentences_raw")
 QUESTION, ANSWER = ("question", "query", "prompt"), ("answer", "answers", "multiple_choice_answer", "label", "response")
+# Most memory of pictures that were drawn, 4 bytes a pixel.
+_DRAWN_BYTES = 256 << 20
 # What is asked of an image that has a caption.
 DESCRIBE = "describe the picture."
 
@@ -134,6 +136,7 @@ def _drawn(config: ImageTextsConfig, n: int, held_out: bool) -> ImageTexts:
     seed, options = config.scene_seed, {"held_out": held_out}
     made = [scenes.make_scene(seed, i, **options) for i in range(n)]
 
+    @functools.lru_cache(maxsize=_DRAWN_BYTES // (4 * config.scene_size**2))  # each is seen in every epoch
     def read(i: int) -> Image.Image:
         return from_array(scenes.draw_scene(made[i], config.scene_size, seed * n + i, **options))
 

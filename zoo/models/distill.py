@@ -26,6 +26,7 @@ from zoo.models.build import Model, abstract
 from zoo.models.vision_language import VisionLanguageModel
 from zoo.stack.backbone import Backbone
 from zoo.stack.block import Block
+from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
 from zoo.stack.options import write_options
 from zoo.stack.pattern import format_pattern, mixer_name, parse_pattern, pattern_mixers
 
@@ -171,6 +172,7 @@ def compare_layers(
     *,
     mask: Bool[Array, "b l"] | None = None,
     segment_ids: Int[Array, "b l"] | None = None,
+    layer_inputs: LayerInputs | None = None,
 ) -> list[Compared]:
     """Runs the teacher, and each converted block of the student on what enters the teacher's block.
 
@@ -179,7 +181,7 @@ def compare_layers(
     Args:
       teacher, student: as `seed_from_attention` takes and gives them.
       x: embedded tokens, what both backbones are called with.
-      mask, segment_ids: as in `Backbone`.
+      mask, segment_ids, layer_inputs: as in `Backbone`.
 
     Returns:
       The converted blocks, in order.
@@ -195,7 +197,9 @@ def compare_layers(
     """
     converted, compared = converted_layers(teacher, student), []
     x = teacher._enter(x)
+    added, places = groups_of(layer_inputs, x, len(teacher.layers)), places_of(layer_inputs, len(teacher.layers))
     for i, block in enumerate(teacher.layers):
+        x = x if places is None else plus(x, added, places[i])
         theirs = _run(block, x, mask, segment_ids)
         if i in converted:
             compared.append(Compared(i, x, theirs, _run(student.layers[i], x, mask, segment_ids)))

@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
@@ -23,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import is_known
 from zoo.layers.connectors import Connector, ConnectorConfig
+from zoo.layers.depth_router import Skippable
 from zoo.layers.image_tokens import grid_of
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.seen import LOOKS_AHEAD, SEEN_AHEAD
@@ -66,6 +68,10 @@ class VisionLanguageConfig:
     before deeper blocks, one each (DeepStack). 2: a quarter of the length."""
     mutual_attention: bool = False
     """Whether places of images see the question that stands behind them (AKI). For attention alone."""
+    full_rows: bool = False
+    """Whether every row has as many images as are given. In a text model some of whose blocks have a capacity, such as
+    "attn/mlp:cosine", which choose among the places of images alone (p-MoD), a compiled program then leaves out what
+    they leave out; rows with fewer images become NaN."""
 
     def __post_init__(self):
         settle(self)
@@ -167,7 +173,8 @@ class VisionLanguageModel(nnx.Module):
 
     Source: Liu et al. 2023, arXiv:2304.08485 (LLaVA); on Mamba: Zhao et al. 2024, arXiv:2403.14520 (Cobra), Huang & Hu
       2024, arXiv:2407.19832 (ML-Mamba); Meng et al. 2024, arXiv:2406.04334 (DeepStack); mutual attention: Wang et al.
-      2025, arXiv:2503.02597 (AKI).
+      2025, arXiv:2503.02597 (AKI); blocks that some tokens of an image go through: Zhang et al. 2024, arXiv:2412.04449
+      (p-MoD).
     """
 
     def __init__(
@@ -212,9 +219,10 @@ class VisionLanguageModel(nnx.Module):
         return cls(config, rngs=rngs, vision=vision, language=language)
 
     def around(self, language: CausalLM) -> "VisionLanguageModel":
-        """This model with another language model of the same width inside; all else is shared."""
+        """This model with another language model of the same width inside; the arrays of all else are shared."""
         graphdef, state = nnx.split(self)
-        new = nnx.merge(graphdef, state)
+        # Variables of its own: both models may be parts of one, which has each but once.
+        new = nnx.merge(graphdef, jax.tree.map(lambda array: array, state))
         new.config, new.language = dataclasses.replace(self.config, text=language.config), language
         return new
 
@@ -290,14 +298,14 @@ class VisionLanguageModel(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
         """As `hidden`, and what training adds to its loss: that of mixtures of experts, 0 without any."""
-        vectors, loss = self._inputs(ids, mask, images, prompt_mask, rngs)
+        vectors, loss = self.inputs(ids, mask, images=images, prompt_mask=prompt_mask, rngs=rngs)
         hidden, more = self.language.run(None, mask, segment_ids, rngs=rngs, **vectors)
         return hidden, loss + more
 
     @called_like(__call__)
     def hidden_states(self, ids, mask=None, segment_ids=None, *, images=None, prompt_mask=None, rngs=None) -> tuple:
         """The vectors of every layer of the language model; see `Backbone.hidden_states`."""
-        vectors, _ = self._inputs(ids, mask, images, prompt_mask, rngs)
+        vectors, _ = self.inputs(ids, mask, images=images, prompt_mask=prompt_mask, rngs=rngs)
         return self.language.hidden_states(None, mask, segment_ids, rngs=rngs, **vectors)
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
@@ -330,7 +338,7 @@ class VisionLanguageModel(nnx.Module):
         """
         if prompt_mask is None:
             prompt_mask = jnp.ones(ids.shape, bool)
-        vectors, _ = self._inputs(ids, mask, images, prompt_mask, rngs)
+        vectors, _ = self.inputs(ids, mask, images=images, prompt_mask=prompt_mask, rngs=rngs)
         options: dict[str, Any] = {"segment_ids": segment_ids, "last_only": last_only, "rngs": rngs}
         return self.language.extend(None, state, mask=mask, **options, **vectors)
 
@@ -348,8 +356,20 @@ class VisionLanguageModel(nnx.Module):
         side, (rows, columns) = config.deepstack, config.grid(grid)
         return rearrange(tokens, "n (r s c t) d -> (s t) n (r c) d", r=rows, s=side, c=columns, t=side), loss
 
-    def _inputs(self, ids, mask, images, prompt_mask, rngs):
-        """What the language model reads in place of ids, and the loss that the encoder adds."""
+    def inputs(
+        self,
+        ids: Int[Array, "b l"],
+        mask: Bool[Array, "b l"] | None = None,
+        *,
+        images: Float[Array, "b i x y c"] | None = None,
+        prompt_mask: Bool[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> tuple[dict[str, Any], Float[Array, ""]]:
+        """What the language model is called with in place of ids, and the loss that the encoder adds.
+
+        The first is `inputs_embeds`, and with `deepstack`, `mutual_attention` or blocks of a capacity `layer_inputs`,
+        `ahead` or `skippable`; the arguments are those of `__call__`.
+        """
         config = self.config
         places = ids == config.image_token_id
         if mask is not None:
@@ -358,9 +378,7 @@ class VisionLanguageModel(nnx.Module):
         # A row's own text, checked as the language model's ids are.
         x = self.language.vectors(ids)
         if images is None:
-            return {"inputs_embeds": x}, jnp.float32(0)
-        if config.mutual_attention and prompt_mask is None:
-            raise ValueError("mutual_attention=True without prompt_mask: images would see the answers to be predicted")
+            return {"inputs_embeds": x} | self._skippable(places, 0), jnp.float32(0)
         b, each = images.shape[:2]
         n = self.places_of_image(*images.shape[2:4])
         count = jnp.sum(places, axis=1)
@@ -368,7 +386,7 @@ class VisionLanguageModel(nnx.Module):
         images = jnp.where(used[..., None, None, None], images, 0)  # what no place stands for, NaN included
         groups, loss = self.encode(rearrange(images, "b i x y c -> (b i) x y c"), rngs=rngs)
         groups = rearrange(groups, "g (b i) m d -> g b (i m) d", b=b).astype(x.dtype)
-        whole = (count % n == 0) & (count <= each * n)
+        whole = (count % n == 0) & (count <= each * n) & (not config.full_rows or count == each * n)
         index = jnp.maximum(jnp.cumsum(places, axis=1) - 1, 0)
         index = jnp.where(whole[:, None], index, groups.shape[2])  # beyond all of them: NaN
         visual = jnp.take_along_axis(groups, index[None, :, :, None], axis=2, mode="fill")
@@ -377,8 +395,18 @@ class VisionLanguageModel(nnx.Module):
         if config.deepstack > 1:
             vectors["layer_inputs"] = {g: jnp.where(here, visual[g], 0) for g in range(1, len(groups))}
         if config.mutual_attention:
+            if prompt_mask is None:
+                raise ValueError("mutual_attention=True without prompt_mask: images would see the answers that follow")
             vectors["ahead"] = jnp.where(places, LOOKS_AHEAD, jnp.where(prompt_mask, SEEN_AHEAD, 0))
-        return vectors, loss
+        return vectors | self._skippable(places, each * n if config.full_rows else 0), loss
+
+    def _skippable(self, places, at_least):
+        """What blocks with a capacity choose among: the places of images, of which each row has at least so many."""
+        if all(word.capacity is None for word in self.backbone.words):
+            return {}
+        if is_known(places):
+            at_least = int(np.asarray(places).sum(axis=1).min(initial=places.shape[1]))
+        return {"skippable": Skippable(places, at_least)}
 
     def check_places(self, places: Any, images: Any) -> None:
         """Raises a ValueError where the images of some rows do not fill their places, as far as these are known.

@@ -14,7 +14,8 @@ from experiments import clip
 from experiments.data.image_texts import ImageTextsConfig
 from experiments.loop.train import TrainConfig
 from experiments.vision_language.contrast import Towers, contrastive_loss, pairwise
-from experiments.vision_language.pairs import PRESETS, Config, prepare, recalls
+from experiments.vision_language.contrast_presets import PRESETS, Config
+from experiments.vision_language.pairs import prepare, recalls
 from tests.numerics import assert_close, normal
 
 TINY = PRESETS["tiny"][1]

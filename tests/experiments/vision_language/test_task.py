@@ -14,6 +14,7 @@ from experiments import vlm
 from experiments.data.image_texts import ImageTextsConfig
 from experiments.loop.optim import OptimConfig, make_optimizer
 from experiments.loop.train import TrainConfig, init_state, make_train_step
+from experiments.vision_language import encoder
 from experiments.vision_language.presets import PRESETS, Config, small
 from experiments.vision_language.results import answers
 from experiments.vision_language.rows import Rows
@@ -162,3 +163,19 @@ def test_a_run_ends_in_scores_pictures_and_a_model_that_is_asked(tmp_path):
     assert not np.array_equal(
         after.connector.projector.layers[0].kernel[...], run.model.connector.projector.layers[0].kernel[...]
     )
+
+
+@pytest.mark.slow
+def test_an_encoder_has_its_lesson_once_and_several_seeds_share_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "BATCH_SIZE", 4)
+    config = dataclasses.replace(CONFIG, encoder_steps=1, trained="language", seeds=(0, 1))
+    runs = vlm.fit_seeds(config, tmp_path)
+    lesson = zoo.from_pretrained(tmp_path / "encoder/images", kind=zoo.ImageClassifier)
+    for run in runs:
+        for mine, theirs in zip(
+            *(jax.tree.leaves(nnx.state(m.backbone, nnx.Param)) for m in (run.model.vision, lesson)), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+    monkeypatch.setattr(vlm.clip, "fit", None)  # not again
+    assert vlm.with_encoder(config, tmp_path).vision_init == str(tmp_path / "encoder/images")
+    assert [run.scores for run in vlm.fit_seeds(config, tmp_path)] == [run.scores for run in runs]

@@ -225,6 +225,59 @@ def test_its_attention_becomes_linear_and_all_else_stays(model):
     assert bool(jnp.isfinite(spoken(student, [row], pictures(1, 1))).all())
 
 
+ROUTED = dataclasses.replace(
+    TEXT, pattern="attn/mlp attn/mlp:0.5", mod=zoo.MoDConfig(gate="tanh", weighs="symmetric", decides="top_k")
+)
+
+
+def test_blocks_with_a_capacity_choose_among_the_places_of_images_alone():
+    """Half of the images' tokens go through the second block, and all words; text alone is the plain model."""
+    model = build(text=ROUTED)
+    ids, images = jnp.asarray([ROW]), pictures(1, 2)
+    before, after = model.hidden_states(ids, images=images)[1:]
+    block = model.backbone.layers[1]
+    weights = block.router.weights(block.router.scores(before))[..., None]
+    around = model.backbone.norm_f(before * weights)
+    went = np.abs(np.asarray(after - around)[0]).max(axis=-1) > 1e-4
+    places = np.asarray(ROW) == IMAGE
+    assert went[places].sum() == places.sum() // 2
+    assert went[~places].all()
+
+    plain = build(text=dataclasses.replace(ROUTED, pattern="attn/mlp"))
+    theirs = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    same = [(path, v.replace(theirs[path][...])) for path, v in nnx.to_flat_state(nnx.state(plain, nnx.Param))]
+    nnx.update(plain, nnx.from_flat_state(same))
+    words = jnp.asarray([[1, 2, 3, 4, 5]])
+    assert_close(model(words), plain(words))
+    assert not np.allclose(model(ids, images=images), plain(ids, images=images), atol=1e-3)
+
+
+def test_tokens_of_images_skip_channel_mixers_by_the_pattern():
+    """A block of a channel mixer alone that takes none of them: they stay as they are, words are fed as ever."""
+    mod = zoo.MoDConfig(decides="top_k")
+    model = build(text=dataclasses.replace(TEXT, pattern="attn -/mlp:0.0001", mod=mod))
+    ids, images = jnp.asarray([ROW]), pictures(1, 2)
+    before, after = model.hidden_states(ids, images=images)[1:]
+    block, places = model.backbone.layers[1], np.asarray(ROW) == IMAGE
+    np.testing.assert_array_equal(after[0][places], model.backbone.norm_f(before)[0][places])
+    fed = model.backbone.norm_f(before + block.mlp(block.norm2(before)))
+    assert_close(after[0][~places], fed[0][~places])
+
+
+def test_full_rows_leave_out_in_a_program_what_blocks_leave_out():
+    """The same numbers, fewer operations; a row with fewer images than it should have is NaN."""
+    ids, images = jnp.asarray([ROW]), pictures(1, 2)
+    model, full = build(text=ROUTED), build(text=ROUTED, full_rows=True)
+    programs = [jax.jit(lambda ids, images, m=m: m(ids, images=images)) for m in (model, full)]
+    one, other = (program(ids, images) for program in programs)
+    assert_close(other, one)
+    flops = [program.lower(ids, images).compile().cost_analysis()["flops"] for program in programs]
+    assert flops[1] < flops[0]
+    fewer = jnp.asarray([[*ROW[:5], 2, 3, 4, 5, 6, 7, 8]])
+    assert bool(jnp.isnan(programs[1](fewer, images)).any())
+    assert bool(jnp.isfinite(programs[0](fewer, images)).all())
+
+
 def test_a_summary_counts_every_parameter_once(model):
     made = zoo.summary(model, show=False)
     assert made.parameters == sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
