@@ -1,7 +1,7 @@
-"""What `mkdocs build` does besides: pages out of files that stand elsewhere, mathematics as MathML, the list of papers.
+"""What `mkdocs build` does besides: pages out of files that stand elsewhere, mathematics as MathML, lists of pages.
 
-RESULTS.md, CHANGELOG.md, CONTRIBUTING.md and CITATION.cff are written once, in the root of the repository, and the help
-of every command in its module: pages of the site are made of them here.
+RESULTS.md, CHANGELOG.md, CONTRIBUTING.md and CITATION.cff are written once, in the root of the repository, the help of
+every command in its module, and notebooks with what they print and draw: pages of the site are made of them here.
 """
 
 import ast
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import latex2mathml.converter
+import nbconvert
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent
@@ -26,14 +27,17 @@ PACKAGES = {
 }
 _LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 _PICTURES = ("*/*.png", "*/*/*.png")
+_NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def on_config(config: Any) -> Any:
-    """Lists the papers' pages in the navigation, by title."""
-    pages = sorted((ROOT / "docs/papers").glob("*.md"), key=lambda path: (path.stem != "index", path.stem))
+    """Lists the pages of papers and of notebooks in the navigation, each after the page about all of them."""
+    papers = [path.stem for path in sorted((ROOT / "docs/papers").glob("*.md")) if path.stem != "index"]
+    pages = {"papers/": papers, "notebooks/": [path.stem for path in _NOTEBOOKS]}
     for entry in config.nav:
-        if isinstance(entry, dict) and entry.get("Papers") == "papers/":
-            entry["Papers"] = [f"papers/{path.name}" for path in pages]
+        for title, folder in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(folder, str) and folder in pages:
+                entry[title] = [f"{folder}{page}.md" for page in ("index", *pages[folder])]
     return config
 
 
@@ -45,6 +49,8 @@ def on_files(files: Files, *, config: Any) -> Files:
     files.append(File.generated(config, "reference/commands.md", content=_commands()))
     for package, about in PACKAGES.items():
         files.append(File.generated(config, f"reference/{package}.md", content=_reference(package, about)))
+    for name, content in _notebooks().items():
+        files.append(File.generated(config, f"notebooks/{name}", content=content))
     for picture in sorted({path for pattern in _PICTURES for path in (ROOT / "experiments").glob(pattern)}):
         name = f"pictures/{picture.name}"
         files.append(File.generated(config, name, content=picture.read_bytes()))
@@ -79,6 +85,25 @@ def _moved(text: str) -> str:
         return f"`{file}`"  # a file of the repository, which the site does not hold
 
     return _LINK.sub(link, text)
+
+
+def _notebooks() -> dict[str, str | bytes]:
+    """A page of every notebook as it is kept, its pictures, and a page that lists their questions."""
+    files: dict[str, str | bytes] = {}
+    questions = []
+    for path in _NOTEBOOKS:
+        text, resources = nbconvert.MarkdownExporter().from_filename(str(path), {"output_files_dir": path.stem})
+        title, question = re.findall(r"^# (.*)|^\*\*(.*?\?)\*\*", text, flags=re.MULTILINE)[:2]
+        questions.append(f"| [{title[0]}]({path.stem}.md) | {question[1]} |")
+        text = re.sub(r"\]\(([^)#:]+)\.ipynb\)", r"](\1.md)", text).replace("<details>", '<details markdown="1">')
+        files[f"{path.stem}.md"] = text
+        files |= resources["outputs"]
+    about = (
+        "Derivation, code, picture, exercise with solution: the files of `notebooks/` with what they print and draw on "
+        "a CPU. `make notebooks` opens them; without a GPU each takes a minute or a few."
+    )
+    files["index.md"] = f"# Notebooks\n\n{about}\n\n| notebook | question |\n| --- | --- |\n" + "\n".join(questions)
+    return files
 
 
 def _citation() -> str:

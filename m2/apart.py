@@ -1,7 +1,7 @@
 """Operations whose rows, and whose channels or heads, have nothing to do with each other: each device runs its own.
 
 Left to the compiler, an operation that loops over rows or heads, or that a kernel computes, would have all of them
-gathered on every device. So under `jax.set_mesh` it runs inside `jax.shard_map` over the axes "data" and "fsdp", which
+gathered on every device. So under `jax.set_mesh` it runs inside `jax.shard_map` over the axes of rows, which
 rows lie over, and "tensor", which channels lie over, where these divide them. Without a mesh nothing changes.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-ROWS, CHANNELS = ("data", "fsdp"), "tensor"
+ROWS, CHANNELS = ("data", "fsdp", "expert"), "tensor"
 
 
 def apart(function: Callable[..., Any], arrays: Sequence[Any], axes: Sequence[str], out: Any, channels: str) -> Any:

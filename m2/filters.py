@@ -16,7 +16,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from m2.sequence_cut import lay
+from m2.sequence_cut import lay, lay_channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +223,7 @@ class HyenaFilter(ImplicitFilter):
         else:
             # Where rows are cut over devices, each finds the taps of its positions, and is left with those of its
             # channels.
-            k, *later = side_by_side(lambda network: lay(lay(self._taps(network, z, t), 1), 0), networks)
+            k, *later = side_by_side(lambda network: lay_channels(lay(self._taps(network, z, t), 1)), networks)
         return jnp.concatenate([k, *(jnp.flip(taps, axis=1) for taps in later)], axis=1)
 
     def _in_pieces(self, network, z, t, at_once):

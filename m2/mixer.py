@@ -20,7 +20,7 @@ from m2.conv import Implementation, direct_conv, fft_conv, segment_runs
 from m2.conv2d import conv_places, direct_conv2d
 from m2.filters import HyenaFilter, HyenaFilter2D, HyenaFilterConfig, side_by_side
 from m2.linear import PRODUCT, rows_dot_general
-from m2.sequence_cut import by_channels, cut_of, inputs_before, lay, segment_starts
+from m2.sequence_cut import by_channels, cut_of, inputs_before, lay_channels, segment_starts
 from m2.serialization import serializable
 from m2.streaming import ConvState, extend_conv, init_conv_state, trailing_absent
 from m2.tensor_cut import convolve, project
@@ -359,7 +359,7 @@ class M2Mixer(nnx.Module):
         return self._per_channel(filter_fn(size) if at_once is None else filter_fn(size, at_once))
 
     def _per_channel(self, taps):
-        return lay(jnp.repeat(taps, self.sharing, axis=0), 0)
+        return lay_channels(jnp.repeat(taps, self.sharing, axis=0))
 
     def _bias(self, filter_fn):
         return jnp.repeat(filter_fn.bias[...], self.sharing)

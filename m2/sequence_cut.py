@@ -18,9 +18,9 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Int, Shaped
 
-AXIS = "sequence"
+AXIS, TENSOR = "sequence", "tensor"
 # Axes that rows lie over.
-ROWS = ("data", "fsdp")
+ROWS = ("data", "fsdp", "expert")
 
 
 class Cut(NamedTuple):
@@ -31,6 +31,8 @@ class Cut(NamedTuple):
     """Devices along the axis."""
     rows: tuple[str, ...]
     """Axes that the rows lie over."""
+    tensor: int = 1
+    """Devices that channels lie over besides."""
 
     @property
     def piece(self) -> PartitionSpec:
@@ -42,14 +44,13 @@ class Cut(NamedTuple):
         """How arrays (b, ...) lie that every device along the axis has."""
         return PartitionSpec(self.rows)
 
-    @property
-    def channels(self) -> PartitionSpec:
-        """How arrays (d, ...) lie of which a device has those of its channels."""
-        return PartitionSpec(self.axis)
+    def channels(self, d: int) -> tuple[str, ...]:
+        """The axes that d channels lie over where each device has whole rows of some: those that "tensor" gave it."""
+        return (TENSOR, self.axis) if self.tensor > 1 and d % (self.tensor * self.size) == 0 else (self.axis,)
 
-    def shard_map(self, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-        """`jax.shard_map` over the axis and those of the rows. Others, as of tensors, are left to the compiler."""
-        axes = {self.axis, *self.rows}
+    def shard_map(self, function: Callable, in_specs: Any, out_specs: Any, more: tuple[str, ...] = ()) -> Callable:
+        """`jax.shard_map` over the axis, those of the rows, and more. Others are left to the compiler."""
+        axes = {self.axis, *self.rows, *more}
         # `jax.jit`: outside of one, `shard_map` over some of the axes alone is an error.
         return jax.jit(
             jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=axes, check_vma=False)
@@ -83,7 +84,7 @@ def cut_of(x: Shaped[Array, "b l *e"]) -> Cut | None:
     rows = tuple(name for name in ROWS if name in sizes)
     if not isinstance(b, int) or b % functools.reduce(lambda n, name: n * sizes[name], rows, 1):
         rows = ()
-    return Cut(AXIS, sizes[AXIS], rows)
+    return Cut(AXIS, sizes[AXIS], rows, sizes.get(TENSOR, 1))
 
 
 def lay(x: Shaped[Array, "*e"], axis: int) -> Shaped[Array, "*e"]:
@@ -93,6 +94,15 @@ def lay(x: Shaped[Array, "*e"], axis: int) -> Shaped[Array, "*e"]:
         return x
     laid = (AXIS if i == axis else PartitionSpec.UNCONSTRAINED for i in range(x.ndim))
     return lax.with_sharding_constraint(x, PartitionSpec(*laid))
+
+
+def lay_channels(x: Shaped[Array, "d *e"]) -> Shaped[Array, "d *e"]:
+    """x with its channels on the devices that `by_channels` wants them on, where that divides them."""
+    sizes = _sizes()
+    over = Cut(AXIS, sizes.get(AXIS, 1), (), sizes.get(TENSOR, 1)).channels(x.shape[0])
+    if sizes.get(AXIS, 1) == 1 or x.shape[0] % sizes[AXIS]:
+        return x
+    return lax.with_sharding_constraint(x, PartitionSpec(over, *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)))
 
 
 def by_channels(
@@ -122,9 +132,12 @@ def by_channels(
         y = cut.fill(function(x, channels, rows, whole))
         return lax.all_to_all(y, cut.axis, split_axis=1, concat_axis=2, tiled=True)
 
+    over = cut.channels(d)
     channels = jax.tree.map(lambda m: cut.fill(m, 0), channels)
-    specs = cut.piece, cut.channels, cut.row, PartitionSpec()
-    y = cut.shard_map(local, specs, cut.piece)(cut.fill(cut.fill(x), 2), channels, rows, whole)
+    piece = PartitionSpec(cut.rows, cut.axis, over[:-1] or None)
+    specs = piece, PartitionSpec(over), cut.row, PartitionSpec()
+    run = cut.shard_map(local, specs, piece, over[:-1])
+    y = run(cut.fill(cut.fill(x), 2), channels, rows, whole)
     return y[:, :length, :d]
 
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Shaped
 
 AXIS = "sequence"
 # Axes that rows lie over.
-ROWS = ("data", "fsdp")
+ROWS = ("data", "fsdp", "expert")
 
 
 class Along(NamedTuple):

@@ -104,7 +104,7 @@ def _own_names(tokenizer: Tokenizer, classes: Sequence[str]) -> tuple[tuple[str,
         parts = re.findall(r"[^\W_]+", name)
         for token in (int(token) for part in parts for token in tokenizer.encode(f" {part}")):
             word = tokenizer.decode([token]).strip()
-            if token not in taken and one_token(tokenizer, word) == token:
+            if word and token not in taken and one_token(tokenizer, word) == token:  # a byte may be a space alone
                 taken[token] = word
                 break
         else:

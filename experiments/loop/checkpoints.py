@@ -15,7 +15,7 @@ orbax does what it is good at: the arrays.
 `begin` copies the state to the host and writes behind the training's back; one save is on its way at a time. Of several
 processes each writes its pieces of the arrays and takes their digests. Process 0 waits for all, looks whether every
 array is there, and renames: what failed anywhere is nowhere a checkpoint. It is restored onto any devices of any number
-of processes, each of which reads what its own need.
+of processes, each of which checks its share of the files, and reads what its own need.
 
 Names are `jax.tree_util` paths joined by dots: what holds the arrays (dataclass, nnx.State, optax tuple, dict) is not
 part of the format. One process at a time may save into a folder; others may read it with `restore_params`. How a
@@ -156,7 +156,7 @@ class Checkpoints:
     def restore(self, step: int, like: Tree) -> Restored | None:
         """The checkpoint of a step; None of a damaged one, which is set aside. As `restore_latest` otherwise."""
         folder = self.root / str(step)
-        if not distributed.agreed(lambda: self._is_sound(step)):
+        if not self._is_sound(step):
             return None
         record = read_record(folder)
         return Restored(step, _restore(folder, record, like), record["data_state"], record["metrics"])
@@ -230,13 +230,16 @@ class Checkpoints:
             self._delete_old(step)
 
     def _is_sound(self, step: int) -> bool:
-        """Whether a checkpoint is as it was written; set aside if not."""
+        """Whether a checkpoint is as it was written, of which each process reads its share; set aside if not."""
+        found: str | None = None
         try:
-            check_checkpoint(self.root / str(step))
+            check_checkpoint(self.root / str(step), share=(distributed.index(), distributed.count()))
         except Damaged as damage:
-            self._set_aside(step, damage)
-            return False
-        return True
+            found = str(damage)
+        damages = [damage for damage in distributed.said_by_all(found) if damage is not None]
+        if damages:
+            distributed.agreed(lambda: self._set_aside(step, Damaged(damages[0])))
+        return not damages
 
     def _renamed(self, step: int, why: str) -> str:
         names = (f"{step}.{why}" + (f"-{count}" if count > 1 else "") for count in range(1, 1000))

@@ -148,17 +148,22 @@ def agreed(make: Callable[[], Value]) -> Value:
     return value
 
 
+def said_by_all(value: Value) -> list[Value]:
+    """What each process says, in the order of their numbers. It must be plain JSON."""
+    if count() == 1:
+        return [value]
+    key = f"said/{next(_counter)}"
+    tell(f"{key}/{index()}", value)
+    return [wait_for(f"{key}/{process}") for process in range(count())]
+
+
 def meet() -> None:
     """Returns when all processes have come by here: as often as this one.
 
     On CPUs a group of devices connects when it first exchanges something, and waits for half a minute. So all of them
     begin together with what each has compiled at its own pace.
     """
-    if count() > 1:
-        key = f"met/{next(_counter)}"
-        tell(f"{key}/{index()}", True)
-        for process in range(count()):
-            wait_for(f"{key}/{process}")
+    said_by_all(True)
 
 
 @contextlib.contextmanager

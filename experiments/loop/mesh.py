@@ -7,7 +7,7 @@
     fsdp        rows too, and parameters, gradients and the optimiser's state, which are gathered where they are used
     sequence    positions of each row
     tensor      heads, inner channels, blocks and the vocabulary
-    expert      the experts of mixtures
+    expert      rows too, and the experts of mixtures
 
 A mesh always has all five, of size 1 where nothing is cut. Whatever runs a model does so inside `on_mesh`: models,
 their layers and operations learn of it from JAX, `jax.sharding.get_abstract_mesh()`. Its axes are `AxisType.Auto`:
@@ -30,7 +30,7 @@ from experiments.loop.flags import UsageError
 
 Fit = TypeVar("Fit", bound=Callable[..., Any])
 AXES = ("data", "fsdp", "sequence", "tensor", "expert")
-ROWS = ("data", "fsdp")
+ROWS = ("data", "fsdp", "expert")
 """The axes that the rows of a batch lie over."""
 
 
@@ -47,7 +47,7 @@ class MeshConfig:
     tensor: int = 1
     """Devices that heads, inner channels and the vocabulary are cut over."""
     expert: int = 1
-    """Devices that the experts of mixtures are cut over."""
+    """Devices with rows of their own, that the experts of mixtures are cut over."""
 
     def __post_init__(self):
         for name, size in dataclasses.asdict(self).items():
@@ -106,12 +106,10 @@ def row_groups(mesh: Mesh) -> int:
 
 def check_rows(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     """Raises a UsageError where the rows of a batch cannot be shared out evenly."""
-    data, fsdp = (mesh.shape[axis] for axis in ROWS)
-    if batch_size % (data * fsdp * accumulate):
-        raise UsageError(
-            f"--train.batch-size {batch_size}, expected a multiple of --mesh.data x --mesh.fsdp x --train.accumulate, "
-            f"{data} x {fsdp} x {accumulate}"
-        )
+    if batch_size % (row_groups(mesh) * accumulate):
+        flags = " x ".join([*(f"--mesh.{axis}" for axis in ROWS), "--train.accumulate"])
+        sizes = " x ".join(map(str, (*(mesh.shape[axis] for axis in ROWS), accumulate)))
+        raise UsageError(f"--train.batch-size {batch_size}, expected a multiple of {flags}, {sizes}")
 
 
 def check_length(mesh: Mesh, length: int, flag: str = "--data.seq-len") -> None:
@@ -137,7 +135,7 @@ def placed(tree: Any, mesh: Mesh) -> Any:
 
 
 def sharding_of_batch(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """Where an array of a batch goes: rows over (data, fsdp), and positions, of tokens say, over sequence.
+    """Where an array of a batch goes: rows over (data, fsdp, expert), and positions, of tokens say, over sequence.
 
     What the devices do not divide is on all of them: rows of a prediction, say; training checks its own, `check_rows`.
     """

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 from experiments.loop.cross_entropy import check_targets, counted, cross_entropy
 
 LOGITS = 2**26  # on a device, in a part: 256 MiB in float32, of 1,300 positions with a vocabulary of 50,000
-ROWS, POSITIONS = ("data", "fsdp"), ("sequence",)
+ROWS, POSITIONS = ("data", "fsdp", "expert"), ("sequence",)
 """The axes of a mesh that cut a batch."""
 
 

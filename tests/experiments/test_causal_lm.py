@@ -133,6 +133,7 @@ def test_monarch_mixer_by_one_flag(text, command):
     assert "with --model.m2.l-max 4: filters are at most l-max long" in err
 
 
+@pytest.mark.slow
 def test_converts_a_run_to_both_layouts_and_samples_from_them(text, tmp_path, command):
     assert command(causal_lm, "tiny", "--data.path", text, "--run-dir", "run", *SMALL)[0] == 0
     for source, target, layout in (("run", "theirs", "transformers"), ("theirs", "back", "official")):
@@ -290,6 +291,7 @@ def test_sampling_from_what_is_no_run_is_one_clear_line(arguments, command):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_published_presets_take_their_own_text(text, command):
     smaller = ("--model.d-model", 16, "--model.n-layers", 1, "--data.seq-len", 64, "--train.batch-size", 2)
     arguments = ("mamba-130m", "--data.path", text, *smaller, "--steps", 1, "--eval-batches", 1, "--prompt=")

@@ -135,6 +135,7 @@ def _stop_after(n):
     return Manager()
 
 
+@pytest.mark.slow
 def test_several_seeds_have_a_mean(squares, tmp_path, command):
     status, out, err = command(
         "tiny", "--data.path", squares, "--run-dir", "seeds", *SMALL, "--epochs", 1, "--seeds", 3, 4
@@ -176,6 +177,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path, command, arguments, m
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_in_a_published_layout_is_as_good(squares, run_command, tmp_path):
     shape = ("--model.class-token", "first", "--model.pool", "token", "--preprocess.mean", 0.4, "--preprocess.std", 0.3)
     arguments = ("tiny", "--data.path", squares, "--run-dir", "run", *SMALL, *shape, "--epochs", 8)

@@ -73,6 +73,7 @@ def test_no_tap_reaches_into_another_document(length, causal, x64):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_channels_in_blocks(causal, x64, monkeypatch):
     monkeypatch.setattr(m2.conv, "BLOCK_BYTES", 1)

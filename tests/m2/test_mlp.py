@@ -77,6 +77,7 @@ def dependence(mlp, blocks=4):
     return [set(np.flatnonzero(row)) for row in pieces]
 
 
+@pytest.mark.slow
 def test_four_gated_blocks_see_two_blocks_each_and_two_factors_see_all(x64):
     assert dependence(make_mlp(d_ff=16)) == [{0, 2}, {0, 2}, {1, 3}, {1, 3}]
     assert dependence(make_mlp(d_ff=16, gated=False)) == [{0}, {1}, {2}, {3}]

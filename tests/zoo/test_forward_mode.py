@@ -51,8 +51,8 @@ OPERATIONS = {
 }
 
 
-# These share what `trapezoid` tries.
-SLOW = ("ssm.ssd", "linear_attention")
+# The ways through a chunk that `selective_scan` and a model try, too.
+SLOW = ("ssm.ssd", "linear_attention", "trapezoid", "zoo.softmax_attention")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in OPERATIONS])

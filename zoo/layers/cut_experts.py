@@ -1,8 +1,9 @@
 """A mixture of experts over devices: each has its own positions, and with "expert" some of the experts.
 
-Positions lie over data, fsdp and sequence, and are the same along "expert": there each device computes what its experts
-make of them, and the sum over the devices is the mixture. So no position is sent anywhere; what is exchanged is one sum
-of the output's size. Left to the compiler, the choices of all positions would be sorted on every device.
+Rows lie over data, fsdp and expert. Along "expert" the devices of a group gather what theirs have in common, each
+computes what its experts make of it, and the sum over the group, of which each keeps its own rows, is the mixture. So
+what is exchanged has one size whatever is chosen, and no position is dropped. Rows that the axis does not divide, one
+prompt, say, are the same along it. Left to the compiler, the choices of all positions would be sorted on every device.
 """
 
 import math
@@ -48,7 +49,8 @@ def shared_out(
     if n_experts % devices:
         raise ValueError(f"n_experts={n_experts}, expected a multiple of --mesh.expert {devices}")
     rows = tuple(axis for axis in ROWS if axis in sizes)
-    rows = rows if rows and x.shape[0] % math.prod(sizes[axis] for axis in rows) == 0 else ()
+    while rows and x.shape[0] % math.prod(sizes[axis] for axis in rows):
+        rows = rows[:-1]
     length, pieces = x.shape[1], sizes.get(POSITIONS, 1)
     along = POSITIONS if pieces > 1 and length >= pieces else None
     axes = {*rows, *([along] if along else []), *([EXPERT] if devices > 1 else [])}
@@ -67,10 +69,13 @@ def shared_out(
                 key = jax.random.fold_in(key, lax.axis_index(axis))
         if devices == 1:
             return mix(nnx.merge(graphdef, params), x, chosen, weights, key)
+        if EXPERT in rows:
+            x, chosen, weights = (lax.all_gather(a, EXPERT, tiled=True) for a in (x, chosen, weights))
         n = n_experts // devices
         mine = chosen - lax.axis_index(EXPERT) * n
         mine = jnp.where((mine >= 0) & (mine < n), mine, n)
-        return lax.psum(mix(nnx.merge(graphdef, params), x, mine, weights, key), EXPERT)
+        y = mix(nnx.merge(graphdef, params), x, mine, weights, key)
+        return lax.psum_scatter(y, EXPERT, tiled=True) if EXPERT in rows else lax.psum(y, EXPERT)
 
     run = jax.shard_map(
         local,

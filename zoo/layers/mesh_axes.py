@@ -34,7 +34,7 @@ MESH_AXES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor", "fsdp"),
     "experts": ("expert", "fsdp"),
 }
-ROWS, POSITIONS, TENSOR, FSDP = ("data", "fsdp"), "sequence", "tensor", "fsdp"
+ROWS, POSITIONS, TENSOR, FSDP = ("data", "fsdp", "expert"), "sequence", "tensor", "fsdp"
 
 
 def spec_of(axes: tuple | None, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
@@ -118,7 +118,7 @@ def ambient_sizes() -> dict[str, int]:
 
 
 def placed_rows(x: jax.Array) -> jax.Array:
-    """Activations (b, l, ...) with rows over (data, fsdp) and positions over sequence, where these divide them."""
+    """Activations (b, l, ...), rows over (data, fsdp, expert), positions over sequence, where these divide them."""
     sizes = ambient_sizes()
     rows = tuple(axis for axis in ROWS if axis in sizes)
     count = 1

@@ -45,6 +45,7 @@ def test_a_row_for_each_pattern_and_context_a_picture_and_a_record(tmp_path, run
     assert found["attn linear_attn"] == [(bytes_ + student) // 2 for bytes_ in attention]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["attn", "attn linear_attn"])
 def test_each_token_is_the_last_of_its_context(pattern):
     model = bench_decode.make_models(SMALL)[pattern]

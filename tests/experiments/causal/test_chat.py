@@ -91,6 +91,7 @@ def test_mistakes_are_one_clear_line(tmp_path, run_command, arguments, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_begun_from_a_chat_model_keeps_its_template(tmp_path, run_command):
     write_chat_model(tmp_path / "model")
     (tmp_path / "text.txt").write_text("a few plain words " * 200)

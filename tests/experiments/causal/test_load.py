@@ -95,6 +95,7 @@ def test_a_published_model_is_trained_on_with_its_tokenizer(texts, run_command):
     assert_near(parameters("more"), split_model(zoo.from_pretrained("published", dtype="float32"))[1])
 
 
+@pytest.mark.slow
 def test_one_without_a_tokenizer_is_given_it_by_the_flag(trained, run_command):
     assert run_command(convert, "source", "published")[0] == 0
     (trained.parent / "published/tokenizer.json").unlink()
@@ -143,6 +144,7 @@ def test_what_contradicts_the_start_is_named_and_leaves_nothing(trained, tmp_pat
         assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_is_a_start_too(trained, run_command):
     (trained / "model.json").unlink()  # config.json said which model it was
     before = load_causal("source").model.config

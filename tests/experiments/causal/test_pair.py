@@ -33,6 +33,7 @@ def make_batch():
     return jax.tree.map(jnp.asarray, batch)
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_plain_numpy():
     pair, batch = make_pair(), make_batch()
     pair = pairs.make_pair(pair.teacher, pair.student, [batch])

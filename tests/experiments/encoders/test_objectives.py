@@ -50,7 +50,9 @@ def make(case, pattern="attn/mlp", **fields):
     return objective, Examples(texts, seconds, labels), model
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [case if case == "tags" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_empty_rows_and_padding_count_nothing(case, x64):
     objective, examples, model = make(case, dtype="float64", param_dtype="float64")
     rows = objective.rows(examples)

@@ -56,6 +56,7 @@ def test_published_names_that_are_not_the_model_s_are_refused(tmp_path):
     assert said(tmp_path / "out")["label2id"] == {"a": 0, "b": 1, "c": 2}
 
 
+@pytest.mark.slow
 def test_a_published_number_is_in_the_unit_of_its_labels(tmp_path, run_command):
     run = write_tuned(tmp_path / "run", Target("regression", mean=300.0, std=20.0, max_len=16))
     status, _, err = run_command(convert, run, tmp_path / "out")

@@ -21,6 +21,8 @@ def test_names_of_one_token_are_their_own_words():
 
 def test_longer_names_lend_a_token_of_their_own():
     assert choose(WORDPIECE, ("game.sports", "game.politics")).words == ("game", "politics")
+    # Where tokens are bytes, the space before a name is one, and no word.
+    assert choose(ByteTokenizer(), ("positive", "negative")).words == ("p", "n")
 
 
 def test_names_without_one_are_options_with_letters():

@@ -26,7 +26,7 @@ from experiments.loop import checkpoints
 from experiments.loop.checkpoints import Checkpoints, look, restore_params
 from experiments.loop.host_arrays import HostArray, Stack
 from tests.places import ROOT
-from zoo.published.checkpoint_files import read_arrays
+from zoo.published.checkpoint_files import Damaged, check_checkpoint, read_arrays
 
 
 @jax.tree_util.register_dataclass
@@ -251,6 +251,7 @@ with Checkpoints(sys.argv[1], keep_last=2) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_again_and_again_goes_on_from_its_last_save(tmp_path):
     random = np.random.default_rng(0)
     last = -1
@@ -319,6 +320,23 @@ def test_damage_to_any_file_is_seen_and_the_older_checkpoint_used(tmp_path, capl
         save_small(folder, 2)
         assert_restores_small(folder, 2)
         assert aside.exists()
+
+
+def test_shares_of_a_checkpoint_are_all_of_it(tmp_path):
+    save_small(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "1"
+    for name in json.loads((folder / "manifest.json").read_text()):
+        kept = (folder / name).read_bytes()
+        flip(0.5)(folder / name)
+        found = []
+        for process in range(3):
+            try:
+                check_checkpoint(folder, share=(process, 3))
+            except Damaged as damage:
+                found.append(str(damage))
+        assert f"{name} has other bytes than were written" in found
+        assert len(found) == 1 or name == "record.json"  # which all read
+        (folder / name).write_bytes(kept)
 
 
 def test_an_empty_folder_or_a_file_in_place_of_a_checkpoint_is_damage(tmp_path, caplog):
@@ -501,6 +519,7 @@ with Checkpoints(sys.argv[1]) as run:
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_from_one_device_to_eight_and_back(tmp_path):
     state = {"w": jnp.arange(48.0).reshape(16, 3), "b": jnp.arange(3.0), "key": jax.random.key(5)}
     with Checkpoints(tmp_path) as run:

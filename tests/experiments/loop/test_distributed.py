@@ -1,6 +1,7 @@
 """Several real processes on this machine train as one does; where one ends, all do."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -233,6 +234,21 @@ def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(tmp_pat
         (result,) = run(1, [*COMMAND, "--steps", str(steps), "--run-dir", str(whole)])
         assert result[0] == 0, result
     assert_same_run(folder, whole, 6)
+
+
+@pytest.mark.slow
+def test_damage_that_process_1_finds_is_known_to_all(tmp_path):
+    folder, newest = tmp_path / "run", tmp_path / "run" / "checkpoints" / "6"
+    words = [*COMMAND, "--run-dir", str(folder), "--steps"]
+    assert run(1, [*words, "6"])[0][0] == 0
+    names = list(json.loads((newest / "manifest.json").read_text()))
+    damaged = next(newest / name for name in names[1::2] if name.startswith("state"))  # its share is every other file
+    damaged.write_bytes(bytes(byte ^ 1 for byte in damaged.read_bytes()))
+    results = run(2, [*words, "7"])
+    assert [status for status, *_ in results] == [0, 0], results
+    assert "resumed from step 3" in results[0][1]
+    assert f"{damaged.relative_to(newest)} has other bytes than were written" in results[0][2]
+    assert {path.name for path in newest.parent.iterdir()} >= {"6.damaged", "7"}
 
 
 @pytest.mark.slow

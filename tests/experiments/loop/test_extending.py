@@ -81,6 +81,7 @@ def test_an_extended_cosine_run_says_how_its_learning_rate_jumps(tmp_path, capsy
     assert [text for text in out.splitlines() if "schedule" in text] == [line]
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_done_train_nothing_and_say_how_to_go_on(tmp_path, capsys):
     train(make_task(), make_config(4), COSINE, tmp_path)
     capsys.readouterr()
@@ -92,6 +93,7 @@ def test_fewer_steps_than_done_train_nothing_and_say_how_to_go_on(tmp_path, caps
     assert capsys.readouterr().out == f"resumed from step 4 in {tmp_path}: all 4 steps are done\n"
 
 
+@pytest.mark.slow
 def test_a_warmup_longer_than_the_run_is_said(tmp_path, capsys):
     train(make_task(), make_config(2), OptimConfig(warmup_steps=50), tmp_path)
     assert "a warm-up of 50 steps is longer than the run of 2: it is cut to 1" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import shutil
 import time
 
 import numpy as np
+import pytest
 
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.metrics import read_metrics
@@ -49,6 +50,7 @@ def test_a_run_whose_folder_is_deleted_writes_it_again_and_loses_nothing(tmp_pat
     assert [r["step"] for r in read_metrics(folder) if r["split"] == "train"] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_gone_begins_again_and_keeps_its_metrics(tmp_path, capsys):
     train(make_task(), make_config(2), OPTIM, tmp_path)
     before = read_metrics(tmp_path)

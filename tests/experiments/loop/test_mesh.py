@@ -72,19 +72,19 @@ def test_a_mesh_of_another_number_of_devices_is_refused():
 def test_rows_and_positions_that_do_not_divide_are_refused():
     assert row_groups(ABSTRACT) == 6
     check_rows(ABSTRACT, 24, 2)
-    with pytest.raises(UsageError, match=r"--train.batch-size 20, expected a multiple of .* 2 x 3 x 2"):
+    with pytest.raises(UsageError, match=r"--train.batch-size 20, expected a multiple of .* 2 x 3 x 1 x 2"):
         check_rows(ABSTRACT, 20, 2)
     check_length(ABSTRACT, 64)
     with pytest.raises(UsageError, match=r"--data.seq-len 66, expected a multiple of --mesh.sequence 4"):
         check_length(ABSTRACT, 66)
 
 
-def test_rows_are_cut_over_data_and_fsdp_and_positions_over_sequence():
+def test_rows_and_positions_have_axes_of_their_own():
     spec = lambda *shape: tuple(sharding_of_batch(ABSTRACT, shape).spec)  # noqa: E731
-    assert spec(6, 64) == (("data", "fsdp"), "sequence")
-    assert spec(6, 65) == (("data", "fsdp"),)  # tokens and the one behind them
-    assert spec(6) == (("data", "fsdp"),)
-    assert spec(6, 32, 32, 3) == (("data", "fsdp"),)
+    assert spec(6, 64) == (("data", "fsdp", "expert"), "sequence")
+    assert spec(6, 65) == (("data", "fsdp", "expert"),)  # tokens and the one behind them
+    assert spec(6) == (("data", "fsdp", "expert"),)
+    assert spec(6, 32, 32, 3) == (("data", "fsdp", "expert"),)
 
 
 def test_batches_keep_their_values():

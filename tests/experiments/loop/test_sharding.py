@@ -155,6 +155,13 @@ def test_eight_devices_with_a_part_of_each_row_train_as_one_does(pattern, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_heads_and_positions_are_cut_together(pattern, tmp_path):
+    (share,) = check(tmp_path, [{"data": 1, "fsdp": 2, "sequence": 2, "tensor": 2}], pattern=pattern, length=48)
+    assert 1 / 4 <= share <= 1 / 4 + 0.05
+
+
+@pytest.mark.slow
 def test_micro_batches_and_layers_that_are_not_scanned(tmp_path):
     ways = [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 1, "sequence": 8}]
     check(tmp_path, ways, pattern="mamba2 m2/mlp", length=48, accumulate=2, scan_layers=False)
@@ -167,5 +174,6 @@ def test_a_checkpoint_of_eight_devices_is_restored_on_two_by_four_and_on_one(tmp
 
 @pytest.mark.slow
 def test_experts_are_cut_over_their_axis(tmp_path):
-    (share,) = check(tmp_path, [{"fsdp": 2, "expert": 4, "data": 1}], pattern="mamba2/moe")
+    ways = [{"fsdp": 2, "expert": 4, "data": 1}, {"expert": 4, "sequence": 2, "data": 1}]
+    share, _ = check(tmp_path, ways, pattern="mamba2/moe")
     assert share < 0.4

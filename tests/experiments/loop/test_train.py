@@ -202,7 +202,9 @@ def test_bfloat16_compute_keeps_float32_masters():
     assert metrics["loss"] == pytest.approx(float(exact_metrics["loss"]), rel=2e-2)
 
 
-@pytest.mark.parametrize("stack", [zoo.stack_layers, lambda params, model: params])
+@pytest.mark.parametrize(
+    "stack", [pytest.param(zoo.stack_layers, marks=pytest.mark.slow), lambda params, model: params]
+)
 def test_weight_decay_leaves_out_what_says_so(stack):
     model = make_model(n_layers=4, scan_layers=True)
     optimizer = make_optimizer(dataclasses.replace(OPTIM, weight_decay=0.5, warmup_steps=0), 10, model)
@@ -365,6 +367,7 @@ def test_a_run_goes_on_whether_its_layers_are_looped_or_not(tmp_path):
             assert_close(*values, tolerance=1e-3, name=f"{name}, {part}")
 
 
+@pytest.mark.slow
 def test_a_step_is_a_program_of_the_same_size_whatever_the_depth():
     """Nothing is spelled out layer by layer, where even one operation on one array is 17 instructions a layer.
 

@@ -131,7 +131,7 @@ def test_mini_batches_keep_the_activations_of_one():
     ("name", "pattern"),
     [
         ("in-batch", "attn/mlp"),
-        ("orthogonal", "m2/monarch"),
+        pytest.param("orthogonal", "m2/monarch", marks=pytest.mark.slow),
         pytest.param("prototype", "attn/mlp", marks=pytest.mark.slow),
         pytest.param("margin-mse", "attn/mlp", marks=pytest.mark.slow),
     ],
@@ -148,6 +148,7 @@ def test_empty_rows_change_neither_the_loss_nor_any_gradient(name, pattern, x64)
     assert_close(padded, (value, gradient))
 
 
+@pytest.mark.slow
 def test_a_missing_negative_weighs_nothing():
     model, batch = make_model(), make_batch()
     batch["d_ids"] = batch["d_ids"].at[:, 2].set(-1)

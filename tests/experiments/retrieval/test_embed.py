@@ -84,6 +84,7 @@ def test_a_model_that_takes_padding_for_text_gets_full_rows():
     assert not np.allclose(expected[0], alone(model, "hello"), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_pooling_gets_one():
     model = make_model(zoo.MaskedLMConfig)
     hidden = model.hidden(jnp.asarray(encode(TOKENIZER, ["hello"], max_len=10)[0].tokens)[None])

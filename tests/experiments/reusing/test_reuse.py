@@ -67,6 +67,7 @@ def test_weights_become_few_bits(folders, run_command):
     assert jnp.array_equal(small(IDS), expected(IDS))
 
 
+@pytest.mark.slow
 def test_an_adapter_is_folded_in_and_what_lies_beside_a_model_goes_along(folders, run_command, empty_folder):
     source = PUBLISHED / "llama_tied"
     model = zoo.from_pretrained(source)

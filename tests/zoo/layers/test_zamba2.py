@@ -41,6 +41,7 @@ def test_depths_with_a_number_share_a_transformer(x64):
     assert_close(call(params, IDS), without)
 
 
+@pytest.mark.slow
 def test_packed_documents_do_not_see_each_other(x64):
     call, params = jitted(make())
     segment_ids = jnp.asarray([[0] * 4 + [1] * 5, [0] * 7 + [1] * 2])

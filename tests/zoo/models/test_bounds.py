@@ -54,6 +54,7 @@ def test_a_row_that_outgrows_attentions_cache_is_refused():
         near.extend(x, near.init_state(1, 2))
 
 
+@pytest.mark.slow
 def test_a_row_that_outgrows_the_long_filter_is_refused():
     mixer, x = m2.M2Mixer(D_MODEL, SMALL["m2"], rngs=nnx.Rngs(0)), jnp.zeros((1, 8, D_MODEL))
     with pytest.raises(ValueError, match=r"8 positions, expected at most max_len=6, which the state was made for"):
@@ -100,10 +101,14 @@ def test_the_least_temperature_and_the_extreme_penalties_draw_tokens_of_the_voca
         zoo.Sampling(top_k=2.5)
 
 
-PATTERNS = [*["mamba", "mamba2", "mamba3", "m2", "attn", "linear_attn", "mamba2+attn/moe", "mamba/mlp", "-/monarch"]]
+OTHERS = [
+    pytest.param(pattern, marks=pytest.mark.slow) for pattern in ("mamba", "mamba3", "attn", "linear_attn", "mamba/mlp")
+]
 
 
-@pytest.mark.parametrize("pattern", [*PATTERNS, "vim", "m2, both ways", "mamba2, both ways"])
+@pytest.mark.parametrize(
+    "pattern", ["mamba2", "m2", "mamba2+attn/moe", "-/monarch", "vim", "m2, both ways", "mamba2, both ways", *OTHERS]
+)
 def test_no_rows_and_no_positions_give_empty_results(pattern):
     pattern, both, _ = pattern.partition(",")
     causal = not both and pattern != "vim"

@@ -34,7 +34,12 @@ MIXERS = {
     "Mamba both ways": {"pattern": "mamba", "norm_place": "pre", "norm_eps": 1e-5},
     "Mamba-2 both ways": {"pattern": "mamba2", "norm_place": "pre", "norm_eps": 1e-5},
 }
-ALIKE = ("attention, learned positions", "attention, ALiBi", "Mamba both ways")  # what they do, another does too
+ALIKE = (
+    "attention, learned positions",
+    "attention, ALiBi",
+    "Mamba both ways",
+    "Mamba-2 both ways",
+)  # what they do, another does too
 # Documents of rows of 20, which are longer than the 12 positions there are: of 8 and 12 tokens, and of 12 and 8.
 SEGMENTS = jnp.asarray([[5] * 8 + [0] * 12, [1] * 12 + [2] * 8])
 SHORT, LONG = ((0, np.s_[:8]), (1, np.s_[12:])), ((0, np.s_[8:]), (1, np.s_[:12]))

@@ -33,7 +33,10 @@ def abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
-@pytest.mark.parametrize("pattern", ["mamba2/moe attn[window=16]/moe[capacity_factor=1.25]", "m2 attn/mlp"])
+EXPERTS = pytest.param("mamba2/moe attn[window=16]/moe[capacity_factor=1.25]", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("pattern", [EXPERTS, "m2 attn/mlp"])
 def test_a_language_model_is_two_programs_that_any_batch_and_prompt_go_through(pattern, unchecked):
     model = zoo.CausalLM(
         zoo.CausalLMConfig(d_model=16, n_layers=2, vocab_size=32, pattern=pattern, **OPTIONS), rngs=nnx.Rngs(0)
@@ -91,6 +94,7 @@ def test_an_encoder_takes_every_length_that_it_has_positions_for(pattern, unchec
         jax.export.export(run)(abstract(params), rows, mask)
 
 
+@pytest.mark.slow
 def test_an_image_classifier_takes_any_batch(unchecked):
     config = zoo.ImageClassifierConfig(
         d_model=16, n_layers=2, image_size=16, patch_size=4, n_classes=3, class_token="none", pool="mean",

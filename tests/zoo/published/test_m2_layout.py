@@ -88,6 +88,7 @@ def tokens(length, vocab_size=24, rows=2):
     return jnp.asarray(rng.integers(0, vocab_size, (rows, length))), jnp.asarray(rng.integers(0, 2, (rows, length)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_agrees_with_its_formulas_written_out(form, x64):
     raw = BASE | FORMS[form]
@@ -280,6 +281,7 @@ def test_other_poolings_and_heads_are_errors(pool):
         m2_layout.write_config(zoo.TokenClassifierConfig(**fields), "official")
 
 
+@pytest.mark.slow
 def test_the_published_files_of_80m_have_720_tensors():
     model = nnx.eval_shape(lambda: zoo.create("m2-bert-80m", rngs=nnx.Rngs(0)))
     table = m2_layout.tensor_table(model)

@@ -600,6 +600,7 @@ assert held <= 1.01 * total / 8, (held, total)
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_hold_an_eighth_each():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     arguments = [sys.executable, "-c", PROGRAM, str(PUBLISHED)]

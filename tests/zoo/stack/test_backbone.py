@@ -185,7 +185,7 @@ def value_and_gradients(backbone, x, key=None):
         pytest.param("mamba*3 attn/mlp", 9, [{"remat": True, "scan_layers": True}], marks=pytest.mark.slow),
         ("attn attn[window=2], first without norm", 6, [{"remat": True, "scan_layers": True}]),
         ("attn, first without norm", 1, [{"scan_layers": True}]),
-        ("-/moe*2 -/mlp", 7, [{"remat": True, "scan_layers": True}]),
+        pytest.param("-/moe*2 -/mlp", 7, [{"remat": True, "scan_layers": True}], marks=pytest.mark.slow),
     ],
 )
 def test_remat_and_scan_layers_change_neither_values_nor_gradients(x64, pattern, n_layers, switches):
@@ -264,6 +264,7 @@ def test_scan_layers_compiles_every_word_once_whatever_the_depth(pattern, words)
     assert program_size(pattern.replace("*3", ""), 8, scan_layers=False) == 4 * once
 
 
+@pytest.mark.slow
 def test_scan_layers_finds_what_repeats_in_a_pattern_without_a_period():
     pattern = zoo.hybrid_pattern(24).replace("mamba2", "-/mlp[d_ff=5]")  # cheap in its place
     assert pattern.count("mlp") == 9
