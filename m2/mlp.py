@@ -12,6 +12,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from m2.linear import BlockdiagLinear, MonarchLinear
+from m2.sequence_cut import is_cut
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -132,13 +133,16 @@ class MonarchMLP(nnx.Module):
           ValueError: x has another width.
         """
         hidden = self.gated_layers(x)
+        if not is_cut():  # as rows of one matrix: over two axes of positions a TPU's program is longer, and slower
+            hidden = hidden.reshape(-1, hidden.shape[-1])
         # Half precision is for devices whose memory is short and whose arithmetic is not: there the gradient keeps the
         # product alone. Exact GELU, its error function and its exponential would be five times as much.
         activate = self._activate if jnp.finfo(hidden.dtype).bits >= 32 else jax.checkpoint(self._activate)
         hidden = activate(hidden)
         if rngs is not None:
             hidden = self.dropout(hidden, deterministic=False, rngs=rngs)
-        return self.wo(hidden)
+        y = self.wo(hidden)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
     def _activate(self, hidden):
         act = ACTIVATIONS[self.config.activation]

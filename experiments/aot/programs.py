@@ -7,15 +7,18 @@ What is known ahead of time: that it compiles, its memory, its text with all col
 Not known: how fast it runs. `cost_analysis` counts a loop's body once, and says nothing of a GPU's programs.
 """
 
+import contextlib
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from experiments.aot.targets import Target
 from experiments.loop.compiled import without_cache
+
+Level = Literal["O0", "O1", "O2", "O3"]
 
 
 class Program(NamedTuple):
@@ -37,7 +40,7 @@ class Program(NamedTuple):
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def compile_for(target: Target, function: Callable, *args: Any) -> Program:
+def compile_for(target: Target, function: Callable, *args: Any, optimization_level: Level | None = None) -> Program:
     """Compiles a function for a target: never runs it, and never takes the program from a cache.
 
     Args:
@@ -45,6 +48,7 @@ def compile_for(target: Target, function: Callable, *args: Any) -> Program:
       function: a function of arrays; a jitted one keeps its options, such as donated arguments.
       *args: pytrees of arrays or of `jax.ShapeDtypeStruct`s, as large as you like. Those without a sharding over the
         target's devices lie on the first of them; see `placed` for several. Other leaves are refused by `jax.jit`.
+      optimization_level: how hard the compiler tries, as `jax_optimization_level` says it. None: as JAX is set.
 
     Raises:
       jax.errors.JaxRuntimeError: the program cannot be compiled, "RESOURCE_EXHAUSTED" where it needs more memory than
@@ -60,7 +64,7 @@ def compile_for(target: Target, function: Callable, *args: Any) -> Program:
 
     args = jax.tree.map(shape, args)
     jitted = function if hasattr(function, "trace") else jax.jit(function)
-    with without_cache():
+    with without_cache(), _at(optimization_level):
         start = time.process_time()
         compiled = jitted.trace(*args).lower(lowering_platforms=(target.platform,)).compile(target.options)
         seconds = time.process_time() - start
@@ -74,6 +78,17 @@ def compile_for(target: Target, function: Callable, *args: Any) -> Program:
         found.generated_code_size_in_bytes,
         found.alias_size_in_bytes,
     )
+
+
+@contextlib.contextmanager
+def _at(level: Level | None) -> Iterator[None]:
+    """Has JAX compile at a level."""
+    before = jax.config.values["jax_optimization_level"]
+    jax.config.update("jax_optimization_level", level or before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_optimization_level", before)
 
 
 def placed(tree: Any, sharding: Sharding) -> Any:

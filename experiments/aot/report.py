@@ -2,6 +2,7 @@
 
     python -m experiments.aot --report RESULTS.md                       # all
     python -m experiments.aot --report RESULTS.md --device h100         # the rows of one device; others stay
+    python -m experiments.aot --report RESULTS.md --models m2-bert-80m --optimization-level O1    # in their place
 
 The table stands between two marks in the document, and each row is written as soon as it is known.
 """
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from experiments.aot.command import Found, compile_step, preset
+from experiments.aot.programs import Level
 from experiments.aot.steps import What
 from experiments.aot.targets import find_target, missing
 from experiments.loop import flags
@@ -70,6 +72,8 @@ class Config:
     """Devices to compile for."""
     models: tuple[str, ...] = ()
     """Names of models. None given: all."""
+    optimization_level: Level | None = None
+    """How hard the compiler tries, as JAX's optimization level; rows say one that is given."""
 
     def __post_init__(self):
         for name in self.models:
@@ -77,18 +81,18 @@ class Config:
                 raise ValueError(unknown_name("model of the report", name, known))
 
 
-def compile_item(item: Item, device: str) -> Found:
+def compile_item(item: Item, device: str, optimization_level: Level | None = None) -> Found:
     """Compiles one for one target, data-parallel over its devices."""
     start = preset(item.preset)
     changes: dict[str, Any] = dict(item.changes)
     model = dataclasses.replace(start.model, **changes)
     size = item.rows * len(find_target(device).devices)
-    return compile_step(
-        dataclasses.replace(start, model=model, what=item.what, batch_size=size, seq_len=item.seq_len), device
-    )
+    sizes = {"batch_size": size, "seq_len": item.seq_len}
+    options = {"what": item.what, "optimization_level": optimization_level, **sizes}
+    return compile_step(dataclasses.replace(start, model=model, **options), device)
 
 
-def row_of(item: Item, device: str, found: Found) -> str:
+def row_of(item: Item, device: str, found: Found, optimization_level: Level | None = None) -> str:
     """The row of a table. Its first four cells say what it is about."""
     rows = f"{item.rows} x {item.seq_len:,}" if item.seq_len else f"{item.rows} images"
     cells = [item.name, item.what, rows, device]
@@ -98,7 +102,8 @@ def row_of(item: Item, device: str, found: Found) -> str:
     program = found.program
     share = f"{program.memory / found.target.memory:.0%}"
     sizes = [f"{program.memory / 2**20:,.0f}", share, f"{program.temporaries / 2**20:,.0f}"]
-    return "| " + " | ".join([*cells, *sizes, flops, f"{program.seconds:.0f}"]) + " |"
+    seconds = f"{program.seconds:.0f}" + (f" at {optimization_level}" if optimization_level else "")
+    return "| " + " | ".join([*cells, *sizes, flops, seconds]) + " |"
 
 
 def with_row(text: str, row: str) -> str:
@@ -132,7 +137,8 @@ def main() -> int:
                 raise flags.UsageError(why)
     items = [item for item in ITEMS if not config.models or item.preset in config.models]
     for item, device in tqdm([(item, device) for device in config.device for item in items], unit="step"):
-        row = row_of(item, device, compile_item(item, device))
+        level = config.optimization_level
+        row = row_of(item, device, compile_item(item, device, level), level)
         config.report.write_text(with_row(config.report.read_text(encoding="utf-8"), row), encoding="utf-8")
         tqdm.write(row)
     return 0

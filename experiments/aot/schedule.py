@@ -52,7 +52,7 @@ def start_dump(folder: str | os.PathLike[str]) -> None:
 
     Has no effect once libtpu is loaded. Empty the folder between two programs: files do not say whose they are.
     """
-    options = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+    options = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
     os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {options}".strip()
 
 

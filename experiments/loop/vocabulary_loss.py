@@ -6,7 +6,8 @@ is differentiated, its gradient in what the head reads and in the head's paramet
 known, no logits are kept, and none are made twice.
 
 A part has positions from everywhere in the batch, so that devices that have rows, or positions, of their own each have
-their share of every part.
+their share of every part. The head reads a part's positions as one row: a TPU's tiles have 8 positions, and 19 to a
+row leave holes in every array, to be written around at each turn from two axes to one, in time and in the program.
 """
 
 import functools
@@ -58,9 +59,9 @@ def vocabulary_loss(
     targets, weights = jnp.asarray(targets), jnp.asarray(weights)
     n_rows, n_positions = targets.shape
     rows, positions = parts(n_rows, n_positions, n_targets)
-    if rows == positions == 1:
-        return _sums(head, n_targets, hidden, targets, weights)
     pieces = tuple(_cut(x, rows, positions) for x in (hidden, targets, weights))
+    if rows == positions == 1:
+        return _sums(head, n_targets, *(x[0] for x in pieces))
     # What the head reads besides becomes an argument, that a gradient can be given for.
     read, parameters = jax.closure_convert(head, pieces[0][0])
     return _looped(read, n_targets, pieces[0], tuple(parameters), *pieces[1:])
@@ -68,9 +69,7 @@ def vocabulary_loss(
 
 def parts(rows: int, positions: int, n_targets: int) -> tuple[int, int]:
     """Into how many parts rows and positions are cut, on the mesh that is set; 1 and 1: there is room for all."""
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
-    across, along = (math.prod(sizes.get(axis, 1) for axis in axes) for axes in (ROWS, POSITIONS))
+    across, along = _devices(ROWS), _devices(POSITIONS)
     wanted = rows * positions * n_targets / (across * along * LOGITS)
     if wanted <= 1:
         return 1, 1
@@ -81,16 +80,27 @@ def parts(rows: int, positions: int, n_targets: int) -> tuple[int, int]:
     return _nearest_divisor(max(1, rows // across), wanted / cut_positions), cut_positions
 
 
+def _devices(axes: tuple[str, ...]) -> int:
+    """Devices along axes of the mesh that is set."""
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))
+    return math.prod(sizes.get(axis, 1) for axis in axes)
+
+
 def _nearest_divisor(n: int, wanted: float) -> int:
     divisors = [d for d in range(1, n + 1) if n % d == 0]
     return min(divisors, key=lambda d: abs(math.log(d / wanted)))
 
 
 def _cut(x, rows, positions):
-    """(parts, b, l, ...): row r goes to part r % rows, and positions likewise."""
+    """(parts, 1, b l, ...): row r goes to part r % rows, and positions likewise.
+
+    (parts, b, l, ...) where devices have positions of their own: those of all rows as one have no single cut.
+    """
     x = jnp.pad(x, [(0, -x.shape[0] % rows), (0, -x.shape[1] % positions), *[(0, 0)] * (x.ndim - 2)])
     x = x.reshape(-1, rows, x.shape[1] // positions, positions, *x.shape[2:])
-    return jnp.moveaxis(x, (1, 3), (0, 1)).reshape(rows * positions, x.shape[0], x.shape[2], *x.shape[4:])
+    x = jnp.moveaxis(x, (1, 3), (0, 1)).reshape(rows * positions, x.shape[0], x.shape[2], *x.shape[4:])
+    return x if _devices(POSITIONS) > 1 else x.reshape(x.shape[0], 1, -1, *x.shape[3:])
 
 
 def _sums(head, n_targets, hidden, targets, weights) -> GuessSums:

@@ -35,6 +35,19 @@ def test_a_program_too_large_for_the_device_is_refused(v5e):
         compile_for(v5e, lambda x: (x[::-1] + 1, x), x)
 
 
+def test_a_level_is_that_of_one_program(target):
+    levels = []
+
+    def function(x):
+        levels.append(jax.config.values["jax_optimization_level"])
+        return x + 1
+
+    x = jax.ShapeDtypeStruct((1024, 512), F32)
+    compile_for(target, function, x, optimization_level="O1")
+    compile_for(target, lambda x: function(x), x)
+    assert levels == ["O1", jax.config.values["jax_optimization_level"]]
+
+
 @pytest.mark.aot
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_target_that_is_named_can_be_compiled_for(name):

@@ -14,6 +14,7 @@ from tests.aot.conftest import found
 from zoo.layers.softmax_attention import softmax_attention
 
 pytestmark = pytest.mark.aot
+MIB = 2**20
 EXAMPLES = ("v5e:2x2", "h100")
 # Of a v5e one of each kind: the others take 70 to 180 CPU seconds each.
 QUICK = ("mamba-130m train", "mamba2-130m train", "m2-bert-80m train", "vim-small train")
@@ -30,10 +31,11 @@ def cases():
 @pytest.mark.parametrize(("device", "item"), list(cases()))
 def test_a_step_compiles_and_fits(device, item):
     found(device)  # or is skipped
-    step = compile_item(item, device)
+    # A TPU's at the level that compiles faster: their memory differs by some hundredths.
+    step = compile_item(item, device, None if device == "h100" else "O1")
     assert step.fits, step.refused
-    if item.name == "m2-bert-80m-8k" and step.program.seconds > 120:
-        pytest.xfail(f"it takes {step.program.seconds:.0f} CPU seconds: 183 were measured on a v5e")
+    if item.what == "decode":  # what is carried from token to token is changed where it lies
+        assert step.program.temporaries < 128 * MIB
     assert step.program.seconds < 120
 
 

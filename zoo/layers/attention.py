@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import blank, is_known
 from ssm.checks import is_known_size
 from ssm.conv import DepthwiseConv
+from ssm.platform import by_platform
 from ssm.serialization import serializable
 from ssm.tensor_cut import convolve, cut, side_by_side
 from zoo.layers.linear import linear
@@ -370,10 +371,27 @@ class Attention(nnx.Module):
 
 def _in_slots(held, new, present):
     """What the slots hold with that of new positions: of index n in slot n mod slots, the last `slots` of them."""
-    b, slots = held.shape[:2]
+    slots = held.shape[1]
     latest = jnp.max(present, axis=1, keepdims=True)
     slot = jnp.where((present >= 0) & (present > latest - slots), present % slots, slots)
-    return held.at[jnp.arange(b)[:, None], slot].set(new.astype(held.dtype), mode="drop")
+
+    one = is_known_size(new.shape[1]) and new.shape[1] == 1
+    return by_platform(_put, _put, held, new.astype(held.dtype), slot, tpu=_put_one if one else _put)
+
+
+def _put(held, new, slot):
+    """What slots (b s ...) hold when new (b l ...) is put into those of numbers (b l); beyond the last, left out."""
+    return held.at[jnp.arange(held.shape[0])[:, None], slot].set(new, mode="drop")
+
+
+def _put_one(held, new, slot):
+    """`_put` of one position a row, whatever axis is the last in a device's memory.
+
+    A TPU's caches lie with the slots last, as 12 heads of 64 numbers would fill 3 of 8 parts of its tiles. To put
+    something into them by index, all of them are laid out so first, and back afterwards.
+    """
+    here = jnp.arange(held.shape[1]) == slot
+    return jnp.where(here.reshape(*here.shape, *(1,) * (held.ndim - 2)), new, held)
 
 
 def rotate(

@@ -13,7 +13,7 @@ from flax import nnx
 
 import zoo
 from tests.numerics import assert_close, normal, with_random_parameters
-from zoo.layers.attention import alibi_slopes, rotate
+from zoo.layers.attention import _put, _put_one, alibi_slopes, rotate
 
 D_MODEL = 10
 BASE = zoo.AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=6, bias=True)
@@ -166,6 +166,13 @@ def test_cache_of_a_window_does_not_grow_with_max_len():
     sizes = {attention.init_state(2, max_len).key.shape for max_len in (None, 3, 1000)}
     assert sizes == {(2, 3, 2, 6)}  # 2 rows, 3 slots, 2 heads of keys, width 6
     assert attention.init_state(2, 2).key.shape == (2, 2, 2, 6)
+
+
+@pytest.mark.parametrize("more", [(), (2, 6)])
+def test_a_tpu_puts_one_position_a_row_where_others_do(more):
+    held, new = (normal(jax.random.key(i), 4, l, *more) for i, l in enumerate((5, 1)))
+    slot = jnp.array([[0], [4], [5], [2]])  # 5: in none
+    assert np.array_equal(_put_one(held, new, slot), _put(held, new, slot))
 
 
 def test_batch_rows_are_independent():
