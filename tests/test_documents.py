@@ -62,3 +62,9 @@ def test_commands_of_the_documents_exist():
     text = "".join(path.read_text() for path in (*PAGES, ROOT / "RESULTS.md"))
     for module in set(re.findall(r"python -m (experiments\.[a-z_]+)", text)):
         assert importlib.util.find_spec(module), module
+
+
+def test_documents_say_one_thing():
+    """Not two, with the marks of a merge between them."""
+    written = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert [path.name for path in written if re.search(r"^(<{7}|={7}|>{7})( |$)", path.read_text(), re.MULTILINE)] == []
