@@ -34,7 +34,7 @@ def make(kind=zoo.MaskedLMConfig, **options):
 @pytest.mark.parametrize("kind", [zoo.MaskedLM, zoo.SequenceClassifier, zoo.TokenClassifier])
 def test_every_head_is_called_as_the_encoder_is(kind):
     arguments = inspect.signature(zoo.Encoder.run).parameters
-    assert [*arguments] == ["self", "ids", "mask", "segment_ids", "token_type_ids", "inputs_embeds", "rngs"]
+    assert [*arguments] == ["self", "ids", "mask", "segment_ids", "token_type_ids", "inputs_embeds", "task", "rngs"]
     for method in (zoo.Encoder.__call__, kind.__call__, kind.hidden, kind.hidden_states, kind.run):
         assert inspect.signature(method).parameters == arguments
 

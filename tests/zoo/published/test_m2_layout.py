@@ -274,7 +274,8 @@ def test_what_the_layout_has_no_word_for_is_an_error(change, message):
 
 @pytest.mark.parametrize("pool", ["last", "attention"])
 def test_other_poolings_and_heads_are_errors(pool):
-    fields = {name: value for name, value in vars(zoo.presets["m2-bert-80m"]).items() if "head" not in name}
+    released = vars(zoo.presets["m2-bert-80m"]).items()
+    fields = {name: value for name, value in released if not name.startswith(("head", "decoder", "tied_head"))}
     with pytest.raises(ValueError, match=f"pool='{pool}' cannot be written in the official layout, only 'first'"):
         m2_layout.write_config(zoo.SequenceClassifierConfig(**fields, pool=pool), "official")
     with pytest.raises(ValueError, match="M2-BERT has no layout for a TokenClassifier, only for MaskedLM and Sequence"):
