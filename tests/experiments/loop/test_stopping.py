@@ -15,6 +15,14 @@ from tests.experiments.loop.test_train import OPTIM, make_config, make_task
 NUMBERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    """SIGINT does what it does in a terminal: a shell that puts the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Signalling:
     """Batches in whose n-th a signal comes."""
 
