@@ -23,6 +23,7 @@ def records(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
+@pytest.mark.slow
 def test_several_prompts_go_on_together_as_they_do_one_by_one(tmp_path, command):
     prompts = ("def ", "a longer prompt ", "")
     given = [part for prompt in prompts for part in ("--prompt", prompt)]

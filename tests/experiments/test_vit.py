@@ -78,6 +78,7 @@ def test_learns_and_predicts_from_its_folder(squares, tmp_path, command):
     assert load_model(tmp_path / "more")[0].config.n_classes == 10
 
 
+@pytest.mark.slow
 def test_a_truncated_jpeg_ends_a_run_by_its_name_and_not_on_request(tmp_path, command):
     random = np.random.default_rng(0)
     for i in range(24):

@@ -108,6 +108,7 @@ def test_long_sequences_take_real_ffts_on_a_cpu(causal, x64, monkeypatch):
     agree(inputs_for(33, 34), causal=causal)
 
 
+@pytest.mark.slow
 def test_documents_and_short_filters_go_together(x64):
     agree(inputs_for(50, 6), causal=False, **make_positions(50, boundaries=0.05))
 

@@ -28,6 +28,7 @@ def write_run(model, folder):
         checkpoints.save(1, {"params": split_model(model)[1]}, data_state={})
 
 
+@pytest.mark.slow
 def test_a_prompt_becomes_the_words_of_a_chat_in_every_folder(tmp_path, run_command):
     tokenizer = write_chat_model(tmp_path / "model")
     expected = tokenizer.encode(SAID, add_special_tokens=False).ids

@@ -37,6 +37,7 @@ def test_the_carried_loss_over_pieces_is_that_of_the_whole(pattern):
     assert_close(sum(totals), expected)
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_trains_and_its_balance_is_part_of_the_loss():
     config = zoo.CausalLMConfig(
         d_model=16,

@@ -68,6 +68,7 @@ def test_stsb_is_a_number(tmp_path):
     assert data.splits["validation"].labels == [i / 2 for i in range(8)]
 
 
+@pytest.mark.slow
 def test_cola_by_name_ends_with_its_metric_and_predictions_for_the_secret_test(tmp_path, run_command):
     examples = [(f"sentence {i}", i % 2) for i in range(12)]
     splits = {"train": examples, "validation": examples[:5], "test": [("one", -1), ("two", -1)]}

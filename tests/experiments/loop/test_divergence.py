@@ -28,6 +28,7 @@ def test_a_run_whose_checkpoints_all_diverged_says_so_and_keeps_them(tmp_path):
     assert "1" in os.listdir(tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_no_number_says_nothing_against_the_checkpoint(tmp_path):
     for _ in range(2):  # in the second start it is the first step
         with pytest.raises(FloatingPointError, match=r"at step 3 .*(is step 2|from: step 2 had)"):

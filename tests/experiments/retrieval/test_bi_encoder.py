@@ -159,6 +159,7 @@ def test_a_missing_negative_weighs_nothing():
         assert_close(tuple(function(batch)), tuple(function(fewer)))
 
 
+@pytest.mark.slow
 def test_prototype_maps_vectors_to_the_teachers_width():
     model, batch = make_model(n_labels=24), make_batch(width=24)
     loss = retrieval_loss(model, batch, None, objective=OBJECTIVES["prototype"])

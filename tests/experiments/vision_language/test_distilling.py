@@ -50,6 +50,7 @@ def batch(pair):
     return jax.tree.map(jnp.asarray, arrays)
 
 
+@pytest.mark.slow
 def test_blocks_are_compared_on_what_enters_the_teacher_s_with_its_deeper_image_tokens(pair):
     given = batch(pair)
     states = pair.teacher.hidden_states(given["tokens"], given["mask"], images=given["images"])

@@ -44,6 +44,7 @@ def test_one_maps_what_the_mixer_reads_the_other_what_it_gives(x64):
     assert_close(block(x), x + given + bottleneck(block.adapter, given))
 
 
+@pytest.mark.slow
 def test_steps_give_what_the_whole_does(x64):
     backbone, x = with_random_parameters(lambda: zoo.Backbone(AUGMENTED, rngs=0)), normal(jax.random.key(0), 2, 5, 8)
     first, state = backbone.extend(x[:, :3], backbone.init_state(2, 5))

@@ -42,6 +42,7 @@ def test_equal_routers_are_one(x64):
     assert_close(mixture.run(x, task=jnp.array([0, 1, 2])), one.run(x))
 
 
+@pytest.mark.slow
 def test_an_encoder_hands_the_task_on(tmp_path):
     shape = {"d_model": 8, "n_layers": 2, "pattern": "attn/moe", "attn": zoo.AttentionConfig(n_heads=2), "moe": CONFIG}
     ids, first, second = jnp.array([[1, 2, 3]] * 2), jnp.array([0, 1]), jnp.array([1, 1])

@@ -230,6 +230,7 @@ ROUTED = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 def test_blocks_with_a_capacity_choose_among_the_places_of_images_alone():
     """Half of the images' tokens go through the second block, and all words; text alone is the plain model."""
     model = build(text=ROUTED)

@@ -77,6 +77,7 @@ def test_a_packed_document_goes_on_as_alone(x64):
     assert_close(y[:, 5:], backbone(x[:, 5:]))
 
 
+@pytest.mark.slow
 def test_a_trained_encoder_is_adjusted_and_its_first_token_goes_on(tmp_path):
     shape = {"d_model": 8, "n_layers": 3, "pattern": "attn/mlp", "attn": CONFIG.attn, "vocab_size": 16, "max_len": 8}
     model = zoo.SequenceClassifier(zoo.SequenceClassifierConfig(**shape), rngs=0)
