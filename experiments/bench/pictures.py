@@ -77,7 +77,7 @@ class Config:
     """Which connectors."""
     cross: bool = False
     """Connectors with attention alone, and language models with the MLP alone, instead of each with each."""
-    steps: int = 500
+    steps: int = 1200
     """Steps of each run."""
     batch_size: int = 32
     """Questions a step."""
@@ -85,7 +85,7 @@ class Config:
     """Peak learning rate of each run."""
     encoder_steps: int = 400
     """Steps in which the encoder learns which caption is whose."""
-    scenes: int = 5000
+    scenes: int = 10_000
     """Scenes to train on."""
     run_dir: Path = Path("runs/bench_pictures")
     """Folder of all runs."""
