@@ -31,7 +31,6 @@ hidden).
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, cast
 
@@ -40,7 +39,8 @@ from flax import nnx
 import zoo
 from experiments import causal_lm
 from experiments.causal.chat import keep_chat
-from experiments.causal.pair import Pair, make_pair
+from experiments.causal.pair import make_pair
+from experiments.causal.run_stages import RESULTS_FILE, check_stages, random_pair, run_stages, save_results
 from experiments.causal.stage_plot import plot_stages
 from experiments.causal.stages import STAGES, Evaluation, make_task
 from experiments.causal.student import LoopConfig, MixerConfig, Stage, StageOptimConfig, chosen_layers
@@ -50,15 +50,12 @@ from experiments.data.tokenizers import FILE_NAME, published_tokenizer, save_tok
 from experiments.loop import flags, runs
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.fingerprints import check_inputs
-from experiments.loop.json_files import write_json
 from experiments.loop.mesh import MeshConfig, meshed
-from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
 from experiments.loop.summary import Summary, table
-from experiments.loop.train import TrainConfig, split_model, train
-from zoo.models.frozen import thaw
+from experiments.loop.train import TrainConfig, split_model
 from zoo.published.pretrained import find_folder
 
 
@@ -102,12 +99,9 @@ class Config:
     """Folder of the run. None: runs/distill/PRESET, with a suffix that depends on the flags that were changed."""
 
     def __post_init__(self):
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"--warmup-fraction {self.warmup_fraction}, expected 0 <= warmup-fraction < 1")
+        check_stages(self)
         if self.teacher_steps < 1:
             raise ValueError(f"--teacher-steps {self.teacher_steps}, expected at least 1")
-        if not any(getattr(self, name).steps for name in STAGES):
-            raise ValueError(f"no stage has steps, expected some in --{'.steps, --'.join(STAGES)}.steps")
 
 
 PRESETS: dict[str, tuple[str, Config]] = {
@@ -154,7 +148,6 @@ PRESETS: dict[str, tuple[str, Config]] = {
 
 # Fields that may change between two starts of one run, besides those of every experiment.
 FREE = ("data.cache_dir",)
-RESULTS_FILE = "results.json"
 
 
 class Teacher(NamedTuple):
@@ -266,27 +259,15 @@ def fit(config: Config, folder: Path) -> Distilled:
     pair = make_pair(teacher, student, some)
     if "seeded" not in rows:
         rows["teacher"] = evaluate.of_teacher(teacher)
-        rows["random"] = evaluate(_random(pair, config))
+        rows["random"] = evaluate(random_pair(pair, config))
         rows["seeded"] = rows["random"] if config.init == "random" else evaluate(pair)
         save_results(config, rows, folder)
-    for name, kind in STAGES.items():
-        stage: Stage = getattr(config, name)
-        if not stage.steps:
-            continue
-        print(f"stage {name}: {kind.loss.replace('_', ' ')}, {stage.steps} steps", flush=True)
-        loop = dataclasses.replace(config.train, steps=stage.steps)
-        warmup = round(config.warmup_fraction * stage.steps)
-        optim = dataclasses.replace(config.optim, learning_rate=stage.learning_rate, warmup_steps=warmup)
-        seed = config.train.seed
-        task = make_task(name, pair, corpus.train, evaluate, batch_size=batch_size, seq_len=seq_len, seed=seed)
-        finished = train(task, loop, optim, folder / name, record=dataclasses.asdict(config))
-        pair = thaw(finished.model)
-        if finished.stopped:
-            return Distilled(pair.student, rows, stopped=True)
-        held_out = last_evaluation(folder / name)
-        assert held_out is not None  # `train` evaluates at its last step
-        rows[name] = {metric: held_out[metric] for metric in rows["seeded"]}
-        save_results(config, rows, folder)
+    sizes_of = {"batch_size": batch_size, "seq_len": seq_len, "seed": config.train.seed}
+    pair, stopped = run_stages(
+        config, pair, rows, folder, lambda name, pair: make_task(name, pair, corpus.train, evaluate, **sizes_of)
+    )
+    if stopped:
+        return Distilled(pair.student, rows, stopped=True)
     save_student(config, pair.student, corpus, folder / "student", found.folder)
     plot_stages(rows, folder)
     return Distilled(pair.student, rows, stopped=False)
@@ -300,21 +281,6 @@ def _begin(config: Config, teacher: Teacher) -> tuple[zoo.CausalLM, zoo.CausalLM
     )
     data = dataclasses.replace(config.data, tokenizer=str(teacher.folder))
     return teacher.model, cast(zoo.CausalLM, student), load_corpus(data)
-
-
-def _random(pair: Pair, config: Config) -> Pair:
-    """The pair with a student of which nothing was copied, in the graph of the other: it need not be compiled again."""
-    layers = zoo.converted_layers(pair.teacher.backbone, pair.student.backbone)
-    rngs = nnx.Rngs(config.train.seed)
-    random = zoo.seed_from_attention(pair.teacher, layers, config=config.mixer.options, init="random", rngs=rngs)
-    graphdef, state = nnx.split(pair)
-    state["student"] = nnx.state(random)
-    return nnx.merge(graphdef, state)
-
-
-def save_results(config: Config, rows: Mapping[str, Mapping[str, float]], folder: Path) -> None:
-    """Writes results.json."""
-    write_json({"pattern": config.pattern, "init": config.init, "rows": rows}, folder / RESULTS_FILE)
 
 
 def save_student(config: Config, student: zoo.CausalLM, corpus: Corpus, folder: Path, teacher: Path) -> None:

@@ -32,27 +32,25 @@ from flax import nnx
 
 import zoo
 from experiments.causal.pair import DISTANCES, Pair, make_pair
+from experiments.causal.run_stages import RESULTS_FILE, check_stages, random_pair, run_stages, save_results
 from experiments.causal.stages import STAGES, stage_model
 from experiments.causal.student import LoopConfig, MixerConfig, Stage, StageOptimConfig, chosen_layers
 from experiments.data.packing import Epochs, make_batches
 from experiments.data.tokenizers import save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.fingerprints import check_inputs
-from experiments.loop.json_files import write_json
 from experiments.loop.mesh import MeshConfig, meshed
-from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import count_params
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
 from experiments.loop.summary import Scores, Summary, table
-from experiments.loop.train import Loss, Task, mean_of, sum_over, train
+from experiments.loop.train import Loss, Task, mean_of, sum_over
 from experiments.vision.meaning import Meaning, save_meaning
 from experiments.vision_language import presets
 from experiments.vision_language.rows import Rows, learned_from
 from experiments.vision_language.task import Prepared, evaluate, load_model, prepare
 from zoo.models.frozen import thaw
 
-RESULTS_FILE = "results.json"
 _LOOKED_AT = 4  # batches by which distances are scaled
 
 
@@ -91,12 +89,9 @@ class Config:
     """Folder of the run. None: beside the teacher's, with a suffix of pattern and start."""
 
     def __post_init__(self):
-        if not 0 <= self.warmup_fraction < 1:
-            raise ValueError(f"--warmup-fraction {self.warmup_fraction}, expected 0 <= warmup-fraction < 1")
+        check_stages(self)
         if self.threads < 1:
             raise ValueError(f"--threads {self.threads}, expected at least 1")
-        if not any(getattr(self, name).steps for name in STAGES):
-            raise ValueError(f"no stage has steps, expected some in --{'.steps, --'.join(STAGES)}.steps")
 
 
 # Fields that may change between two starts of one run, besides those of every experiment.
@@ -228,43 +223,18 @@ def fit(config: Config, folder: Path) -> Distilled:
     pair: Any = make_pair(teacher, student, some, PicturePair)
     if "seeded" not in found:
         found["teacher"] = evaluation.of_teacher(teacher)
-        found["random"] = evaluation(_random(pair, layers, config))
+        found["random"] = evaluation(random_pair(pair, config))
         found["seeded"] = evaluation(pair)
-        _save(config, found, folder)
-    for name, kind in STAGES.items():
-        stage: Stage = getattr(config, name)
-        if not stage.steps:
-            continue
-        print(f"stage {name}: {kind.loss.replace('_', ' ')}, {stage.steps} steps", flush=True)
-        loop = dataclasses.replace(config.train, steps=stage.steps)
-        warmup = round(config.warmup_fraction * stage.steps)
-        optim = dataclasses.replace(config.optim, learning_rate=stage.learning_rate, warmup_steps=warmup)
-        task = make_task(name, pair, prepared, evaluation, config)
-        finished = train(task, loop, optim, folder / name, record=dataclasses.asdict(config))
-        pair = thaw(finished.model)
-        if finished.stopped:
-            return Distilled(pair.student, found, stopped=True)
-        held_out = last_evaluation(folder / name)
-        assert held_out is not None  # `train` evaluates at its last step
-        found[name] = {metric: held_out[metric] for metric in found["seeded"]}
-        _save(config, found, folder)
+        save_results(config, found, folder)
+    pair, stopped = run_stages(
+        config, pair, found, folder, lambda name, pair: make_task(name, pair, prepared, evaluation, config)
+    )
+    if stopped:
+        return Distilled(pair.student, found, stopped=True)
     zoo.save_pretrained(pair.student, folder / "student")
     save_tokenizer(prepared.tokenizer, folder / "student")
     save_meaning(Meaning(prepared.preprocess.config, prepared.preprocess.size, ()), folder / "student")
     return Distilled(pair.student, found, stopped=False)
-
-
-def _random(pair: Any, layers: list[int], config: Config) -> Any:
-    """The pair with a student of which nothing was copied, in the graph of the other: it need not be compiled again."""
-    options, rngs = config.mixer.options, nnx.Rngs(config.train.seed)
-    random = zoo.seed_from_attention(pair.teacher, layers, config=options, init="random", rngs=rngs)
-    graphdef, state = nnx.split(pair)
-    state["student"] = nnx.state(random)
-    return nnx.merge(graphdef, state)
-
-
-def _save(config: Config, rows: Mapping[str, Scores], folder: Path) -> None:
-    write_json({"pattern": config.pattern, "init": config.init, "rows": rows}, folder / RESULTS_FILE)
 
 
 def main() -> int:
