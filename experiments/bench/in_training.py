@@ -22,14 +22,14 @@ from flax import nnx
 import ssm
 import zoo
 from experiments import causal_lm
-from experiments.bench.over_seeds import print_over_seeds
+from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds
 from experiments.causal.next_token import next_token_loss
-from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
+from experiments.data.corpus import DataConfig
 from experiments.encoders import masked_lm
 from experiments.loop import flags
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.optim import OptimConfig
-from experiments.loop.train import TrainConfig, mean_loss
+from experiments.loop.train import TrainConfig
 
 Part = Literal["depths", "shared", "decoder"]
 
@@ -47,7 +47,6 @@ class Config:
 
 
 _DATA = DataConfig(seq_len=64)
-_ROWS, _BATCHES = 8, 20
 _SHAPE = zoo.CausalLMConfig(
     d_model=64,
     n_layers=4,
@@ -100,7 +99,7 @@ class Bench:
         steps: dict[str, Any] = {"steps": config.steps, "eval_every": config.steps, "save_every": config.steps}
         self.options: dict[str, Any] = {
             "data": _DATA,
-            "train": TrainConfig(**steps, batch_size=_ROWS, tensorboard=False, seed=seed),
+            "train": TrainConfig(**steps, batch_size=ROWS, tensorboard=False, seed=seed),
             "optim": OptimConfig(learning_rate=3e-3, warmup_steps=20),
         }
 
@@ -124,9 +123,7 @@ class Bench:
         def loss(model, batch, rngs):
             return next_token_loss(model, batch, nnx.Rngs(dropout=0) if trains else rngs)
 
-        held_out = load_corpus(_DATA).validation
-        rows = evaluation_batches(held_out, batch_size=_ROWS, seq_len=_DATA.seq_len, max_batches=_BATCHES)
-        return mean_loss(model, loss, rows) / 0.6931471805599453 * held_out.n_tokens / held_out.n_bytes
+        return held_out_bits(model, _DATA, loss)
 
     def _depths(self) -> dict[str, float]:
         found = {}

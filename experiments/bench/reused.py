@@ -26,13 +26,12 @@ from flax import nnx
 import ssm
 import zoo
 from experiments import causal_lm
-from experiments.bench.over_seeds import print_over_seeds
-from experiments.causal.next_token import next_token_loss
-from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
+from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds
+from experiments.data.corpus import DataConfig, load_corpus
 from experiments.loop import flags
 from experiments.loop.adapting import AdaptConfig
 from experiments.loop.optim import OptimConfig
-from experiments.loop.train import TrainConfig, mean_loss
+from experiments.loop.train import TrainConfig
 from experiments.reusing.calibrating import Calibration, batches_of
 
 Part = Literal["grow", "prune", "teach", "adapt", "merge"]
@@ -59,7 +58,6 @@ _SHAPE = zoo.CausalLMConfig(
 )
 _LARGE = dataclasses.replace(_SHAPE, d_model=128, n_layers=4, mlp=zoo.MLPConfig(d_ff=256))
 _DATA = DataConfig(seq_len=64)
-_ROWS, _BATCHES = 8, 20
 
 
 class Bench:
@@ -85,7 +83,7 @@ class Bench:
         config = causal_lm.Config(
             data=self.texts[text],
             train=TrainConfig(
-                steps=steps, batch_size=_ROWS, eval_every=steps, save_every=steps, tensorboard=False, seed=self.seed
+                steps=steps, batch_size=ROWS, eval_every=steps, save_every=steps, tensorboard=False, seed=self.seed
             ),
             optim=OptimConfig(learning_rate=rate, warmup_steps=10),
             eval_batches=1,
@@ -102,9 +100,7 @@ class Bench:
 
     def bits(self, model: Any, text: str) -> float:
         """Bits per byte of what is held out of a text."""
-        held_out = load_corpus(self.texts[text]).validation
-        rows = evaluation_batches(held_out, batch_size=_ROWS, seq_len=_DATA.seq_len, max_batches=_BATCHES)
-        return mean_loss(model, next_token_loss, rows) / 0.6931471805599453 * held_out.n_tokens / held_out.n_bytes
+        return held_out_bits(model, self.texts[text])
 
     def measure(self) -> dict[str, float]:
         """Every alternative that is asked for, by name."""
@@ -126,7 +122,7 @@ class Bench:
         return found
 
     def _pruned(self, base: Any) -> dict[str, Any]:
-        looked = batches_of(load_corpus(_DATA).train, _DATA.seq_len, Calibration(batches=8, batch_size=_ROWS))
+        looked = batches_of(load_corpus(_DATA).train, _DATA.seq_len, Calibration(batches=8, batch_size=ROWS))
         names = {"refitted": True, "cut alone": False}
         return {name: zoo.prune(base, looked, d_ff=64, compensate=compensate) for name, compensate in names.items()}
 
