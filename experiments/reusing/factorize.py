@@ -1,7 +1,7 @@
 """Maps of a trained model as products of smaller ones, which are chosen by what the maps read.
 
     python -m experiments.reuse factorize MODEL small --n-blocks 8 --data.path my.txt     # channel mixers: Monarch
-    python -m experiments.reuse factorize MODEL small --head-dim 32 --data.path my.txt    # attention without rotation
+    python -m experiments.reuse factorize MODEL small --head-dim 32 --data.path my.txt    # narrower heads
     python -m experiments.causal_lm PRESET --init small --data.path my.txt                # and train on
 
 Source: Lin et al. 2024, arXiv:2408.09632 (MoDeGPT); Dao et al. 2022, arXiv:2204.00595; see `zoo.factorize`.

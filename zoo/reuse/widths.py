@@ -171,6 +171,8 @@ def _attention(m: Attention, named: Named) -> dict[str, Axes]:
     q, kv = Span(named("n_heads"), m.n_heads, m.head_dim), Span(named("n_kv_heads"), m.n_kv_heads, m.head_dim)
     axes = _linear("q_proj", m.q_proj, d, _wrote(q)) | _linear("o_proj", m.o_proj, _wrote(q), d)
     axes |= _linear("k_proj", m.k_proj, d, _wrote(kv)) | _linear("v_proj", m.v_proj, d, _wrote(kv))
+    if m.rope_index is not None:
+        axes["rope_index"] = _wrote(Span(named("n_kv_heads"), m.n_kv_heads)), _fixed(m.rope_index.shape[1])
     return axes | _conv("conv1d", m.conv1d, _wrote(q, kv, kv))
 
 
