@@ -436,9 +436,8 @@ def rotate(
     """
     half = x.shape[-1] // 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    if numbers is None:
-        numbers, n_pairs = jnp.arange(half, dtype=dtype)[None], half
-    frequency = base ** (-numbers.astype(dtype) / n_pairs)
+    numbers = jnp.arange(half)[None] if numbers is None else numbers
+    frequency = base ** (-numbers.astype(dtype) / (n_pairs or half))
     angle = index[..., None, None].astype(dtype) * frequency  # b l h p/2
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     wide = x.astype(dtype)

@@ -48,6 +48,7 @@ def factorize(
     head_dim: int | None = None,
     n_blocks: int | None = None,
     d_ff: int | None = None,
+    weighed: bool = True,
 ) -> Model:
     """A model with smaller factors in place of some of its maps.
 
@@ -58,6 +59,7 @@ def factorize(
       head_dim: width of attention's heads; of what is rotated of them, as large a share stays.
       n_blocks: k, blocks of each factor of the Monarch matrices that channel mixers become; divides d_model and d_ff.
       d_ff: hidden channels of channel mixers, before they become Monarch matrices.
+      weighed: whether it counts what the maps read. False: every direction as much, for comparison.
 
     Returns:
       A model of the same kind, with arrays of its own.
@@ -77,10 +79,17 @@ def factorize(
         raise ValueError("expected one of head_dim, n_blocks and d_ff")
     batches = [dict(batch) for batch in calibration]
     if d_ff is not None:
-        model = prune(model, batches, d_ff=d_ff)
+        model = prune(model, batches, d_ff=d_ff, compensate=weighed)
+
+    def moments(model: Model) -> Moments:
+        found = calibrate(model, batches)
+        return (
+            found if weighed else {name: jnp.broadcast_to(jnp.eye(H.shape[-1]), H.shape) for name, H in found.items()}
+        )
+
     if head_dim is not None:
-        model = _with_head_dim(model, calibrate(model, batches), head_dim)
-    return model if n_blocks is None else _with_monarch(model, calibrate(model, batches), n_blocks)
+        model = _with_head_dim(model, moments(model), head_dim)
+    return model if n_blocks is None else _with_monarch(model, moments(model), n_blocks)
 
 
 def square_root(
