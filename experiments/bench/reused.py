@@ -7,6 +7,8 @@ Of each seed a small model is trained on Python's standard library. Then, each a
 
     grow     a model of twice the width and depth: fresh, or grown from the small one, for as many steps
     prune    half of the hidden channels go, with and without making up for them: at once, and after being taught
+    gates    half of the hidden channels and of Mamba's inner channels go, by what is lost and by gates that are trained
+             for as many steps, refitted both: at once, and after being taught
     factorize  of an attention model: heads half as wide, and channel mixers as Monarch matrices, each by what the maps
              read, by the maps alone, and as many parameters by pruning; at once, and after being taught
     vocabulary  of a model of 1,024 BPE tokens half go: at once, and trained on; beside it the whole one trained on, and
@@ -43,8 +45,9 @@ from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig
 from experiments.reusing.calibrating import Calibration, batches_of
 from experiments.reusing.fewer_tokens import renumber_folder
+from experiments.reusing.gates import GatesConfig, trained_scores
 
-Part = Literal["grow", "prune", "teach", "factorize", "vocabulary", "adapt", "merge"]
+Part = Literal["grow", "prune", "teach", "gates", "factorize", "vocabulary", "adapt", "merge"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,10 @@ class Config:
     """Steps of the small model."""
     steps: int = 100
     """Steps of each alternative."""
-    parts: tuple[Part, ...] = ("grow", "prune", "teach", "adapt", "merge")
+    parts: tuple[Part, ...] = ("grow", "prune", "teach", "gates", "factorize", "vocabulary", "adapt", "merge")
     """What is compared. teach: pruned models, after as many steps with the whole one as teacher."""
+    penalty: float = GatesConfig.penalty
+    """Factor on the divergence of gates."""
     rates: tuple[float, ...] = (0.0, 0.5, 0.9)
     """Shares of the changes that merging drops."""
 
@@ -152,6 +157,19 @@ class Bench:
             options: dict[str, Any] = {"rate": 1e-3, "init": place, "teacher": start}
             taught = self.train(f"taught {name}", "library", self.config.steps, **options)
             found[f"prune: {name}, taught"] = self.bits(taught, "library")
+        return found
+
+    def _gates(self, base: Any, start: str) -> dict[str, float]:
+        gates = GatesConfig(steps=self.config.steps, batch_size=ROWS, seed=self.seed, penalty=self.config.penalty)
+        widths: dict[str, Any] = {"d_ff": 64, "n_heads": 64}
+        scores = trained_scores(base, load_corpus(_DATA), _DATA.seq_len, gates, **widths)
+        found, looked = {}, self._looked()
+        for name, importance in (("by what is lost", None), ("by gates", scores)):
+            small = zoo.prune(base, looked, **widths, importance=importance)
+            found[f"gates: {name}"] = self.bits(small, "library")
+            options: dict[str, Any] = {"rate": 1e-3, "init": self.save(name, small), "teacher": start}
+            taught = self.train(f"{name}, taught", "library", self.config.steps, **options)
+            found[f"gates: {name}, taught"] = self.bits(taught, "library")
         return found
 
     def _factorize(self) -> dict[str, float]:

@@ -6,6 +6,8 @@
 What is needed is read off some of the text, which is the training text at best; the second command teaches the small
 model what the large one says. n-heads are Mamba-2's, -3's and attention's heads, and Mamba-1's inner channels.
 
+With --gates.steps units go that the loss does not need: gates of random size on all of them are trained on the text.
+
 Of the vocabulary stay the tokens that all of the text makes most often, with their merges: every text can still be
 written, in more tokens. A teacher must read the same tokens, so it loses them first:
 
@@ -14,7 +16,7 @@ written, in more tokens. A teacher must read the same tokens, so it loses them f
     python -m experiments.causal_lm PRESET --init small --teacher large --data.path my.txt
 
 Source: Muralidharan et al. 2024, arXiv:2407.14679; Ansell et al. 2023, arXiv:2306.01709 (BiStil: layers and
-vocabulary); see `zoo.prune`.
+vocabulary); Dutta et al. 2024, arXiv:2406.05276 (VTrans: gates); see `zoo.prune`.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ from experiments.loop import flags
 from experiments.model_folders import load_model
 from experiments.reusing.calibrating import Calibration, batches_of, said, text_for
 from experiments.reusing.fewer_tokens import renumber_folder
+from experiments.reusing.gates import GatesConfig, trained_scores
 from experiments.reusing.written import require_empty, write_model
 
 _AT_ONCE = 1 << 24  # tokens that are counted at once
@@ -59,6 +62,16 @@ class Config:
     """Text; its tokenizer is the model's."""
     calibration: Calibration = Calibration()
     """How much of it is read."""
+    gates: GatesConfig = GatesConfig()
+    """Which heads and hidden channels go, by a training."""
+
+    def __post_init__(self):
+        if self.gates.steps and self.d_ff is None and self.n_heads is None:
+            raise ValueError(f"--gates.steps {self.gates.steps} without --d-ff or --n-heads: no units go by gates")
+        if self.gates.steps and self.n_layers is not None:
+            raise ValueError(
+                f"--gates.steps {self.gates.steps} with --n-layers: let layers go first, by a command alone"
+            )
 
 
 def main() -> int:
@@ -68,6 +81,12 @@ def main() -> int:
         require_empty(config.target)
         loaded, text = load_model(config.source), text_for(config.source, config.data)
         ids = None if config.vocabulary is None else most_frequent(text.tokenizer, _counts(text), config.vocabulary)
+        scores = None
+        if config.gates.steps:
+            widths = {"d_ff": config.d_ff, "n_heads": config.n_heads}
+            scores = trained_scores(loaded.model, text, config.data.seq_len, config.gates, **widths)
+            if scores is None:
+                return 0
         model = zoo.prune(
             loaded.model,
             batches_of(text.train, config.data.seq_len, config.calibration),
@@ -76,6 +95,7 @@ def main() -> int:
             n_heads=config.n_heads,
             n_layers=config.n_layers,
             vocabulary=None if ids is None else ids.tolist(),
+            importance=scores,
             compensate=config.compensate,
         )
         write_model(model, config.target, loaded, config.source)

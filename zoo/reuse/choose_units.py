@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from m2 import M2Mixer, MonarchMLP
 from ssm import LinearAttention, Mamba, Mamba2, Mamba3
@@ -36,24 +36,37 @@ class Wanted(NamedTuple):
     n_heads: int | Mapping[str, int] | None = None
 
 
-def choose(model: Model, moments: Moments, wanted: Wanted) -> Kept:
+def choose(
+    model: Model, moments: Moments, wanted: Wanted, importance: Mapping[str, Float[np.ndarray, "n"]] | None = None
+) -> Kept:
     """The units that stay.
 
     Args:
       model: as for `prune`.
       moments: of what its maps read.
       wanted: how many shall be left.
+      importance: of each unit of some widths, by the width's name: the largest stay.
+
+    Raises:
+      ValueError: numbers that do not fit; an importance of no width that shrinks, or of other units.
     """
+    given = dict(importance or {})
     params = {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-    axes, targets = prunable_widths(model), _targets(model, wanted)
-    there, kept = sizes(axes), {}
-    for width, (n, parts) in targets.items():
+    axes, kept = prunable_widths(model), {}
+    there = sizes(axes)
+    for width, (n, parts) in targets(model, wanted).items():
         if not 0 < n <= there[width]:
             raise ValueError(f"{width}: {n} of {there[width]} units, expected at least 1 and no more than there are")
         if n == there[width]:
+            given.pop(width, None)
             continue
         if n % parts:
             raise ValueError(f"{width}: {n} units, expected a multiple of {parts}, as many in each group or block")
+        if (scores := given.pop(width, None)) is not None:
+            if scores.shape != (there[width],):
+                raise ValueError(f"importance of {width} is of {scores.shape}, expected one for each of {there[width]}")
+            kept[width] = largest(scores, n, parts)
+            continue
         readers = [reader for path in params for reader in _readers(path, params[path], axes[path], moments, width)]
         if not readers:
             raise ValueError(f"{width} is read by no map that was seen, so that no unit is known to be needed least")
@@ -61,6 +74,8 @@ def choose(model: Model, moments: Moments, wanted: Wanted) -> Kept:
             kept[width] = largest(_read(readers, there[width]), n, parts)
         else:
             kept[width] = least_costly(readers, there[width], n, parts)
+    if given:
+        raise ValueError(f"importance of {', '.join(sorted(given))}, which shall not shrink")
     for width, like in _bound(model).items():
         if like in kept:
             kept[width] = kept[like]
@@ -85,7 +100,7 @@ def prunable_widths(model: Model) -> dict[Path, Axes]:
     return axes
 
 
-def _targets(model: Any, wanted: Wanted) -> dict[str, tuple[int, int]]:
+def targets(model: Any, wanted: Wanted) -> dict[str, tuple[int, int]]:
     """For each width that shall shrink, how many units stay, and of how many runs of neighbours equally many."""
     found: dict[str, tuple[int, int]] = {}
     blocks, config = [1], model.config

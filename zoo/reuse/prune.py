@@ -20,7 +20,8 @@ of state spaces in groups); Kurtic et al. 2023, arXiv:2302.04089 (which units, a
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from jaxtyping import Array
+import numpy as np
+from jaxtyping import Array, Float
 
 from zoo.models.build import Model
 from zoo.reuse.calibration import calibrate
@@ -39,6 +40,7 @@ def prune(
     n_heads: int | Mapping[str, int] | None = None,
     n_layers: int | Sequence[int] | None = None,
     vocabulary: Sequence[int] | None = None,
+    importance: Mapping[str, Float[np.ndarray, "n"]] | None = None,
     compensate: bool = True,
 ) -> Model:
     """A smaller model of a trained one.
@@ -54,6 +56,8 @@ def prune(
       n_heads: heads of mixers, of Mamba-1 inner channels; or of each kind, {"attn": 6, "mamba2": 16}.
       n_layers: how many blocks, those that turn the residual stream most; or their numbers.
       vocabulary: ids of the tokens that stay, in the order of their new ids.
+      importance: of each unit of some widths, as `gate_scores` gives it: the largest stay. None: those go one by one
+        that cost least.
       compensate: whether what is left makes up for what goes. False: for comparison.
 
     Returns:
@@ -69,6 +73,8 @@ def prune(
       >>> smaller.config.d_model, smaller.config.n_layers
       (8, 1)
     """
+    if importance and n_layers is not None:
+        raise ValueError("importance with n_layers: units are those of a model whose layers went before")
     batches = [dict(batch) for batch in calibration]
     if not batches:
         raise ValueError("calibration=(), expected one batch at least")
@@ -77,5 +83,5 @@ def prune(
     wanted = Wanted(d_model, d_ff, n_heads)
     if wanted != Wanted():
         moments = calibrate(model, batches)
-        model = without(model, moments, choose(model, moments, wanted), compensate=compensate)
+        model = without(model, moments, choose(model, moments, wanted, importance), compensate=compensate)
     return model if vocabulary is None else with_vocabulary(model, vocabulary)

@@ -12,7 +12,10 @@ from flax import nnx
 import zoo
 from experiments import causal_lm, convert, reuse, sample, score
 from experiments.causal.load import load_causal
+from experiments.data.corpus import DataConfig
 from experiments.data.tokenizers import ByteTokenizer, save_tokenizer, train_bpe
+from experiments.reusing.calibrating import text_for
+from experiments.reusing.gates import GatesConfig, trained_scores
 from tests.places import PUBLISHED
 from tests.zoo.reuse.models import IDS, causal
 from tests.zoo.reuse.test_adapt import moved
@@ -161,3 +164,28 @@ def test_a_model_of_fewer_tokens_is_trained_scored_sampled_and_converted(empty_f
         assert status == 0, (step, err)
     assert load_causal("fewer").tokenizer.vocab_size == 270
     assert load_causal("taught").tokenizer.vocab_size == 290
+
+
+@pytest.mark.slow
+def test_units_go_by_gates(empty_folder, run_command):
+    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(500)))
+    config = zoo.CausalLMConfig(d_model=8, n_layers=1, pattern="mamba/mlp", vocab_size=257)
+    model = zoo.CausalLM(config, rngs=nnx.Rngs(0))
+    zoo.save_pretrained(model, "base")
+    save_tokenizer(ByteTokenizer(), empty_folder / "base")
+    text = ("--data.path", "my.txt", "--data.seq-len", "16", "--calibration.batches", "2")
+    gates = ("--gates.steps", "30", "--gates.batch-size", "2")
+    status, out, err = run_command(reuse, "prune", "base", "small", *text, "--d-ff", "8", *gates)
+    assert status == 0, err
+    assert "step    30/30" in out
+    small = zoo.from_pretrained("small")
+    assert small.config.mlp.d_ff == 8
+    scores = trained_scores(
+        model, text_for("base", DataConfig(path="my.txt", seq_len=16)), 16, GatesConfig(steps=30, batch_size=2), d_ff=8
+    )
+    kept = np.sort(np.argsort(-scores["backbone.layers.0.mlp.d_ff"], kind="stable")[:8])
+    up = model.backbone.layers[0].mlp.up_proj.kernel[...]
+    assert jnp.array_equal(small.backbone.layers[0].mlp.up_proj.kernel[...], up[:, kept])
+    status, _, err = run_command(reuse, "prune", "base", "other", *text, "--d-model", "4", *gates)
+    assert (status, err.strip().count("\n")) == (2, 0)
+    assert "--gates.steps 30 without --d-ff or --n-heads: no units go by gates" in err
