@@ -9,7 +9,7 @@ Source: Lin et al. 2024, arXiv:2408.09632 (MoDeGPT); Dao et al. 2022, arXiv:2204
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import zoo
 from experiments.data.corpus import DataConfig
@@ -46,7 +46,7 @@ def main() -> int:
         require_empty(config.target)
         loaded, text = load_model(config.source), text_for(config.source, config.data)
         batches = batches_of(text.train, config.data.seq_len, config.calibration)
-        sizes = {"head_dim": config.head_dim, "n_blocks": config.n_blocks, "d_ff": config.d_ff}
+        sizes: dict[str, Any] = {"head_dim": config.head_dim, "n_blocks": config.n_blocks, "d_ff": config.d_ff}
         model = zoo.factorize(loaded.model, batches, **sizes)
         write_model(model, config.target, loaded, config.source)
     print(f"{config.source} -> {config.target}: {said(loaded.model, model, text, config)}")

@@ -21,7 +21,7 @@ vocabulary); Dutta et al. 2024, arXiv:2406.05276 (VTrans: gates); see `zoo.prune
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def main() -> int:
         scores = None
         if config.gates.steps:
             widths = {"d_ff": config.d_ff, "n_heads": config.n_heads}
-            scores = trained_scores(loaded.model, text, config.data.seq_len, config.gates, **widths)
+            scores = trained_scores(cast(zoo.CausalLM, loaded.model), text, config.data.seq_len, config.gates, **widths)
             if scores is None:
                 return 0
         model = zoo.prune(
