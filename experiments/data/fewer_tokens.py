@@ -8,7 +8,7 @@ on the way to what it became, and the tokens that were made most often have all 
 Merges stay where all three of their tokens do, in their order. So a text of which every token stayed has the same
 tokens as before; of another, the tokens are those that were on the way.
 
-Source: Ansell et al. 2023, arXiv:2306.01709, section 3 (BiStil: tokens that are seldom in a corpus go; here with the
+Source: Ansell et al. 2023, arXiv:2306.01709 (BiStil: tokens that are seldom in a corpus go; here with the
 merges that made them).
 """
 

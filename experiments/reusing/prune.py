@@ -8,6 +8,9 @@ model what the large one says. n-heads are Mamba-2's, -3's and attention's heads
 
 With --gates.steps units go that the loss does not need: gates of random size on all of them are trained on the text.
 
+With --speedup each layer has as many hidden channels as it loses least by, for a model so many times as fast on the
+device that `reuse latency` measured.
+
 Of the vocabulary stay the tokens that all of the text makes most often, with their merges: every text can still be
 written, in more tokens. A teacher must read the same tokens, so it loses them first:
 
@@ -33,6 +36,7 @@ from experiments.model_folders import load_model
 from experiments.reusing.calibrating import Calibration, batches_of, said, text_for
 from experiments.reusing.fewer_tokens import renumber_folder
 from experiments.reusing.gates import GatesConfig, trained_scores
+from experiments.reusing.latency import read_latency, sizes_for
 from experiments.reusing.written import require_empty, write_model
 
 _AT_ONCE = 1 << 24  # tokens that are counted at once
@@ -56,6 +60,10 @@ class Config:
     """Blocks. None: the model's."""
     vocabulary: int | None = None
     """Tokens of a BPE, special ones and letters among them. None: all."""
+    speedup: float | None = None
+    """How many times as fast it shall be, by layers of unequal hidden width, in place of --d-ff."""
+    latency: Path | None = None
+    """For --speedup: the table that `reuse latency` wrote."""
     compensate: bool = True
     """Whether what is left makes up for what goes."""
     data: DataConfig = DataConfig()
@@ -66,6 +74,10 @@ class Config:
     """Which heads and hidden channels go, by a training."""
 
     def __post_init__(self):
+        if (self.speedup is None) != (self.latency is None):
+            raise ValueError("--speedup and --latency go together: a target, and how long layers take")
+        if self.speedup is not None and (self.d_ff is not None or self.n_layers is not None or self.gates.steps):
+            raise ValueError(f"--speedup {self.speedup:g} with --d-ff, --n-layers or --gates: it says how many itself")
         if self.gates.steps and self.d_ff is None and self.n_heads is None:
             raise ValueError(f"--gates.steps {self.gates.steps} without --d-ff or --n-heads: no units go by gates")
         if self.gates.steps and self.n_layers is not None:
@@ -87,11 +99,16 @@ def main() -> int:
             scores = trained_scores(cast(zoo.CausalLM, loaded.model), text, config.data.seq_len, config.gates, **widths)
             if scores is None:
                 return 0
+        batches = batches_of(text.train, config.data.seq_len, config.calibration)
+        d_ff: int | tuple[int, ...] | None = config.d_ff
+        if config.speedup is not None and config.latency is not None:
+            d_ff = sizes_for(cast(zoo.CausalLM, loaded.model), batches, read_latency(config.latency), config.speedup)
+            print(f"hidden channels of each layer: {', '.join(map(str, d_ff))}")
         model = zoo.prune(
             loaded.model,
-            batches_of(text.train, config.data.seq_len, config.calibration),
+            batches,
             d_model=config.d_model,
-            d_ff=config.d_ff,
+            d_ff=d_ff,
             n_heads=config.n_heads,
             n_layers=config.n_layers,
             vocabulary=None if ids is None else ids.tolist(),

@@ -11,7 +11,7 @@ first, and mu where nothing is drawn. The divergence from the most noise that a 
 so that a unit on which the loss does not depend gets a mean of nothing or noise without end. Those of the smallest KL,
 which is small where mu^2 / sigma^2 is, are needed least. The model's own parameters are frozen, or trained along.
 
-Source: Dutta et al. 2024, arXiv:2406.05276, section 3 (VTrans; with frozen weights its Faster-VTrans); Dai et al. 2018,
+Source: Dutta et al. 2024, arXiv:2406.05276 (VTrans; with frozen weights its Faster-VTrans); Dai et al. 2018,
 arXiv:1802.10399 (the divergence). One draw a step here, the same for all rows.
 
 Axes: n units, i inputs.
