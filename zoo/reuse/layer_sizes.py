@@ -40,6 +40,14 @@ def layer_sizes(
 
     Raises:
       ValueError: no dense channel mixers; a budget that the smallest sizes do not keep to; negative times.
+
+    Examples:
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=2, pattern="mamba/mlp")
+      >>> model = zoo.CausalLM(config, rngs=0)
+      >>> times = {0: 0.0, 16: 0.3, 32: 0.5, 64: 1.0}
+      >>> sizes = zoo.layer_sizes(model, [{"ids": jnp.arange(24).reshape(2, 12)}], times=times, budget=1.1)
+      >>> sum(times[n] for n in sizes) <= 1.1
+      True
     """
     mixers = [path for path, module in nnx.iter_modules(model) if type(module) is MLP and path[-1:] != ("shared",)]
     mixers.sort(key=lambda path: [part for part in path if isinstance(part, int)])
