@@ -273,6 +273,7 @@ class ImageClassifier(nnx.Module):
         images: Float[Array, "b x y c"],
         *,
         layer: int = -1,
+        normed: bool = True,
         task: Int[Array, "b"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
@@ -282,12 +283,13 @@ class ImageClassifier(nnx.Module):
           images: pixels, as in `__call__`.
           layer: which, as `hidden_states` counts: -1 is the backbone's output. What the others compute on top of an
             earlier one is not computed under `jax.jit`, and adds nothing to the loss.
+          normed: whether the last layer's are behind the final normalisation, which those of the others never are.
           task, rngs: as in `__call__`.
         """
         x, given = self._embed(images, rngs)
         loss = jnp.float32(0)
         if layer in (-1, self.config.n_layers):
-            x, loss = self.backbone.run(x, task=task, rngs=rngs, **given)
+            x, loss = self.backbone.run(x, task=task, normed=normed, rngs=rngs, **given)
         else:
             x = self.backbone.hidden_states(x, task=task, rngs=rngs, **given)[layer]
         n = self.config.n_tokens
