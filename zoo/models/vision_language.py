@@ -25,7 +25,6 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import is_known
 from zoo.layers.connectors import Connector, ConnectorConfig
 from zoo.layers.depth_router import Skippable
-from zoo.layers.image_tokens import grid_of
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.seen import LOOKS_AHEAD, SEEN_AHEAD
 from zoo.models.called_like import called_like
@@ -255,9 +254,7 @@ class VisionLanguageModel(nnx.Module):
         Raises:
           ValueError: patches do not cover such images, or the connector not such patches.
         """
-        rows, columns = self.config.grid(
-            grid_of(height, width, self.config.vision.patch_size, self.config.vision.stride)
-        )
+        rows, columns = self.config.grid(self.config.vision.grid_of(height, width))
         return rows * columns
 
     def __call__(
@@ -356,8 +353,8 @@ class VisionLanguageModel(nnx.Module):
 
         The first group takes places in the row, each further one is added there before a deeper block.
         """
-        vision, config = self.vision.config, self.config
-        grid = grid_of(images.shape[1], images.shape[2], vision.patch_size, vision.stride)
+        config = self.config
+        grid = config.vision.grid_of(images.shape[1], images.shape[2])
         which: dict[str, Any] = {"layer": config.vision_layer, "normed": config.vision_norm}
         patches, loss = self.vision.patch_vectors(images, rngs=rngs, **which)
         tokens = self.connector(patches, grid)
