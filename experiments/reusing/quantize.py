@@ -28,7 +28,8 @@ from experiments.loop import flags
 from experiments.model_folders import load_model
 from experiments.reusing.calibrating import Calibration, batches_of, text_for
 from experiments.reusing.written import require_empty, write_model
-from zoo.reuse.quantize import Bits, Method
+from zoo.reuse.codes import Bits
+from zoo.reuse.quantize import Method
 
 
 @dataclasses.dataclass(frozen=True)

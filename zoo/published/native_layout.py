@@ -20,7 +20,7 @@ from flax import nnx
 from zoo.layers.names import unknown_name
 from zoo.models.build import MODELS, Model, ModelConfig, stacks_of
 from zoo.published.tensors import Entry, Json, Table
-from zoo.reuse.quantize import Bits, Quantized
+from zoo.reuse.codes import Bits, Quantized
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, OURS, find_kind
 from zoo.stack.option_values import from_dict
 from zoo.stack.pattern import mixer_name, parse_pattern

@@ -20,8 +20,8 @@ from jax import lax
 from jaxtyping import Array
 
 from zoo.models.frozen import freeze, thaw
+from zoo.reuse.codes import QuantizedWeight
 from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps, named
-from zoo.reuse.quantize import QuantizedWeight
 
 
 class LoRAWeight(ComputedWeight):
