@@ -2,7 +2,9 @@
 
     model = zoo.quantize(model, bits=4, group_size=64)        generates, and can be adapted: zoo.add_lora(model, ...)
     model = zoo.quantize(model, bits=4, method="hessian", moments=zoo.calibrate(model, batches))
-    model = zoo.quantize(model, mixed=2_000_000, moments=zoo.calibrate(model, batches))        2, 4 or 8 bits, by map
+    model = zoo.quantize(model, mixed=2_000_000, moments=zoo.calibrate(model, batches))
+
+The last gives 2, 4 or 8 bits to each map, and to each expert of a mixture.
 
 Some inputs of one output make a group and share a scale: w = scale * code, where code is a whole number, at most
 2^(bits - 1) - 1 from 0; of 1 bit it is the sign, and the scale the mean size. Decays, steps, convolutions, norms and
@@ -15,17 +17,21 @@ arXiv:2203.06390, section 3 (1 bit: signs and mean sizes).
 
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from zoo.layers.moe import ExpertLinear
 from zoo.reuse.calibration import Moments
 from zoo.reuse.codes import Bits, QuantizedWeight, inputs_first
 from zoo.reuse.compensation import cost
+from zoo.reuse.expert_bits import QuantizedExperts
 from zoo.reuse.linear_maps import Axes, LinearMap, Model, copied, linear_maps
 from zoo.reuse.mixed_bits import Choice, allocate
 
+KINDS = QuantizedWeight, QuantizedExperts
 Method = Literal["round", "hessian"]
 _MIXED: tuple[Bits, ...] = (2, 4, 8)
 
@@ -40,6 +46,7 @@ def quantize(
     method: Method = "round",
     moments: Moments | None = None,
     mixed: int | None = None,
+    by_expert: bool = True,
 ) -> Model:
     """A model whose linear maps are kept in a few bits; all else is the given model's, which stays as it is.
 
@@ -55,6 +62,7 @@ def quantize(
       moments: what the maps read, from `calibrate`; "hessian" and mixed need it.
       mixed: bytes of all these maps, codes and scales: each has 2, 4 or 8 bits, more where rounding costs more, see
         `mixed_bits`. None: all have `bits`.
+      by_expert: with mixed, whether each expert of a mixture has bits of its own, see `expert_bits`.
 
     Raises:
       ValueError: other bits or another method; group_size below 1; nothing that `targets` names; a map that is
@@ -81,24 +89,50 @@ def quantize(
     for name, linear in maps.items():
         if not isinstance(linear.weight, nnx.Variable):
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
-    of_each = {} if mixed is None else allocate(_choices(maps, moments or {}, group_size), mixed)
+    of_each = {} if mixed is None else _allocated(maps, moments or {}, group_size, mixed, by_expert)
     for name, linear in maps.items():
-        of_this: Any = of_each.get(name, 8 if linear.attribute == "embedding" else bits)
-        made = QuantizedWeight(
-            linear.weight[...],
-            linear.axes,
-            bits=of_this,
-            group_size=group_size,
-            moment=known.get(name),
-            metadata=linear.weight.get_metadata(),
-        )
-        linear.replace(made)
+        of_this = of_each.get(name, 8 if linear.attribute == "embedding" else bits)
+        options = {"bits": of_this, "group_size": group_size, "moment": known.get(name)}
+        make = functools.partial(_kind_of(of_this), axes=linear.axes, metadata=linear.weight.get_metadata())
+        linear.replace(make(linear.weight[...], **options))
     return model
 
 
-def _choices(maps: Mapping[str, LinearMap], moments: Moments, group_size: int | None) -> dict[str, list[Choice]]:
+def _kind_of(bits: Any) -> Any:
+    return QuantizedWeight if isinstance(bits, int) else QuantizedExperts
+
+
+def _allocated(
+    maps: Mapping[str, LinearMap], moments: Moments, group_size: int | None, budget: int, by_expert: bool
+) -> dict[str, Any]:
+    """Bits of each map; of a mixture's maps those of each expert, where they differ."""
+    choices: dict[tuple[str, int | None], list[Choice]] = {}
+    for name, steps in _choices(maps, moments, group_size).items():
+        apart = by_expert and isinstance(maps[name].owner, ExpertLinear)
+        n = len(steps[0].of_blocks) if apart else 1
+        for e in range(n):
+            choices[name, e if apart else None] = [
+                Choice(step.bits, step.nbytes // n, step.of_blocks[e] if apart else sum(step.of_blocks))
+                for step in steps
+            ]
+    found: dict[str, Any] = {}
+    for (name, expert), bits in allocate(choices, budget).items():
+        found[name] = bits if expert is None else (*found.get(name, ()), bits)
+    return {name: bits[0] if isinstance(bits, tuple) and len({*bits}) == 1 else bits for name, bits in found.items()}
+
+
+class _Rounded(NamedTuple):
+    """A map in so many bits."""
+
+    bits: int
+    nbytes: int
+    of_blocks: list[float]
+    """What rounding each of its blocks or experts costs."""
+
+
+def _choices(maps: Mapping[str, LinearMap], moments: Moments, group_size: int | None) -> dict[str, list[_Rounded]]:
     """What each map costs in 2, 4 and 8 bits; where nothing is known of what it reads, as if all inputs were alike."""
-    found: dict[str, list[Choice]] = {}
+    found: dict[str, list[_Rounded]] = {}
     for name, linear in maps.items():
         weight = inputs_first(linear.weight[...].astype(jnp.float32), linear.axes)
         moment = moments.get(
@@ -108,18 +142,18 @@ def _choices(maps: Mapping[str, LinearMap], moments: Moments, group_size: int | 
         for bits in _MIXED:
             small = QuantizedWeight(linear.weight[...], linear.axes, bits=bits, group_size=group_size)
             lost = weight - inputs_first(small.whole().astype(jnp.float32), linear.axes)
-            share = float(jnp.sum(cost(lost, moment))) / max(whole, 1e-30)
-            found.setdefault(name, []).append(Choice(bits, small.nbytes, weight.size * share))
+            shares = np.ravel(cost(lost, moment)) / max(whole, 1e-30)
+            found.setdefault(name, []).append(_Rounded(bits, small.nbytes, (weight.size * shares).tolist()))
     return found
 
 
-def options_of(model: nnx.Module) -> dict[str, dict[str, int]]:
+def options_of(model: nnx.Module) -> dict[str, dict[str, Any]]:
     """How each map of a model that is quantised is so, by name: what `with_options` makes such a model of."""
     weights = {name: linear.weight for name, linear in quantized_weights(model).items()}
     return {name: {"bits": weight.bits, "group_size": weight.group_size} for name, weight in weights.items()}
 
 
-def with_options(model: Model, options: Mapping[str, Mapping[str, int]]) -> Model:
+def with_options(model: Model, options: Mapping[str, Mapping[str, Any]]) -> Model:
     """A model of shapes in place of arrays that is quantised as another one is.
 
     Args:
@@ -127,7 +161,7 @@ def with_options(model: Model, options: Mapping[str, Mapping[str, int]]) -> Mode
       options: from `options_of`.
 
     Raises:
-      ValueError: a map that the model does not have.
+      ValueError: a map that the model does not have, or bits of another number of experts.
     """
     model = copied(model)
     maps = quantizable(model)
@@ -135,8 +169,11 @@ def with_options(model: Model, options: Mapping[str, Mapping[str, int]]) -> Mode
         raise ValueError(f"{unknown[0]} is quantised, and the model has no such map")
     for name, how in options.items():
         weight = maps[name].weight
+        if not isinstance(how["bits"], int) and not isinstance(maps[name].owner, ExpertLinear):
+            raise ValueError(f"{name} is quantised in bits={how['bits']}, expected one number: it has no experts")
         options_here: Any = {**how, "axes": maps[name].axes, "metadata": weight.get_metadata()}
-        maps[name].replace(nnx.eval_shape(functools.partial(QuantizedWeight, **options_here), weight.get_value()))
+        make = functools.partial(_kind_of(how["bits"]), **options_here)
+        maps[name].replace(nnx.eval_shape(make, weight.get_value()))
     return model
 
 
@@ -171,4 +208,4 @@ def _embeddings(model: nnx.Module) -> dict[str, LinearMap]:
 
 def quantized_weights(model: nnx.Module) -> dict[str, LinearMap]:
     """The maps of a model that are quantised, by name."""
-    return {name: linear for name, linear in quantizable(model).items() if isinstance(linear.weight, QuantizedWeight)}
+    return {name: linear for name, linear in quantizable(model).items() if isinstance(linear.weight, KINDS)}
