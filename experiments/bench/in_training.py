@@ -8,6 +8,7 @@
              each position says alone, and as it is trained, the best of each row
     shared   four blocks of experts; one at all depths; the same with norms of each depth (WideNet)
     decoder  a masked language model; with two blocks above it in training alone (BPDec); with two more blocks
+    pangu    a Transformer; with two terms in its activations; with a shortcut beside attention; with both (PanGu-pi)
     tasks    a masked language model with experts, of two texts, English and tables: a router for both, or each (M3ViT)
 
 What is printed is the mean and the standard deviation over seeds: bits per byte of held-out text, of `decoder` nats a
@@ -33,7 +34,7 @@ from experiments.loop.metrics import last_evaluation
 from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig
 
-Part = Literal["depths", "shared", "decoder", "tasks"]
+Part = Literal["depths", "shared", "decoder", "pangu", "tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Config:
     """Of initial parameters, the order of the data, and what is drawn in training."""
     steps: int = 200
     """Steps of each model."""
-    parts: tuple[Part, ...] = ("depths", "shared", "decoder", "tasks")
+    parts: tuple[Part, ...] = ("depths", "shared", "decoder", "pangu", "tasks")
     """What is compared."""
 
 
@@ -70,6 +71,13 @@ _SHARED: dict[str, dict[str, Any]] = {
     "four blocks": {"pattern": "mamba/moe"},
     "one block": {"pattern": "mamba/moe@a"},
     "one block, norms of each depth": {"pattern": "mamba/moe@a", "share_norms": False},
+}
+_SERIES = zoo.MLPConfig(d_ff=128, activation="gelu", series=2)
+_PANGU: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two terms": {"mlp": _SERIES},
+    "a shortcut of rank 4": {"shortcut_rank": 4},
+    "both": {"mlp": _SERIES, "shortcut_rank": 4},
 }
 _ENCODER = zoo.MaskedLMConfig(
     d_model=64,
@@ -141,6 +149,11 @@ class Bench:
     def _shared(self) -> dict[str, float]:
         models = {name: self.causal(f"shared {name}", fields) for name, fields in _SHARED.items()}
         return {f"shared: {name}": self.bits(model) for name, model in models.items()}
+
+    def _pangu(self) -> dict[str, float]:
+        plain: dict[str, Any] = {"pattern": "attn/mlp", "mlp": dataclasses.replace(_SERIES, series=1)}
+        models = {name: self.causal(f"pangu {name}", plain | fields) for name, fields in _PANGU.items()}
+        return {f"pangu: {name}": self.bits(model) for name, model in models.items()}
 
     def masked(self, name: str, model: zoo.MaskedLMConfig, **options: Any) -> float:
         """Nats a hidden token of a trained masked language model."""
