@@ -7,6 +7,7 @@ python -m experiments.reuse adapt MODEL out --adapter ADAPTER                   
 python -m experiments.reuse prune MODEL out --n-layers 8 --data.path my.txt              # what is needed least goes
 python -m experiments.reuse factorize MODEL out --n-blocks 8 --data.path my.txt         # products of smaller maps
 python -m experiments.reuse quantize MODEL out --bits 4 --group-size 64                 # codes and scales
+python -m experiments.reuse task MODEL out --task 1                                     # one of several tasks
 python -m experiments.reuse VERB --help                                                 # flags of each
 
 Models are folders of runs, in our own or a published layout, or names on the Hugging Face hub. What is written is read
@@ -24,6 +25,7 @@ COMMANDS = {
     "prune": "experiments.reusing.prune",
     "factorize": "experiments.reusing.factorize",
     "quantize": "experiments.reusing.quantize",
+    "task": "experiments.reusing.task",
 }
 
 

@@ -221,7 +221,7 @@ class _Opened(NamedTuple):
     """Which of the tensors is which parameter of the model."""
     stored: Dtype | None
     """The dtype to compute in, where that of the tensors alone says it. None: the config does."""
-    quantized: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    quantized: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
     """How weights are quantised, see `options_of`."""
 
 
