@@ -12,6 +12,8 @@
                                                                            # LoRA: adapters of it alone
     python -m experiments.causal_lm tiny --init small --teacher runs/causal_lm/tiny
                                                                            # a pruned model learns from the whole one
+    python -m experiments.causal_lm tiny --teacher LARGE --modules.steps 100
+                                                                           # first each block in the teacher's place
 
 With --init a new run starts from the weights, the architecture and the tokenizer of another run, of a folder in a
 published layout or of a name on the hub; optimiser, learning rate, data and number of steps are its own. The same
@@ -27,12 +29,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+from flax import nnx
 
 import ssm
 import zoo
 from experiments.causal import load
 from experiments.causal.chat import keep_chat
 from experiments.causal.flops import flops_per_token
+from experiments.causal.module_wise import ModulesConfig, ModuleWise, check_modules
 from experiments.causal.next_token import continued_loss, describe, next_token_loss
 from experiments.causal.teaching import TaughtBatches, load_teacher, taught_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
@@ -74,6 +78,8 @@ class Config:
     teacher: str | None = None
     """A run, a published folder or a hub name with the same tokenizer: the model learns what this says of each next
     token, rather than what comes. For vocabularies or batches that are not large."""
+    modules: ModulesConfig = ModulesConfig()
+    """Modules that first learn one by one in place of the teacher's (m2mKD)."""
     eval_batches: int | None = 50
     """Batches of held-out text an evaluation reads, spread evenly over it. None reads all of it."""
     prompt: str = "def "
@@ -83,6 +89,7 @@ class Config:
 
     def __post_init__(self):
         check_start(self.adapt, self.init)
+        check_modules(self.modules, self.teacher, self.adapt)
         if self.teacher is not None and self.train.carry_state:
             raise ValueError("--teacher with --train.carry-state: it reads each row from its start")
 
@@ -157,7 +164,6 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
     if config.train.carry_state and any(word.capacity for word in words):
         raise ValueError(f"--train.carry-state with --model.pattern {pattern!r}: a router chooses among whole rows")
     runs.check_filters(config.model, seq_len)
-    make = make_lanes if config.train.carry_state else make_batches
 
     def bits_per_nat(stream):
         return stream.n_tokens / stream.n_bytes / math.log(2)
@@ -167,7 +173,7 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
         loss = mean_loss(model, next_token_loss, batches)
         return {"loss": loss} | describe(loss, bits_per_nat(held_out))
 
-    batches: BatchIterator = make(corpus.train, batch_size=batch_size, seq_len=seq_len, seed=config.train.seed)
+    batches = _batches(config, corpus, seed=config.train.seed)
     if config.teacher is not None:
         batches = TaughtBatches(batches, load_teacher(config.teacher, corpus.tokenizer, config.model.vocab_size))
     return Task(
@@ -185,6 +191,25 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
         tokens_per_batch=batch_size * seq_len,
         flops_per_token=flops_per_token(config.model, seq_len),
     )
+
+
+def _batches(config: Config, corpus: Corpus, *, seed: int) -> BatchIterator:
+    make = make_lanes if config.train.carry_state else make_batches
+    return make(corpus.train, batch_size=config.train.batch_size, seq_len=config.data.seq_len, seed=seed)
+
+
+def module_wise(config: Config, corpus: Corpus, task: Task) -> ModuleWise | None:
+    """What trains the model's modules one by one before the task, where that is asked for.
+
+    Raises:
+      ValueError: the model cannot stand in its teacher's places.
+    """
+    if not config.modules.steps:
+        return None
+    assert config.teacher is not None  # see `check_modules`
+    teacher = load_teacher(config.teacher, corpus.tokenizer, config.model.vocab_size)
+    student = task.init(nnx.Rngs(params=jax.random.key(config.train.seed)))
+    return ModuleWise(config.modules, teacher, cast(zoo.CausalLM, student))
 
 
 def fit_vocabulary(config: Config, tokenizer: Tokenizer) -> Config:
@@ -263,6 +288,7 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         corpus = load_corpus(started.data, kept)
         fitted = fit_vocabulary(started, corpus.tokenizer)
         task = make_task(fitted, corpus, init)
+        modules = module_wise(fitted, corpus, task)
         how = {"steps": config.train.steps, "seed": config.train.seed}
         task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
         if kept is None:
@@ -271,7 +297,14 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
     save_base()
-    return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
+    record = dataclasses.asdict(fitted)
+    if modules is not None:
+        batches = _batches(config, corpus, seed=config.train.seed + 1)
+        learned = modules.learn(task, batches, config.train, config.optim, folder, record)
+        if learned.stopped:
+            return learned, corpus
+        task = task._replace(init=lambda rngs: learned.model)
+    return train(task, config.train, config.optim, folder, record=record), corpus
 
 
 def main() -> int:

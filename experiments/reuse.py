@@ -8,6 +8,7 @@ python -m experiments.reuse prune MODEL out --n-layers 8 --data.path my.txt     
 python -m experiments.reuse latency MODEL latency.json                                  # what prune --speedup goes by
 python -m experiments.reuse factorize MODEL out --n-blocks 8 --data.path my.txt         # products of smaller maps
 python -m experiments.reuse quantize MODEL out --bits 4 --group-size 64                 # codes and scales
+python -m experiments.reuse task MODEL out --task 1                                     # one of several tasks
 python -m experiments.reuse VERB --help                                                 # flags of each
 
 Models are folders of runs, in our own or a published layout, or names on the Hugging Face hub. What is written is read
@@ -26,6 +27,7 @@ COMMANDS = {
     "latency": "experiments.reusing.latency",
     "factorize": "experiments.reusing.factorize",
     "quantize": "experiments.reusing.quantize",
+    "task": "experiments.reusing.task",
 }
 
 

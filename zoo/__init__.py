@@ -41,6 +41,10 @@ from zoo.models.generate import generate as generate
 from zoo.models.generate import generate_stream as generate_stream
 from zoo.models.heads import extend_positions as extend_positions
 from zoo.models.heads import with_head as with_head
+from zoo.models.module_wise import ComparedModule as ComparedModule
+from zoo.models.module_wise import between_ends_of as between_ends_of
+from zoo.models.module_wise import compare_modules as compare_modules
+from zoo.models.one_task import of_task as of_task
 from zoo.models.pretraining_decoder import PretrainingDecoder as PretrainingDecoder
 from zoo.models.summary import Summary as Summary
 from zoo.models.summary import summary as summary

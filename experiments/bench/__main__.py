@@ -9,6 +9,9 @@ python -m experiments.bench decode                     # a token with attention'
 python -m experiments.bench quantized MODEL            # perplexity, bytes and time a token in 16, 8 and 4 bits
 python -m experiments.bench reused                     # what starting from a trained model is worth
 python -m experiments.bench in_training                # what options of training are worth: depths, sharing, decoders
+python -m experiments.bench tuned                      # ways to tune, and to put tunes together
+python -m experiments.bench modules                    # what learning module by module from a teacher is worth
+python -m experiments.bench few_bits                   # what fewer bits cost small models, and experts
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
 python -m experiments.bench length                     # memory of a step of up to a million tokens, on several devices
 python -m experiments.bench recall                     # what a state recalls, and what attention does
@@ -24,7 +27,7 @@ from zoo.layers.names import unknown_name
 
 BENCHES = (
     *("peers", "limits", "vision", "decode", "quantized", "reused", "in_training", "depth", "length", "recall"),
-    *("pictures", "image_tokens", "coverage"),
+    *("modules", "few_bits", "tuned", "pictures", "image_tokens", "coverage"),
 )
 COMMANDS = {name: f"experiments.bench.{name}" for name in BENCHES}
 

@@ -8,12 +8,15 @@
              each position says alone, and as it is trained, the best of each row
     shared   four blocks of experts; one at all depths; the same with norms of each depth (WideNet)
     decoder  a masked language model; with two blocks above it in training alone (BPDec); with two more blocks
+    pangu    a Transformer; with two terms in its activations; with a shortcut beside attention; with both (PanGu-pi)
+    tasks    a masked language model with experts, of two texts, English and tables: a router for both, or each (M3ViT)
 
 What is printed is the mean and the standard deviation over seeds: bits per byte of held-out text, of `decoder` nats a
-hidden token, which is another quantity.
+hidden token, which is another quantity, and of `tasks` their mean over the texts.
 """
 
 import dataclasses
+import sysconfig
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +34,7 @@ from experiments.loop.metrics import last_evaluation
 from experiments.loop.optim import OptimConfig
 from experiments.loop.train import TrainConfig
 
-Part = Literal["depths", "shared", "decoder"]
+Part = Literal["depths", "shared", "decoder", "pangu", "tasks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Config:
     """Of initial parameters, the order of the data, and what is drawn in training."""
     steps: int = 200
     """Steps of each model."""
-    parts: tuple[Part, ...] = ("depths", "shared", "decoder")
+    parts: tuple[Part, ...] = ("depths", "shared", "decoder", "pangu", "tasks")
     """What is compared."""
 
 
@@ -69,6 +72,13 @@ _SHARED: dict[str, dict[str, Any]] = {
     "one block": {"pattern": "mamba/moe@a"},
     "one block, norms of each depth": {"pattern": "mamba/moe@a", "share_norms": False},
 }
+_SERIES = zoo.MLPConfig(d_ff=128, activation="gelu", series=2)
+_PANGU: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "two terms": {"mlp": _SERIES},
+    "a shortcut of rank 4": {"shortcut_rank": 4},
+    "both": {"mlp": _SERIES, "shortcut_rank": 4},
+}
 _ENCODER = zoo.MaskedLMConfig(
     d_model=64,
     n_layers=2,
@@ -83,6 +93,8 @@ _ENCODERS: dict[str, dict[str, Any]] = {
     "two blocks, two above in training": {"decoder_layers": 2},
     "four blocks": {"n_layers": 4},
 }
+
+_ROUTERS = {"one router for both texts": 1, "a router for each": 2}
 
 
 class Bench:
@@ -138,15 +150,33 @@ class Bench:
         models = {name: self.causal(f"shared {name}", fields) for name, fields in _SHARED.items()}
         return {f"shared: {name}": self.bits(model) for name, model in models.items()}
 
+    def _pangu(self) -> dict[str, float]:
+        plain: dict[str, Any] = {"pattern": "attn/mlp", "mlp": dataclasses.replace(_SERIES, series=1)}
+        models = {name: self.causal(f"pangu {name}", plain | fields) for name, fields in _PANGU.items()}
+        return {f"pangu: {name}": self.bits(model) for name, model in models.items()}
+
+    def masked(self, name: str, model: zoo.MaskedLMConfig, **options: Any) -> float:
+        """Nats a hidden token of a trained masked language model."""
+        masked_lm.fit(masked_lm.Config(model=model, examples=0, **self.options | options), self.folder / name)
+        evaluated = last_evaluation(self.folder / name)
+        assert evaluated is not None
+        return evaluated["loss"]
+
     def _decoder(self) -> dict[str, float]:
+        names = {f"decoder: {name}": dataclasses.replace(_ENCODER, **fields) for name, fields in _ENCODERS.items()}
+        return {name: self.masked(name, model) for name, model in names.items()}
+
+    def _tasks(self) -> dict[str, float]:
+        library = Path(sysconfig.get_paths()["stdlib"])
+        texts = {
+            "data": dataclasses.replace(_DATA, path=str(library / "pydoc_data" / "topics.py")),
+            "tasks": (str(library / "encodings"),),
+        }
         found = {}
-        for name, fields in _ENCODERS.items():
-            config = masked_lm.Config(model=dataclasses.replace(_ENCODER, **fields), examples=0, **self.options)
-            folder = self.folder / f"decoder {name}"
-            masked_lm.fit(config, folder)
-            evaluated = last_evaluation(folder)
-            assert evaluated is not None
-            found[f"decoder: {name}"] = evaluated["loss"]
+        for name, n_tasks in _ROUTERS.items():
+            moe = dataclasses.replace(_SHAPE.moe, n_tasks=n_tasks)
+            model = dataclasses.replace(_ENCODER, pattern="attn/moe", moe=moe)
+            found[f"tasks: {name}"] = self.masked(f"tasks {name}", model, **texts)
         return found
 
 

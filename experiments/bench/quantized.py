@@ -7,7 +7,8 @@
 Perplexity is that of held-out text; MB is what all of a model's arrays take in memory, embeddings, norms and scales
 too; ms is the time of one more token in a context, of the median round, where all forms take turns. 4 bits are rounded
 (int4) or rounded in order, the later inputs making up for what the earlier lost (int4-hessian); mixed has bytes midway
-between int2 and int4, 2, 4 or 8 bits a map. Embeddings stay as they are unless --embeddings is given.
+between int2 and int4, mixed-int4 those of int4; 2, 4 or 8 bits a map, or an expert. Embeddings stay as they are unless
+--embeddings is given.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from experiments.loop import flags
 from experiments.reusing.calibrating import Calibration, batches_of, perplexity
 from zoo.reuse.quantize import quantized_weights
 
-Form = Literal["float32", "bfloat16", "int8", "int4", "int4-hessian", "int2", "mixed"]
+Form = Literal["float32", "bfloat16", "int8", "int4", "int4-hessian", "int2", "mixed", "mixed-int4"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,11 @@ def make_form(form: Form, model: zoo.CausalLM, moments: Any, config: Config) -> 
         return model
     if form == "bfloat16":
         return in_bfloat16(model)
-    if form == "mixed":
+    if form.startswith("mixed"):
         several: tuple[Any, ...] = (2, 4)
         small = [quantized_weights(zoo.quantize(model, bits=b, group_size=config.group_size)) for b in several]
-        budget = sum(linear.weight.nbytes for each in small for linear in each.values()) // 2
+        few, more = (sum(linear.weight.nbytes for linear in each.values()) for each in small)
+        budget = more if form == "mixed-int4" else (few + more) // 2
         return zoo.quantize(model, moments=moments, mixed=budget, group_size=config.group_size)
     bits: Any = int(form.removeprefix("int").partition("-")[0])
     return zoo.quantize(
@@ -101,7 +103,7 @@ def main() -> int:
         loaded = load_causal(source, dtype="float32")
         corpus = load_corpus(dataclasses.replace(config.data, tokenizer=loaded.spec))
         seen = batches_of(corpus.train, config.data.seq_len, config.calibration)
-        looked = any(form in ("int4-hessian", "mixed") for form in config.forms)
+        looked = any(form == "int4-hessian" or form.startswith("mixed") for form in config.forms)
         moments = zoo.calibrate(loaded.model, seen) if looked else None
     environment = record.read_environment()
     print(f"{environment['hardware']}; jax {environment['versions']['jax']}, commit {environment['commit']}")

@@ -38,7 +38,7 @@ class Pair(nnx.Module):
         return batch["weights"]
 
 
-def _per_token(x: jax.Array, weights: jax.Array) -> jax.Array:
+def per_token(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean square over the channels, summed over the tokens that count."""
     return jnp.sum(jnp.mean(jnp.square(x.astype(jnp.float32)), axis=-1) * weights)
 
@@ -49,21 +49,27 @@ def layer_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
     A mean over channels and layers, and a sum over tokens. Each layer is fed what enters the teacher's.
     """
     counted = pair.counted(batch)
-    errors = [_per_token(each.student.mixed - each.teacher.mixed, counted) for each in pair.compare(batch)]
+    errors = [per_token(each.student.mixed - each.teacher.mixed, counted) for each in pair.compare(batch)]
     return jnp.mean(jnp.stack(errors) / pair.mixed_square[...])
 
 
 def hidden_error(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
     """Squared error of the blocks' outputs, over the mean square of what the teacher's blocks add to their input."""
     counted = pair.counted(batch)
-    errors = [_per_token(each.student.out - each.teacher.out, counted) for each in pair.compare(batch)]
+    errors = [per_token(each.student.out - each.teacher.out, counted) for each in pair.compare(batch)]
     return jnp.mean(jnp.stack(errors) / pair.update_square[...])
 
 
 def kl(pair: Pair, batch: Mapping[str, Any]) -> jax.Array:
     """KL divergence of the student's next token from the teacher's, in nats at temperature 1, summed over tokens."""
-    log_p, log_q = (jax.nn.log_softmax(pair.logits(model, batch)) for model in (pair.teacher, pair.student))
-    return jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * batch["weights"])
+    return kl_of(pair.logits(pair.teacher, batch), pair.logits(pair.student, batch), batch["weights"])
+
+
+def kl_of(taught: jax.Array, logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """KL divergence of what `logits` say from what `taught` say, in nats, summed over the tokens that count."""
+    wide = jnp.promote_types(logits.dtype, jnp.float32)
+    log_p, log_q = (jax.nn.log_softmax(x.astype(wide)) for x in (taught, logits))
+    return jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * weights)
 
 
 DISTANCES: dict[str, Callable[[Pair, Mapping[str, Any]], jax.Array]] = {
@@ -82,8 +88,8 @@ def measure(pair: Pair, batch: Mapping[str, Any], rngs: None) -> dict[str, jax.A
 def _squares(pair: Pair, batch: Mapping[str, Any], rngs: None) -> tuple[Any, ...]:
     """Mean squares of what the teacher's mixers give and of what its blocks add, as sums over tokens."""
     compared, counted = pair.compare(batch), pair.counted(batch)
-    mixed = tuple(_per_token(each.teacher.mixed, counted) for each in compared)
-    update = tuple(_per_token(each.teacher.out - each.x, counted) for each in compared)
+    mixed = tuple(per_token(each.teacher.mixed, counted) for each in compared)
+    update = tuple(per_token(each.teacher.out - each.x, counted) for each in compared)
     return mixed, update, jnp.sum(counted)
 
 

@@ -21,6 +21,7 @@ from flax import nnx
 
 import zoo
 from experiments.causal.load import load_causal
+from experiments.causal.pair import kl_of
 from experiments.data.tokenizers import Tokenizer
 from experiments.loop.train import BatchIterator, Loss, with_auxiliary
 
@@ -70,6 +71,5 @@ def taught_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
     hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
     taught = jnp.asarray(batch["taught"])
     logits = model.head(hidden)[..., : taught.shape[-1]]
-    log_p, log_q = (jax.nn.log_softmax(x.astype(jnp.promote_types(x.dtype, jnp.float32))) for x in (taught, logits))
-    total = jnp.sum(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1) * batch["weights"])
+    total = kl_of(taught, logits, batch["weights"])
     return with_auxiliary(Loss(total, jnp.sum(batch["weights"])), model, auxiliary)

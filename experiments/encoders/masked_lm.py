@@ -6,6 +6,8 @@
     python -m experiments.bert pretrain small --data.path texts/              # your own text
     python -m experiments.bert pretrain m2-bert-80m --data.path texts/        # a published size, for accelerators
     python -m experiments.bert pretrain tiny --init SRC --data.path texts/    # goes on with a run or a published model
+    python -m experiments.bert pretrain tiny --model.pattern m2/moe --model.moe.n-tasks 2 --data.path A --tasks B
+                                                                              # two texts, a router for each
 
 The same command again resumes the run where it was. `python -m experiments.bert finetune --init RUN_DIR ...` goes on
 with what it has learned.
@@ -32,6 +34,7 @@ from experiments.encoders.lengths import check_lengths, reach
 from experiments.encoders.load import load_encoder
 from experiments.encoders.masked_loss import masked_loss, masked_sums
 from experiments.encoders.masking import Masking, MaskingConfig
+from experiments.encoders.several_texts import check_texts, inputs_of, joined, load_texts
 from experiments.encoders.shapes import small_encoder
 from experiments.loop import flags, runs
 from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed
@@ -52,6 +55,9 @@ class Config:
     """Shape of the model. vocab_size 0 takes the tokenizer's, with room for the special tokens that it lacks."""
     data: DataConfig = DataConfig()
     """Text and tokens."""
+    tasks: tuple[str, ...] = ()
+    """Paths of more texts, whose rows are in every batch, too. With --model.moe.n-tasks as many as there are texts,
+    mixtures of experts have a router for each."""
     rows: Layout = "packed"
     """packed: several documents a row, which never see each other. padded: one a row. buckets: one a row, in batches of
     rows of similar length, cut to a power of two; what suits long convolutions, for which packing costs more."""
@@ -154,21 +160,28 @@ def make_rows(config: Config, corpus: Corpus) -> tuple[Rows, Rows]:
     return make(corpus.train), make(corpus.validation)
 
 
-def make_task(config: Config, corpus: Corpus, rows: Rows, held_out: Rows, init: Any = None) -> Task:
+def make_task(
+    config: Config, corpus: Corpus, rows: Rows, held_out: Rows, init: Any = None, number: int | None = None
+) -> Task:
     """The task of a configuration whose vocabulary is known.
 
     Args:
       rows, held_out: from `make_rows`.
       init: a model to go on from, or None.
+      number: of the text among several, of which a batch has its share of rows. None: there is this one alone.
     """
     masking = Masking(config.masking, corpus.tokenizer)
-    seed, batch_size = config.train.seed, config.train.batch_size
+    seed, batch_size = config.train.seed, config.train.batch_size // (1 if number is None else 1 + len(config.tasks))
+
+    def said(batch: Batch) -> Batch:
+        return batch if number is None else batch | {"task": np.full(len(batch["tokens"]), number, np.int32)}
+
     multiple = jax.device_count() * config.train.accumulate
     plan = Epochs(rows.bucket, rows.rows_per_batch(batch_size, multiple), seed=seed)
 
     def make(step: int) -> Batch:
         random = np.random.default_rng((seed % (1 << 64), 1, step))
-        return masked_batch(rows, masking, plan(step), random, config.masking.rate)
+        return said(masked_batch(rows, masking, plan(step), random, config.masking.rate))
 
     # Every evaluation hides the same tokens.
     order = Epochs(held_out.bucket, held_out.rows_per_batch(batch_size, multiple), seed=0)
@@ -177,7 +190,7 @@ def make_task(config: Config, corpus: Corpus, rows: Rows, held_out: Rows, init: 
     def make_held_out(number: int) -> Batch:
         step = number * order.n_batches // n_batches
         random = np.random.default_rng((0, 2, step))
-        return masked_batch(held_out, masking, order(step), random, config.masking.eval_rate)
+        return said(masked_batch(held_out, masking, order(step), random, config.masking.eval_rate))
 
     def evaluate(model):
         sums = sum_over(model, masked_sums, make_batches(make_held_out, n_batches=n_batches, prefetch=4))
@@ -251,12 +264,20 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         model = runs.fit_vocabulary(started.model, needed, started.data.tokenizer)
         fitted = dataclasses.replace(started, model=model)
         check_lengths(fitted.model, fitted.data.seq_len)
-        rows, held_out = make_rows(fitted, corpus)
-        task = make_task(fitted, corpus, rows, held_out, init)
+        check_texts(fitted.tasks, fitted.model, fitted.train.batch_size, fitted.rows)
+        corpora = load_texts(corpus, started.data, fitted.tasks)
+        rows = [make_rows(fitted, each) for each in corpora]
+        task = joined(
+            [
+                make_task(fitted, each, *of_each, init, i if fitted.tasks else None)
+                for i, (each, of_each) in enumerate(zip(corpora, rows, strict=True))
+            ]
+        )
         save_tokenizer(corpus.tokenizer, folder)
-        runs.begin(config, folder, fitted.model, corpus.inputs())
+        runs.begin(config, folder, fitted.model, inputs_of(corpora))
     print(describe_size(fitted.model, folder), flush=True)
-    print(f"{corpus.train.n_tokens:,} tokens; {fitted.rows} rows, {rows.fill:.1%} of them text", flush=True)
+    for each, (trained, _) in zip(corpora, rows, strict=True):
+        print(f"{each.train.n_tokens:,} tokens; {fitted.rows} rows, {trained.fill:.1%} of them text", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus
 
 
@@ -274,7 +295,9 @@ def main() -> int:
             f"held-out text: loss {last['loss']:.3f} nats a hidden token, {last['accuracy']:.1%} guessed right, "
             f"after {last['step']} steps"
         )
-    lines += guesses(finished.model, corpus, config.examples)
+    model: Any = finished.model
+    model = zoo.of_task(model, 0) if model.config.moe.n_tasks > 1 else model
+    lines += guesses(model, corpus, config.examples)
     show_end(folder, lines, "curves.png, metrics.jsonl, tensorboard, checkpoints")
     print(flags.as_called(f"tune it:    python -m experiments.bert finetune tiny --init {folder}"))
     print(f"train on:   the same command with --steps {2 * max(step, config.train.steps)} resumes from step {step}")

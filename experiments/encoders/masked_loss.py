@@ -27,7 +27,8 @@ class MaskedSums(NamedTuple):
 
 def masked_sums(model: zoo.MaskedLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> MaskedSums:
     """Loss and hits of the hidden tokens. The head sees their positions alone, gathered from the encoder's output."""
-    hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs)
+    routed = {"task": batch["task"]} if model.config.moe.n_tasks > 1 and "task" in batch else {}
+    hidden, auxiliary = model.run(batch["tokens"], batch["mask"], batch.get("segment_ids"), rngs=rngs, **routed)
     positions, weights = batch["positions"], batch["weights"]
     if model.decoder is not None and rngs is not None:
         rows = jnp.arange(len(positions))[:, None]

@@ -9,10 +9,12 @@ in this form in memory, too, and are multiplied out where they are used: what is
 steps, convolutions, norms and biases stay as they are; so do embeddings unless --embeddings is given.
 
 With --method hessian later inputs make up for what earlier ones lose, on what the maps read of a text; with --mixed-mb
-each map has 2, 4 or 8 bits, more where rounding costs more of what it gives on that text. Both are for causal language
+each map, and each expert of a mixture, has 2, 4 or 8 bits, more where rounding costs more of what it gives on that
+text. Both are for causal language
 models.
 
-Source: Shen et al. 2019, arXiv:1909.05840, section 3; Frantar et al. 2022, arXiv:2210.17323.
+Source: Shen et al. 2019, arXiv:1909.05840, section 3; Frantar et al. 2022, arXiv:2210.17323; Yi et al.
+2023, arXiv:2308.14352 (EdgeMoE: bits by expert).
 """
 
 import dataclasses
@@ -28,7 +30,8 @@ from experiments.loop import flags
 from experiments.model_folders import load_model
 from experiments.reusing.calibrating import Calibration, batches_of, text_for
 from experiments.reusing.written import require_empty, write_model
-from zoo.reuse.quantize import Bits, Method
+from zoo.reuse.codes import Bits
+from zoo.reuse.quantize import Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,8 @@ class Config:
     """round: each weight to the nearest code. hessian: the later ones make up for what the earlier lost."""
     mixed_mb: float | None = None
     """10^6 bytes of all quantised maps together, in place of --bits. None: all have as many bits."""
+    by_expert: bool = True
+    """With --mixed-mb, whether each expert of a mixture has bits of its own, or all the same."""
     data: DataConfig = DataConfig()
     """Text that the maps are looked at on; its tokenizer is the model's."""
     calibration: Calibration = Calibration()
@@ -80,6 +85,7 @@ def main() -> int:
             method=config.method,
             moments=moments,
             mixed=None if config.mixed_mb is None else int(config.mixed_mb * 1e6),
+            by_expert=config.by_expert,
         )
         size = write_model(model, config.target, loaded, config.source)
     before = sum(x.nbytes for x in jax.tree.leaves(nnx.state(loaded.model)))

@@ -20,7 +20,7 @@ from flax import nnx
 from zoo.layers.names import unknown_name
 from zoo.models.build import MODELS, Model, ModelConfig, stacks_of
 from zoo.published.tensors import Entry, Json, Table
-from zoo.reuse.quantize import Bits, Quantized
+from zoo.reuse.codes import Bits, Quantized
 from zoo.stack.mixers import CHANNEL_MIXERS, MIXERS, OURS, find_kind
 from zoo.stack.option_values import from_dict
 from zoo.stack.pattern import mixer_name, parse_pattern
@@ -38,7 +38,7 @@ def is_native(raw: Json) -> bool:
     return raw.get("format") == FORMAT
 
 
-def write_config(config: ModelConfig, quantized: Mapping[str, Mapping[str, int]] = MappingProxyType({})) -> Json:
+def write_config(config: ModelConfig, quantized: Mapping[str, Mapping[str, Any]] = MappingProxyType({})) -> Json:
     """What config.json says of a model, and of how weights of it are quantised, see `options_of`."""
     said: Json = {
         "format": FORMAT,
@@ -78,7 +78,7 @@ def read_config(raw: Json) -> ModelConfig:
     return from_dict(kinds[raw["kind"]], raw["config"])
 
 
-def read_quantized(raw: Json) -> dict[str, dict[str, int]]:
+def read_quantized(raw: Json) -> dict[str, dict[str, Any]]:
     """How weights are quantised, by name.
 
     Raises:
@@ -86,8 +86,11 @@ def read_quantized(raw: Json) -> dict[str, dict[str, int]]:
     """
     said = raw.get("quantized", {})
     for name, how in said.items() if isinstance(said, dict) else [("quantized", said)]:
-        whole = isinstance(how, dict) and how.keys() == {"bits", "group_size"} and {*map(type, how.values())} == {int}
-        if not whole or how["bits"] not in get_args(Bits) or how["group_size"] < 1:
+        if not isinstance(how, dict) or how.keys() != {"bits", "group_size"}:
+            raise ValueError(f"{name}={how!r}, expected bits and group_size")
+        bits, group_size = how["bits"], how["group_size"]
+        each = bits if isinstance(bits, list) and bits else [bits]  # of a map, or of each expert
+        if {*map(type, (*each, group_size))} != {int} or not {*each} <= {*get_args(Bits)} or group_size < 1:
             raise ValueError(f"{name}={how!r}, expected bits and group_size")
     return said
 

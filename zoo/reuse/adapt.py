@@ -21,7 +21,7 @@ from jaxtyping import Array
 
 from zoo.models.frozen import freeze, thaw
 from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps, named
-from zoo.reuse.quantize import QuantizedWeight
+from zoo.reuse.quantize import KINDS
 
 
 class LoRAWeight(ComputedWeight):
@@ -145,4 +145,4 @@ def _metadata(weight):
     """What the parameter said of itself that an adapter lies upon, or nothing."""
     while isinstance(weight, LoRAWeight):
         weight = weight.base
-    return dict(weight.metadata) if isinstance(weight, QuantizedWeight) else weight.get_metadata()
+    return dict(weight.metadata) if isinstance(weight, KINDS) else weight.get_metadata()

@@ -2,7 +2,8 @@
 
     moments = zoo.calibrate(model, batches)          {"backbone.layers.0.mixer.in_proj.kernel": (i, i), ...}
 
-H = mean of x x^T over positions, for each map (each block, each expert): what a change of its weights by D costs is
+H = mean of x x^T over positions, for each map (each block; of experts over all choices, of which an expert's own count
+for it: one that nobody chooses has H = 0): what a change of its weights by D costs is
 tr(D^T H D), so that pruning, factorising and quantising can choose what to change, and make up for it in what is left.
 The diagonal says how large each input is.
 
@@ -38,13 +39,15 @@ class _Recorder:
         self.sums: dict[str, Array] = {}
         self.counts: dict[str, Array] = {}
 
-    def add(self, name: str, rows: Array, weight: Array) -> None:
-        """Rows (*k, t, i), each as often as `weight` (*k, t) says."""
+    def add(self, name: str, rows: Array, weight: Array, *, shared_out: bool = False) -> None:
+        """Rows (*k, t, i), each as often as `weight` (*k, t) says; shared out over k, rather than read by each."""
         wide = rows.astype(jnp.promote_types(rows.dtype, jnp.float32))
         weighted = wide * weight[..., None]
         moment = jnp.einsum("...ti,...tj->...ij", weighted, wide, precision=lax.Precision.HIGHEST)
         self.sums[name] = self.sums.get(name, 0) + moment
-        self.counts[name] = self.counts.get(name, 0) + jnp.sum(weight, axis=-1)
+        count = jnp.sum(weight, axis=-1)
+        count = jnp.broadcast_to(jnp.sum(count), count.shape) if shared_out else count
+        self.counts[name] = self.counts.get(name, 0) + count
 
     def weight_of(self, x: Array) -> Array:
         """1 for each vector (..., i) whose position is there, 0 for others."""
@@ -92,7 +95,7 @@ class _Experts(ExpertLinear):
             # Places of a block that no token took are zeros.
             weight = chosen[:, :, None] * jnp.any(x != 0, axis=-1).astype(jnp.float32)
             rows = jnp.broadcast_to(x.reshape(1, -1, x.shape[-1]), (experts, x.shape[0] * x.shape[1], x.shape[-1]))
-            recorder.add(self.recorded_as, rows, weight.reshape(experts, -1))
+            recorder.add(self.recorded_as, rows, weight.reshape(experts, -1), shared_out=True)
         return super().__call__(x, group)
 
 

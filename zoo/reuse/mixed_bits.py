@@ -14,7 +14,9 @@ the inputs' moments as curvature: Frantar et al. 2022, arXiv:2210.17323, section
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Name = TypeVar("Name")
 
 
 class Choice(NamedTuple):
@@ -26,8 +28,8 @@ class Choice(NamedTuple):
     cost: float
 
 
-def allocate(choices: Mapping[str, list[Choice]], budget: int) -> dict[str, int]:
-    """Bits of each map, by name.
+def allocate(choices: Mapping[Name, list[Choice]], budget: int) -> dict[Name, int]:
+    """Bits of each map, or of whatever has bits of its own, by name.
 
     Args:
       choices: what each map may be, bits rising.

@@ -1,6 +1,5 @@
 """A stack of blocks whose mixers follow a pattern: the body of every model."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,17 +8,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from m2.linear import PRODUCT
-from ssm.absent import blank
 from ssm.sequence_cut import cut_of
-from zoo.layers.depth_router import Skippable, kept_positions
+from zoo.layers.depth_router import Skippable
 from zoo.layers.mesh_axes import placed_rows
 from zoo.layers.needs import has
 from zoo.layers.rngs import Seed, as_rngs, require_rngs
 from zoo.stack.backbone_config import BackboneConfig, mixer_needs, word_config
 from zoo.stack.block import Block, DepthNorms, make_norm, make_shared, shared_name
-from zoo.stack.depths import size_of
-from zoo.stack.dropping import run_kept
-from zoo.stack.gaps import close_gaps
+from zoo.stack.dropping import run_dropping
+from zoo.stack.gaps import close_all
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
 from zoo.stack.pattern import Folded, fold, mixer_name, parse_pattern
@@ -118,13 +115,26 @@ class Backbone(nnx.Module):
         layer_inputs: LayerInputs | None = None,
         skippable: Skippable | None = None,
         task: Int[Array, "b"] | None = None,
+        normed: bool = True,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
-        """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
+        """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses.
+
+        Args:
+          normed: False leaves out the final normalisation.
+
+        Raises:
+          ValueError: as `__call__`; normed=False where positions are dropped on the way (`keep`).
+        """
+        norm = self._normed if normed else lambda x: x
         if 0 in x.shape:
             x = self._enter(x)
-            return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+            return norm(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         if self.config.keep is not None:
-            states, loss = self._run_dropping(x, mask, segment_ids, rngs, (ahead, layer_inputs), skippable, task)
+            if not normed:
+                raise ValueError(f"normed=False with keep={self.config.keep}, expected a stack that drops no positions")
+            given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids}
+            given |= {"skippable": skippable, "task": task}
+            states, loss = run_dropping(self, x, rngs, (ahead, layer_inputs), **given)
             return states[-1], loss
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         blocks = [nnx.split(block) for block in self.blocks]
@@ -133,7 +143,7 @@ class Backbone(nnx.Module):
             carry = run(*blocks[0], carry, _of_block(each, 0))
         rest = jax.tree.map(lambda a: a[done:], each)
         x, loss = run_blocks(run, items, blocks[done:], rest, carry)
-        return leave(self._normed(x)), loss
+        return leave(norm(x)), loss
 
     def hidden_states(
         self,
@@ -159,7 +169,9 @@ class Backbone(nnx.Module):
             x = self._enter(x)
             return (*[x] * len(self.blocks), self._normed(x))
         if self.config.keep is not None:
-            return tuple(self._run_dropping(x, mask, segment_ids, rngs, (ahead, layer_inputs), skippable, task)[0])
+            given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids}
+            given |= {"skippable": skippable, "task": task}
+            return tuple(run_dropping(self, x, rngs, (ahead, layer_inputs), **given)[0])
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
@@ -167,41 +179,12 @@ class Backbone(nnx.Module):
             states.append(carry[0])
         return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
 
-    def _run_dropping(self, x, mask, segment_ids, rngs, causal_inputs, skippable, task):
-        """The stream before the first block and behind each, and the loss, where fewer positions go on each time."""
-        self._check_cut(x)
-        if any(given is not None for given in causal_inputs):
-            raise ValueError(f"ahead or layer_inputs given with keep={self.config.keep}, expected none in an encoder")
-        entered, noise = self._enter(x), self._noise(rngs)
-        x, mask, segment_ids, _, _, skippable, leave = _close(
-            entered, mask, segment_ids, None, None, _of_rows(skippable, x)
-        )
-        may_stop = None if skippable is None else skippable.positions
-        given = {"mask": mask, "segment_ids": segment_ids, "embeddings": x, "shared": self._shared, "task": task}
-        kept, states, total = jnp.ones(x.shape[:2], bool) if mask is None else mask, [], jnp.float32(0)
-        shares, scores = (1.0, *(self.config.keep or ())), jnp.zeros(x.shape[:2])
-        for i, block in enumerate(self.blocks):
-            if i:
-                positions = {"mask": mask, "segment_ids": segment_ids, "skippable": may_stop}
-                kept = kept_positions(scores, shares[i], **positions)
-            size = size_of(shares[i], x.shape[1], skippable)
-
-            def run(graphdef, params, x, kept, own, size=size):
-                (key, skip), norms = own[0] or (None, None), own[1]
-                return run_kept(self._block(graphdef, params, norms), x, kept, size, given, key=key, skip=skip)
-
-            own = _of_block((noise, self._norms), i)
-            x, loss, scores = self._recomputed(run)(*nnx.split(block), x, kept, own)
-            states, total = [*states, x], total + loss
-        return [entered, *map(leave, (*states[:-1], self._normed(states[-1])))], total
-
     def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task):
         """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""
         self._check_cut(x)
         self._check_ahead(ahead)
         x, noise = self._enter(x), self._noise(rngs)
-        skippable = _of_rows(skippable, x)
-        x, mask, segment_ids, ahead, added, skippable, leave = _close(
+        x, mask, segment_ids, ahead, added, skippable, leave = close_all(
             x, mask, segment_ids, ahead, groups_of(layer_inputs, x, len(self.words)), skippable
         )
         x = placed_rows(x)
@@ -324,8 +307,8 @@ class Backbone(nnx.Module):
         x, after = self._enter(x), []
         each = self._noise(rngs), places_of(layer_inputs, len(self.words)), self._norms
         added = groups_of(layer_inputs, x, len(self.words))
-        x, mask, segment_ids, ahead, added, skippable, leave = _close(
-            x, mask, segment_ids, ahead, added, _of_rows(skippable, x), goes_on=True
+        x, mask, segment_ids, ahead, added, skippable, leave = close_all(
+            x, mask, segment_ids, ahead, added, skippable, goes_on=True
         )
         given = {"mask": mask, "segment_ids": segment_ids, "ahead": ahead, "embeddings": x, "shared": self._shared}
         given |= {"skippable": skippable, "task": task}
@@ -408,28 +391,6 @@ class Backbone(nnx.Module):
         dtype = jnp.dtype(self.config.dtype)
         x = x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
         return placed_rows(x)
-
-
-def _of_rows(skippable, x):
-    """Positions that may be left out, if they are those of x."""
-    if skippable is not None and skippable.positions.shape != x.shape[:2]:
-        raise ValueError(f"skippable has shape {skippable.positions.shape}, expected that of rows, {x.shape[:2]}")
-    return skippable
-
-
-def _close(x, mask, segment_ids, ahead, added, skippable, *, goes_on=False):
-    """All of it as it runs, and what puts rows back: absent positions blank, and no gaps between."""
-    if mask is None:
-        return x, mask, segment_ids, ahead, added, skippable, lambda x: x
-    closed = close_gaps(mask, segment_ids, goes_on=goes_on)
-    if ahead is not None:
-        ahead = jnp.take_along_axis(ahead, closed.source, axis=1)
-    if added is not None:
-        added = [closed.close(blank(mask, value)) for value in added]
-    if skippable is not None:
-        positions = jnp.take_along_axis(skippable.positions, closed.source, axis=1)
-        skippable = dataclasses.replace(skippable, positions=positions)
-    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, skippable, closed.open
 
 
 def _of_block(each, i):

@@ -9,11 +9,60 @@ Source: Goyal et al. 2020, arXiv:2001.08950 (PoWER-BERT), section 3.2; Kachuee &
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
 
 from zoo.layers.attention import Attention
-from zoo.stack.depths import put_back, take_some
+from zoo.layers.depth_router import Skippable, kept_positions
+from zoo.stack.depths import put_back, size_of, take_some
+from zoo.stack.gaps import close_all
+
+
+def run_dropping(
+    backbone: Any,
+    x: Float[Array, "b l d"],
+    rngs: Any,
+    causal_inputs: tuple[Any, ...],
+    *,
+    mask: Bool[Array, "b l"] | None,
+    segment_ids: Int[Array, "b l"] | None,
+    skippable: Skippable | None,
+    task: Int[Array, "*b"] | None,
+) -> tuple[list[Array], Float[Array, ""]]:
+    """The stream before the first block and behind each, and the loss, where fewer positions go on each time.
+
+    Args:
+      backbone: with `keep`.
+      causal_inputs: what an encoder is not given.
+      x, rngs, mask, segment_ids, skippable, task: as in `Backbone`.
+    """
+    keep = backbone.config.keep
+    backbone._check_cut(x)
+    if any(given is not None for given in causal_inputs):
+        raise ValueError(f"ahead or layer_inputs given with keep={keep}, expected none in an encoder")
+    entered, noise = backbone._enter(x), backbone._noise(rngs)
+    x, mask, segment_ids, _, _, skippable, leave = close_all(entered, mask, segment_ids, None, None, skippable)
+    may_stop = None if skippable is None else skippable.positions
+    given = {"mask": mask, "segment_ids": segment_ids, "embeddings": x, "shared": backbone._shared, "task": task}
+    kept, total = jnp.ones(x.shape[:2], bool) if mask is None else mask, jnp.float32(0)
+    states: list[Array] = []
+    shares, scores = (1.0, *keep), jnp.zeros(x.shape[:2])
+    for i, block in enumerate(backbone.blocks):
+        if i:
+            positions = {"mask": mask, "segment_ids": segment_ids, "skippable": may_stop}
+            kept = kept_positions(scores, shares[i], **positions)
+        size = size_of(shares[i], x.shape[1], skippable)
+
+        def run(graphdef, params, x, kept, own, size=size):
+            (key, skip), norms = own[0] or (None, None), own[1]
+            return run_kept(backbone._block(graphdef, params, norms), x, kept, size, given, key=key, skip=skip)
+
+        own = jax.tree.map(lambda a, i=i: a[i], (noise, backbone._norms))
+        x, loss, scores = backbone._recomputed(run)(*nnx.split(block), x, kept, own)
+        states, total = [*states, x], total + loss
+    return [entered, *map(leave, (*states[:-1], backbone._normed(states[-1])))], total
 
 
 def run_kept(

@@ -5,6 +5,7 @@ no trouble, but a convolution counts places, and would see a gap in the middle. 
 together, runs, and moves it back: two gathers for the whole stack, nothing where a row has padding at its ends alone.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm import segment_runs
+from ssm.absent import blank
 from ssm.forward_mode import by_hand
 from ssm.sequence_cut import by_channels, cut_of
 
@@ -88,3 +90,29 @@ def _backward(places, dy):
 
 
 _move.defvjp(_forward, _backward)
+
+
+def close_all(x, mask, segment_ids, ahead, added, skippable, *, goes_on=False):
+    """All that is said of rows as it runs, and what puts rows back: absent positions blank, and no gaps between.
+
+    Args:
+      x, mask, segment_ids, ahead, skippable: as in `Backbone`.
+      added: from `groups_of`.
+      goes_on: as in `close_gaps`.
+
+    Raises:
+      ValueError: positions that may be left out of other rows than x's.
+    """
+    if skippable is not None and skippable.positions.shape != x.shape[:2]:
+        raise ValueError(f"skippable has shape {skippable.positions.shape}, expected that of rows, {x.shape[:2]}")
+    if mask is None:
+        return x, mask, segment_ids, ahead, added, skippable, lambda x: x
+    closed = close_gaps(mask, segment_ids, goes_on=goes_on)
+    if ahead is not None:
+        ahead = jnp.take_along_axis(ahead, closed.source, axis=1)
+    if added is not None:
+        added = [closed.close(blank(mask, value)) for value in added]
+    if skippable is not None:
+        positions = jnp.take_along_axis(skippable.positions, closed.source, axis=1)
+        skippable = dataclasses.replace(skippable, positions=positions)
+    return closed.close(blank(mask, x)), closed.mask, closed.segment_ids, ahead, added, skippable, closed.open

@@ -125,7 +125,8 @@ def test_quantised_weights_come_back_as_they_are(tmp_path):
     raw = json.loads((tmp_path / "config.json").read_text())
     assert raw["format_version"] == 2
     name = next(iter(raw["quantized"]))
-    for how in ({"bits": 5, "group_size": 4}, {"bits": 4}, {"bits": 4, "group_size": 0}, None):
+    wrong = [{"bits": bits, "group_size": 4} for bits in (5, [4, 5], [])]
+    for how in (*wrong, {"bits": 4}, {"bits": 4, "group_size": 0}, None):
         (tmp_path / "config.json").write_text(json.dumps(raw | {"quantized": raw["quantized"] | {name: how}}))
         with pytest.raises(ValueError, match="expected bits and group_size"):
             zoo.from_pretrained(tmp_path)

@@ -7,9 +7,10 @@ from flax import nnx
 
 import zoo
 from tests.zoo.reuse.models import IDS, causal
+from zoo.reuse.codes import quantize_groups
 from zoo.reuse.compensation import cost, refit, round_in_order
 from zoo.reuse.linear_maps import linear_maps
-from zoo.reuse.quantize import quantize_groups, quantized_weights
+from zoo.reuse.quantize import quantized_weights
 
 
 def correlated(n, d, seed=0):

@@ -9,10 +9,11 @@ from flax import nnx
 import zoo
 from tests.numerics import assert_close, jitted, rms_ratio
 from tests.zoo.reuse.models import IDS, causal
+from zoo.reuse.codes import pack, quantize_groups, unpack
 from zoo.reuse.compensation import round_in_order
 from zoo.reuse.linear_maps import linear_maps
 from zoo.reuse.mixed_bits import Choice, allocate
-from zoo.reuse.quantize import pack, quantize_groups, quantized_weights, unpack
+from zoo.reuse.quantize import quantized_weights
 
 
 def logits(model):

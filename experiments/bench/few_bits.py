@@ -1,0 +1,131 @@
+"""What fewer bits cost small models, over several seeds: bits per byte of held-out text, and bytes of the weights.
+
+    python -m experiments.bench few_bits                      # three seeds, small models of bytes; CPU
+    python -m experiments.bench few_bits --seeds 0 --steps 20 # a look
+
+Of each seed a model is trained on Python's standard library, and its maps are kept in fewer bits:
+
+    maps     Mamba and MLPs in 8, 4, 3, 2 and 1 bits, each weight rounded, or in order by what the maps read
+    experts  Mamba and experts, the experts' maps at the bytes of 4 bits, and at the mean of those of 2 and of 4: all
+             alike; 2, 4 or 8 bits by map; by expert
+
+What is printed is the mean and the standard deviation over seeds; bytes are the same for all of them.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import ssm
+import zoo
+from experiments import causal_lm
+from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds
+from experiments.data.corpus import DataConfig, load_corpus
+from experiments.loop import flags
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import TrainConfig
+from experiments.reusing.calibrating import Calibration, batches_of
+from zoo.reuse.quantize import quantized_weights
+
+Part = Literal["maps", "experts"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How long each training is, over which seeds."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of initial parameters and of the order of the data."""
+    steps: int = 400
+    """Steps of each model."""
+    parts: tuple[Part, ...] = ("maps", "experts")
+    """What is compared."""
+
+
+_DATA = DataConfig(seq_len=64)
+_SHAPE = zoo.CausalLMConfig(
+    d_model=64,
+    n_layers=2,
+    pattern="mamba/mlp",
+    mamba=ssm.MambaConfig(d_state=8),
+    mlp=zoo.MLPConfig(d_ff=128),
+    moe=zoo.MoEConfig(n_experts=8, top_k=1, d_ff=64),
+)
+_EXPERTS = r"experts\.\w+"
+
+
+class Bench:
+    """The runs of one seed, in a folder.
+
+    Args:
+      config: options.
+      seed: of all runs.
+      folder: where they are.
+    """
+
+    def __init__(self, config: Config, seed: int, folder: Path):
+        self.config, self.seed, self.folder = config, seed, folder
+
+    def measure(self) -> dict[str, float]:
+        """Every form that is asked for, by name."""
+        found: dict[str, float] = {}
+        for part in self.config.parts:
+            found |= getattr(self, f"_{part}")()
+        return found
+
+    def _trained(self, name: str, pattern: str) -> tuple[zoo.CausalLM, Any]:
+        """A model, and the moments of what its maps read."""
+        steps = self.config.steps
+        how: dict[str, Any] = {"steps": steps, "eval_every": steps, "save_every": steps, "seed": self.seed}
+        config = causal_lm.Config(
+            model=dataclasses.replace(_SHAPE, pattern=pattern),
+            data=_DATA,
+            train=TrainConfig(**how, batch_size=ROWS, tensorboard=False),
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=10),
+            eval_batches=1,
+        )
+        causal_lm.fit(config, self.folder / name)
+        model = zoo.from_pretrained(self.folder / name, kind=zoo.CausalLM)
+        looked = batches_of(load_corpus(_DATA).train, _DATA.seq_len, Calibration(batches=8, batch_size=ROWS))
+        return model, zoo.calibrate(model, looked)
+
+    def _maps(self) -> dict[str, float]:
+        model, moments = self._trained("maps", "mamba/mlp")
+        found = {"maps: float32": held_out_bits(model, _DATA)}
+        methods: tuple[Any, ...] = ("round", "hessian")
+        names = {"round": "rounded", "hessian": "in order"}
+        several: tuple[Any, ...] = (8, 4, 3, 2, 1)
+        for bits in several:
+            for method in methods:
+                small = zoo.quantize(model, bits=bits, group_size=32, method=method, moments=moments)
+                found[f"maps: {bits} bits, {names[method]}"] = held_out_bits(small, _DATA)
+        return found
+
+    def _experts(self) -> dict[str, float]:
+        model, moments = self._trained("experts", "mamba/moe")
+        found = {"experts: float32": held_out_bits(model, _DATA)}
+        options: dict[str, Any] = {"group_size": 32, "targets": _EXPERTS, "moments": moments}
+        sizes = []
+        several: tuple[Any, ...] = (2, 4)
+        for bits in several:
+            small = zoo.quantize(model, bits=bits, **options)
+            sizes.append(sum(linear.weight.nbytes for linear in quantized_weights(small).values()))
+            found[f"experts: {bits} bits, {sizes[-1]:,} bytes"] = held_out_bits(small, _DATA)
+        for budget in (sum(sizes) // 2, sizes[1]):
+            for by_expert in (False, True):
+                small = zoo.quantize(model, mixed=budget, by_expert=by_expert, **options)
+                name = f"experts: {budget:,} bytes, by {'expert' if by_expert else 'map'}"
+                found[name] = held_out_bits(small, _DATA)
+        return found
+
+
+def main() -> int:
+    """Trains, measures, prints a table."""
+    with flags.usage_errors():
+        config = flags.parse_one(Config, prog="python -m experiments.bench few_bits", description=__doc__)
+    print_over_seeds(config.seeds, "bits/byte", lambda seed, folder: Bench(config, seed, folder).measure())
+    return 0
+
+
+if __name__ == "__main__":
+    flags.run(main)
