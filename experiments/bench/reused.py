@@ -109,13 +109,13 @@ class Bench(SeedRuns):
         adapted = self.train("adapters", "english", self.steps, init=self.start, **options)
         return {
             "adapt: before": self.bits(self.base, "english"),
-            "adapt: all": self.bits(self._tuned("english"), "english"),
+            "adapt: all": self.bits(self.tuned("english"), "english"),
             "adapt: rank 4": self.bits(adapted, "english"),
         }
 
     def _merge(self) -> dict[str, float]:
         texts = ("english", "tables")
-        tuned = [self._tuned(text) for text in texts]
+        tuned = [self.tuned(text) for text in texts]
         found = {"merge: before": statistics.mean(self.bits(self.base, text) for text in texts)}
         for i, text in enumerate(texts):
             found[f"merge: {text} alone"] = statistics.mean(self.bits(tuned[i], other) for other in texts)
@@ -126,10 +126,6 @@ class Bench(SeedRuns):
                 merged = zoo.merge(self.base, tuned, method=method, **options)
                 found[f"merge: {method} {rate:g}"] = statistics.mean(self.bits(merged, text) for text in texts)
         return found
-
-    def _tuned(self, text: str) -> zoo.CausalLM:
-        """The small model trained on a text; once."""
-        return self.train(text, text, self.steps, init=self.start)
 
 
 def main() -> int:

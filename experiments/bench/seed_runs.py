@@ -61,10 +61,15 @@ class SeedRuns:
         """The model that most comparisons start from; it lies in `start`."""
         return self.train("base", "library", self.base_steps, model=SHAPE)
 
-    @property
+    @functools.cached_property
     def start(self) -> str:
-        """Where `base` lies."""
+        """Where `base` lies, once it has been trained."""
+        self.base  # noqa: B018
         return str(self.folder / "base")
+
+    def tuned(self, text: str) -> zoo.CausalLM:
+        """`base` trained on a text; once."""
+        return self.train(text, text, self.steps, init=self.start)
 
     def save(self, name: str, model: Any) -> str:
         """Writes a model that a run can begin with, which reads bytes."""
