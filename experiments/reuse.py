@@ -5,6 +5,7 @@ python -m experiments.reuse coalesce MODEL out --d-model 64 --n-layers 2        
 python -m experiments.reuse merge BASE out --tuned TUNE TUNE --method dare --rate 0.9   # several tunes in one
 python -m experiments.reuse adapt MODEL out --adapter ADAPTER                           # peft's, or our own
 python -m experiments.reuse prune MODEL out --n-layers 8 --data.path my.txt              # what is needed least goes
+python -m experiments.reuse latency MODEL latency.json                                  # what prune --speedup goes by
 python -m experiments.reuse factorize MODEL out --n-blocks 8 --data.path my.txt         # products of smaller maps
 python -m experiments.reuse quantize MODEL out --bits 4 --group-size 64                 # codes and scales
 python -m experiments.reuse task MODEL out --task 1                                     # one of several tasks
@@ -23,6 +24,7 @@ COMMANDS = {
     "merge": "experiments.reusing.merge",
     "adapt": "experiments.reusing.adapt",
     "prune": "experiments.reusing.prune",
+    "latency": "experiments.reusing.latency",
     "factorize": "experiments.reusing.factorize",
     "quantize": "experiments.reusing.quantize",
     "task": "experiments.reusing.task",

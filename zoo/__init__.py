@@ -75,6 +75,7 @@ from zoo.reuse.gates import without_gates as without_gates
 from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate
+from zoo.reuse.layer_sizes import layer_sizes as layer_sizes
 from zoo.reuse.merge import merge as merge
 from zoo.reuse.prune import prune as prune
 from zoo.reuse.quantize import dequantize as dequantize

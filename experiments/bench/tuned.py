@@ -3,7 +3,7 @@
     python -m experiments.bench tuned                      # three seeds, small models of bytes; CPU
     python -m experiments.bench tuned --seeds 0 --steps 20 # a look
 
-Of each seed the small model of `experiments.bench reused` is tuned on English (pydoc's topics) and, where tunes are put
+Of each seed the small model of `seed_runs` is tuned on English (pydoc's topics) and, where tunes are put
 together, on tables (encodings):
 
     tune   all of it; low-rank adapters, with and without magnitudes of their own (LoRA, DoRA); bottlenecks behind the
@@ -24,8 +24,8 @@ from flax import nnx
 
 import zoo
 from experiments import causal_lm
-from experiments.bench import reused
 from experiments.bench.over_seeds import ROWS, print_over_seeds
+from experiments.bench.seed_runs import SeedRuns
 from experiments.data.corpus import load_corpus
 from experiments.loop import flags
 from experiments.loop.adapting import AdaptConfig
@@ -51,7 +51,7 @@ class Config:
     """Shares of the weights that sparse deltas keep."""
 
 
-class Bench(reused.Bench):
+class Bench(SeedRuns):
     """The runs of one seed, in a folder.
 
     Args:
@@ -61,28 +61,26 @@ class Bench(reused.Bench):
     """
 
     def __init__(self, config: Config, seed: int, folder: Path):
-        super().__init__(reused.Config(base_steps=config.base_steps, steps=config.steps), seed, folder)
-        self.asked = config
+        super().__init__(seed, folder, config.base_steps, config.steps)
+        self.config = config
 
     def measure(self) -> dict[str, float]:
         """Every way that is asked for, by name."""
-        base = self.train("base", "library", self.config.base_steps, model=reused._SHAPE)
         found: dict[str, float] = {}
-        english = self._tuned("english", str(self.folder / "base"))
-        for part in self.asked.parts:
-            found |= getattr(self, f"_{part}")(base, english)
+        english = self.tuned("english")
+        for part in self.config.parts:
+            found |= getattr(self, f"_{part}")(self.base, english)
         return found
 
     def _tune(self, base: Any, english: Any) -> dict[str, float]:
-        start = str(self.folder / "base")
         found = {"tune: before": self.bits(base, "english"), "tune: all": self.bits(english, "english")}
         for name, dora in (("LoRA", False), ("DoRA", True)):
             how: dict[str, Any] = {"rate": 1e-2, "adapt": AdaptConfig(rank=4, dora=dora)}
-            tuned = self.train(name, "english", self.config.steps, init=start, **how)
+            tuned = self.train(name, "english", self.config.steps, init=self.start, **how)
             found[f"tune: {name} of rank 4"] = self.bits(tuned, "english")
         for width in (8, 32):
             found[f"tune: bottlenecks of {width}"] = self.bits(self._bottlenecks(base, width), "english")
-        for share in self.asked.shares:
+        for share in self.config.shares:
             sparse = zoo.add_deltas(base, [zoo.sparse_delta(base, english, share=share)])
             found[f"tune: the {share:g} that moved most"] = self.bits(sparse, "english")
         return found
@@ -97,8 +95,8 @@ class Bench(reused.Bench):
         return train(task, loop, OptimConfig(learning_rate=1e-2, warmup_steps=10), self.folder / f"width {width}").model
 
     def _merge(self, base: Any, english: Any) -> dict[str, float]:
-        start, texts = str(self.folder / "base"), ("english", "tables")
-        tunes = [english, self._tuned("tables", start)]
+        texts = "english", "tables"
+        tunes = [english, self.tuned("tables")]
 
         def over_both(model: Any) -> float:
             return statistics.mean(self.bits(model, text) for text in texts)
@@ -107,11 +105,11 @@ class Bench(reused.Bench):
         found["merge: task arithmetic"] = over_both(zoo.merge(base, tunes, method="task_arithmetic"))
         for rate in (0.5, 0.8):
             found[f"merge: TIES, {rate:g} trimmed"] = over_both(zoo.merge(base, tunes, method="ties", rate=rate))
-        for share in self.asked.shares:
+        for share in self.config.shares:
             deltas = [zoo.sparse_delta(base, tuned, share=share) for tuned in tunes]
             found[f"merge: sum of the {share:g} that moved most"] = over_both(zoo.add_deltas(base, deltas))
         self.seed += 100  # the other order of the data
-        other = self.train("english again", "english", self.config.steps, init=start)
+        other = self.train("english again", "english", self.config.steps, init=self.start)
         self.seed -= 100
         both = [self.bits(model, "english") for model in (english, other)]
         found["merge: two tunes on English, their mean"] = statistics.mean(both)

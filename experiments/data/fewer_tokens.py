@@ -8,12 +8,12 @@ on the way to what it became, and the tokens that were made most often have all 
 Merges stay where all three of their tokens do, in their order. So a text of which every token stayed has the same
 tokens as before; of another, the tokens are those that were on the way.
 
-Source: Ansell et al. 2023, arXiv:2306.01709, section 3 (BiStil: tokens that are seldom in a corpus go; here with the
+Source: Ansell et al. 2023, arXiv:2306.01709 (BiStil: tokens that are seldom in a corpus go; here with the
 merges that made them).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,14 @@ from experiments.data.tokenizers import Tokenizer
 Pair = tuple[str, str]
 
 
-def most_frequent(tokenizer: Tokenizer, counts: np.ndarray, n: int) -> np.ndarray:
+def most_frequent(tokenizer: Tokenizer, counts: np.ndarray, n: int, stay: Collection[int] = ()) -> np.ndarray:
     """Ids of the tokens that stay: special ones, letters or bytes, and those that a text makes most often.
 
     Args:
       tokenizer: a BPE.
       counts: how often each id is in the text.
       n: how many stay, or fewer where others are never made.
+      stay: ids that stay besides special ones.
 
     Returns:
       Rising ids, at most n.
@@ -48,7 +49,7 @@ def most_frequent(tokenizer: Tokenizer, counts: np.ndarray, n: int) -> np.ndarra
         if model.get(name):
             raise ValueError(f"vocabulary={n} with a BPE of {name}={model[name]!r}, expected none")
     vocabulary: dict[str, int] = model["vocab"]
-    special = {token["id"] for token in description["added_tokens"]} | {tokenizer.eot}
+    special = {token["id"] for token in description["added_tokens"]} | {tokenizer.eot, *stay}
     letters = {i for token, i in vocabulary.items() if _is_letter(token, model)}
     there = special | set(vocabulary.values())
     if not len(special | letters) <= n <= len(there):

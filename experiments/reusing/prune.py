@@ -8,6 +8,9 @@ model what the large one says. n-heads are Mamba-2's, -3's and attention's heads
 
 With --gates.steps units go that the loss does not need: gates of random size on all of them are trained on the text.
 
+With --speedup each layer has as many hidden channels as it loses least by, for a model so many times as fast on the
+device that `reuse latency` measured.
+
 Of the vocabulary stay the tokens that all of the text makes most often, with their merges: every text can still be
 written, in more tokens. A teacher must read the same tokens, so it loses them first:
 
@@ -24,15 +27,18 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import numpy as np
+import tokenizers as hf
 
 import zoo
+from experiments.causal.text_ends import published_ends
 from experiments.data.corpus import Corpus, DataConfig
-from experiments.data.fewer_tokens import most_frequent
+from experiments.data.fewer_tokens import most_frequent, with_tokens
 from experiments.loop import flags
-from experiments.model_folders import load_model
+from experiments.model_folders import Loaded, load_model
 from experiments.reusing.calibrating import Calibration, batches_of, said, text_for
 from experiments.reusing.fewer_tokens import renumber_folder
 from experiments.reusing.gates import GatesConfig, trained_scores
+from experiments.reusing.latency import read_latency, sizes_for
 from experiments.reusing.written import require_empty, write_model
 
 _AT_ONCE = 1 << 24  # tokens that are counted at once
@@ -56,6 +62,10 @@ class Config:
     """Blocks. None: the model's."""
     vocabulary: int | None = None
     """Tokens of a BPE, special ones and letters among them. None: all."""
+    speedup: float | None = None
+    """How many times as fast it shall be, by layers of unequal hidden width, in place of --d-ff."""
+    latency: Path | None = None
+    """For --speedup: the table that `reuse latency` wrote."""
     compensate: bool = True
     """Whether what is left makes up for what goes."""
     data: DataConfig = DataConfig()
@@ -66,6 +76,10 @@ class Config:
     """Which heads and hidden channels go, by a training."""
 
     def __post_init__(self):
+        if (self.speedup is None) != (self.latency is None):
+            raise ValueError("--speedup and --latency go together: a target, and how long layers take")
+        if self.speedup is not None and (self.d_ff is not None or self.n_layers is not None or self.gates.steps):
+            raise ValueError(f"--speedup {self.speedup:g} with --d-ff, --n-layers or --gates: it says how many itself")
         if self.gates.steps and self.d_ff is None and self.n_heads is None:
             raise ValueError(f"--gates.steps {self.gates.steps} without --d-ff or --n-heads: no units go by gates")
         if self.gates.steps and self.n_layers is not None:
@@ -80,18 +94,26 @@ def main() -> int:
     with flags.usage_errors():
         require_empty(config.target)
         loaded, text = load_model(config.source), text_for(config.source, config.data)
-        ids = None if config.vocabulary is None else most_frequent(text.tokenizer, _counts(text), config.vocabulary)
+        whole = cast(zoo.CausalLM, loaded.model)
+        ids = None
+        if config.vocabulary is not None:
+            ids = _tokens(text, config.vocabulary, loaded, whole.config.vocab_size)
         scores = None
         if config.gates.steps:
             widths = {"d_ff": config.d_ff, "n_heads": config.n_heads}
-            scores = trained_scores(cast(zoo.CausalLM, loaded.model), text, config.data.seq_len, config.gates, **widths)
+            scores = trained_scores(whole, text, config.data.seq_len, config.gates, **widths)
             if scores is None:
                 return 0
+        batches = batches_of(text.train, config.data.seq_len, config.calibration)
+        d_ff: int | tuple[int, ...] | None = config.d_ff
+        if config.speedup is not None and config.latency is not None:
+            d_ff = sizes_for(whole, batches, read_latency(config.latency), config.speedup)
+            print(f"hidden channels of each layer: {', '.join(map(str, d_ff))}")
         model = zoo.prune(
             loaded.model,
-            batches_of(text.train, config.data.seq_len, config.calibration),
+            batches,
             d_model=config.d_model,
-            d_ff=config.d_ff,
+            d_ff=d_ff,
             n_heads=config.n_heads,
             n_layers=config.n_layers,
             vocabulary=None if ids is None else ids.tolist(),
@@ -106,12 +128,20 @@ def main() -> int:
     return 0
 
 
-def _counts(text: Corpus) -> np.ndarray:
-    """How often each token is in the training text."""
+def _tokens(text: Corpus, n: int, loaded: Loaded, vocab_size: int) -> np.ndarray:
+    """The ids that stay: those that all of the training text makes most often, and those that files name.
+
+    Raises:
+      ValueError: another tokenizer than a BPE, or a number that there cannot be.
+    """
     counts = np.zeros(text.tokenizer.vocab_size, np.int64)
     for start in range(0, len(text.train.tokens), _AT_ONCE):
         counts += np.bincount(text.train.tokens[start : start + _AT_ONCE], minlength=len(counts))
-    return counts
+    ends = published_ends(loaded.folder, text.tokenizer, vocab_size).closing
+    named = {i for name, i in loaded.extra.items() if name.endswith("_token_id") and isinstance(i, int)}
+    ids = most_frequent(text.tokenizer, counts, n, {*ends, *named})
+    with_tokens(hf.Tokenizer.from_str(text.tokenizer.to_json()), ids)  # what fails does before anything is written
+    return ids
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from zoo.models.build import Model
 from zoo.reuse.calibration import Moments
 from zoo.reuse.importance import Reader, largest, least_costly
 from zoo.reuse.widths import RESIDUAL, Axes, Axis, Kept, Path, Span, sizes, widths
+from zoo.stack.pattern import parse_pattern
 
 _HEADS = {Attention: "attn", LinearAttention: "linear_attn", Mamba: "mamba", Mamba2: "mamba2", Mamba3: "mamba3"}
 
@@ -32,7 +33,7 @@ class Wanted(NamedTuple):
     """The widths that are asked for, see `prune`."""
 
     d_model: int | None = None
-    d_ff: int | None = None
+    d_ff: int | tuple[int, ...] | None = None
     n_heads: int | Mapping[str, int] | None = None
 
 
@@ -67,7 +68,7 @@ def choose(
                 raise ValueError(f"importance of {width} is of {scores.shape}, expected one for each of {there[width]}")
             kept[width] = largest(scores, n, parts)
             continue
-        readers = [reader for path in params for reader in _readers(path, params[path], axes[path], moments, width)]
+        readers = [reader for path in params for reader in readers_of(path, params[path], axes[path], moments, width)]
         if not readers:
             raise ValueError(f"{width} is read by no map that was seen, so that no unit is known to be needed least")
         if width == RESIDUAL:
@@ -112,6 +113,13 @@ def targets(model: Any, wanted: Wanted) -> dict[str, tuple[int, int]]:
         heads = dict.fromkeys(kinds, heads)
     if unknown := sorted((heads or {}).keys() - kinds):
         raise ValueError(f"n_heads={heads!r}: {unknown[0]} is no mixer of the model, expected {', '.join(kinds)}")
+    words = parse_pattern(config.pattern, config.n_layers)
+    numbers = [i for i, word in enumerate(words) if word.channel]
+
+    def d_ff_of(path: Path) -> int:
+        block = next(part for part in path if isinstance(part, int))
+        return wanted.d_ff[numbers.index(block)] if isinstance(wanted.d_ff, tuple) else wanted.d_ff or 0
+
     for path, module in nnx.iter_modules(model):
         name = ".".join(map(str, path))
         n = None if heads is None else heads.get(_HEADS.get(type(module), ""))
@@ -126,11 +134,11 @@ def targets(model: Any, wanted: Wanted) -> dict[str, tuple[int, int]]:
             case Mamba2() | Mamba3() if n is not None:
                 found[f"{name}.n_heads"] = n, module.config.n_groups
             case MLP() | MoE() if wanted.d_ff is not None and path[-1:] != ("shared",):
-                found[f"{name}.d_ff"] = wanted.d_ff, 1
+                found[f"{name}.d_ff"] = d_ff_of(path), 1
             case MonarchMLP():
                 blocks.append(module.config.n_blocks or 1)
                 if wanted.d_ff is not None:
-                    found[f"{name}.d_ff"] = wanted.d_ff, blocks[-1]
+                    found[f"{name}.d_ff"] = d_ff_of(path), blocks[-1]
             case M2Mixer() if wanted.d_model is not None:
                 found[f"{name}.d_inner"] = wanted.d_model, module.filter_fn.channels if module.sharing > 1 else 1
     if wanted.d_model is not None:
@@ -149,7 +157,7 @@ def _bound(model: Model) -> dict[str, str]:
     }
 
 
-def _readers(path: Path, value: Array, axes: Axes, moments: Moments, width: str) -> list[Reader]:
+def readers_of(path: Path, value: Array, axes: Axes, moments: Moments, width: str) -> list[Reader]:
     """The maps of a parameter that read a width: none, one, or that of each block or expert."""
     name = ".".join(map(str, path))
     number = next((i for i, axis in enumerate(axes) if axis.read and width in [s.width for s in axis.spans]), None)

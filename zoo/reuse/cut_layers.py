@@ -1,4 +1,4 @@
-"""A model of some of its blocks: those that turn the residual stream most.
+"""A model of some of its blocks: those that turn the residual stream most; or without some of its channel mixers.
 
 Source: Muralidharan et al. 2024, arXiv:2407.14679, section 2 (Minitron: block influence).
 """
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from zoo.reuse.grow import of_layers, pattern_of, require_own_blocks
+from zoo.models.build import abstract
+from zoo.reuse.grow import filled, of_layers, pattern_of, require_own_blocks
 from zoo.reuse.importance import block_influence, largest
 from zoo.stack.pattern import parse_pattern
 
@@ -33,3 +34,23 @@ def with_layers(model: Any, batches: Sequence[Mapping[str, Array]], n_layers: in
     pattern = pattern_of(tuple(words[i] for i in stay), config.pattern)
     changed = dataclasses.replace(config, n_layers=len(stay), pattern=pattern)
     return of_layers(model, changed, [[int(i)] for i in stay], set())
+
+
+def without_channel_mixers(model: Any, blocks: Sequence[int]) -> Any:
+    """A model some of whose blocks end with their mixer.
+
+    Args:
+      model: any.
+      blocks: their numbers.
+
+    Raises:
+      ValueError: a block that would have nothing, or is one with others.
+    """
+    config = model.config
+    words = parse_pattern(config.pattern, config.n_layers)
+    require_own_blocks(config, words)
+    if bare := [i for i in blocks if not words[i].mixers]:
+        raise ValueError(f"block {bare[0]} has its channel mixer alone, expected 1 hidden channel at least")
+    left = tuple(word._replace(channel=None) if i in set(blocks) else word for i, word in enumerate(words))
+    changed = dataclasses.replace(config, pattern=pattern_of(left, config.pattern))
+    return filled(abstract(changed), {}, model)

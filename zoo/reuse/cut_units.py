@@ -24,6 +24,7 @@ from zoo.reuse.compensation import refit
 from zoo.reuse.grow import SAID_IN_WORDS, filled
 from zoo.reuse.norm_scales import norm_factors
 from zoo.reuse.widths import RESIDUAL, Axis, Kept, Path, places_on, sizes
+from zoo.stack.pattern import format_pattern, parse_pattern
 
 
 def without(model: Model, moments: Moments, kept: Kept, *, compensate: bool = True) -> Model:
@@ -69,6 +70,7 @@ def _config(model: Any, kept: Kept, there: Mapping[str, int], factors: Mapping[P
     d = left[RESIDUAL]
     # What is added to a mean square changes as the mean does.
     changes: dict[str, Any] = {"d_model": d, "norm_eps": config.norm_eps * squared(inside=False)}
+    hidden: dict[int, int] = {}
     for path, module in nnx.iter_modules(model):
         of: Any = getattr(module, "config", None)
         n = lambda width, path=path: left[f"{'.'.join(map(str, path))}.{width}"]  # noqa: E731
@@ -91,12 +93,17 @@ def _config(model: Any, kept: Kept, there: Mapping[str, int], factors: Mapping[P
                 filters = module.filter_fn.channels if module.sharing > 1 else None
                 changes["m2"] = dataclasses.replace(of, n_filters=filters)
             case MLP():
-                changes.setdefault("mlp", dataclasses.replace(config.mlp, d_ff=n("d_ff")))
+                changes["mlp"] = dataclasses.replace(config.mlp, d_ff=n("d_ff"))
+                hidden |= {part: n("d_ff") for part in path if isinstance(part, int)}
             case MonarchMLP():
                 changes["monarch"] = dataclasses.replace(of, d_ff=n("d_ff"))
             case MoE():
                 shared = of.d_ff_shared if module.shared is None else n("shared.d_ff") // of.n_shared
                 changes["moe"] = dataclasses.replace(of, d_ff=n("d_ff"), d_ff_shared=shared)
+    if len(set(hidden.values())) > 1:  # then words say how many
+        words = enumerate(parse_pattern(config.pattern, config.n_layers))
+        each = [w._replace(channel=f"{w.channel}[d_ff={hidden[i]}]") if i in hidden else w for i, w in words]
+        changes |= {"mlp": config.mlp, "pattern": format_pattern(tuple(each))}
     return dataclasses.replace(config, **changes)
 
 

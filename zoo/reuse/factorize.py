@@ -155,7 +155,7 @@ def _with_head_dim(model: Any, moments: Moments, head_dim: int) -> Any:
         heads: dict[str, Any] = {"n_heads": module.n_heads, "n_kv_heads": module.n_kv_heads}
         if turned:
             heads |= {"rope_dim": turned, "rope_pairs": module.config.rope_pairs or module.rope_dim // 2}
-        options = dataclasses.replace(module.config, head_dim=head_dim, softmax_scale=scale, **heads)
+        options = dataclasses.replace(config.attn, head_dim=head_dim, softmax_scale=scale, **heads)
         moment = moments[".".join(map(str, (*path, "q_proj", "kernel")))]
         for name, value in _narrow_heads(module, moment, head_dim, turned).items():
             of = params[(*path, "q_proj", "kernel")]

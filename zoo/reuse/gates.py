@@ -11,7 +11,7 @@ first, and mu where nothing is drawn. The divergence from the most noise that a 
 so that a unit on which the loss does not depend gets a mean of nothing or noise without end. Those of the smallest KL,
 which is small where mu^2 / sigma^2 is, are needed least. The model's own parameters are frozen, or trained along.
 
-Source: Dutta et al. 2024, arXiv:2406.05276, section 3 (VTrans; with frozen weights its Faster-VTrans); Dai et al. 2018,
+Source: Dutta et al. 2024, arXiv:2406.05276 (VTrans; with frozen weights its Faster-VTrans); Dai et al. 2018,
 arXiv:1802.10399 (the divergence). One draw a step here, the same for all rows.
 
 Axes: n units, i inputs.
@@ -119,7 +119,14 @@ def add_gates(
 
 
 def without_gates(model: Model) -> Model:
-    """An ordinary model that computes what one with gates does where nothing is drawn; all of it can be trained."""
+    """An ordinary model that computes what one with gates does where nothing is drawn; all of it can be trained.
+
+    Examples:
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba/mlp")
+      >>> gated = zoo.add_gates(zoo.CausalLM(config, rngs=0), d_ff=8)
+      >>> type(zoo.without_gates(gated).backbone.layers[0].mlp.down_proj.kernel).__name__
+      'Param'
+    """
     model = copied(model)
     for linear in linear_maps(model, ".*").values():
         if isinstance(linear.weight, GatedWeight):
@@ -133,6 +140,15 @@ def draw_gates(model: nnx.Module, key: Array) -> None:
     Args:
       model: from `add_gates`; it is changed.
       key: typed.
+
+    Examples:
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba/mlp")
+      >>> gated = zoo.add_gates(zoo.CausalLM(config, rngs=0), d_ff=8)
+      >>> ids = jnp.ones((1, 3), jnp.int32)
+      >>> before = gated(ids)
+      >>> zoo.draw_gates(gated, jax.random.key(0))
+      >>> bool(jnp.array_equal(gated(ids), before))
+      False
     """
     for i, gates in enumerate(gates_of(model)):
         # A new variable: that of a model outside a gradient's trace cannot be written inside.
@@ -140,13 +156,28 @@ def draw_gates(model: nnx.Module, key: Array) -> None:
 
 
 def gate_penalty(model: nnx.Module) -> Float[Array, ""]:
-    """KL, summed over all gates, in nats."""
+    """KL, summed over all gates, in nats.
+
+    Examples:
+      >>> options = {"pattern": "mamba/mlp", "mlp": zoo.MLPConfig(d_ff=10)}
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=1, **options)
+      >>> gated = zoo.add_gates(zoo.CausalLM(config, rngs=0), d_ff=8)
+      >>> round(float(zoo.gate_penalty(gated)), 2)  # ten units' gates of mean 1 and standard deviation 0.1
+      23.08
+    """
     each = [jnp.sum(jnp.log1p(g.mean[...] ** 2 / jnp.exp(g.log_variance[...]))) / 2 for g in gates_of(model)]
     return sum(each, start=jnp.zeros(()))
 
 
 def gate_scores(model: nnx.Module) -> dict[str, Float[np.ndarray, "n"]]:
-    """KL of each unit, over the maps that read it, in nats, by the name of its width: the smallest go first."""
+    """KL of each unit, over the maps that read it, in nats, by the name of its width: the smallest go first.
+
+    Examples:
+      >>> config = zoo.CausalLMConfig(vocab_size=32, d_model=16, n_layers=1, pattern="mamba/mlp")
+      >>> gated = zoo.add_gates(zoo.CausalLM(config, rngs=0), d_ff=8)
+      >>> zoo.gate_scores(gated)["backbone.layers.0.mlp.d_ff"].shape
+      (48,)
+    """
     scores: dict[str, np.ndarray] = {}
     for gates in gates_of(model):
         mean, variance = (np.asarray(x, np.float64) for x in (gates.mean[...], jnp.exp(gates.log_variance[...])))

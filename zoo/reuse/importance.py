@@ -15,7 +15,7 @@ Axes: i inputs, o outputs, n units, m rows of a unit.
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +86,28 @@ def least_costly(readers: Sequence[Reader], n_units: int, n_kept: int, n_parts: 
     """
     if n_kept % n_parts or n_units % n_parts or not 0 < n_kept <= n_units:
         raise ValueError(f"n_kept={n_kept}, expected a multiple of {n_parts}, at most {n_units}")
+    there = np.ones(n_units, bool)
+    for unit, _ in _one_by_one(readers, n_units, n_kept, n_parts):
+        there[unit] = False
+    return np.flatnonzero(there)
+
+
+def removals(readers: Sequence[Reader], n_units: int) -> tuple[Int[np.ndarray, "n"], Float[np.ndarray, "n+1"]]:
+    """All units in the order in which they go, and what has been lost when none, one, ... all have gone.
+
+    Args:
+      readers: all maps that read them.
+      n_units: how many there are.
+
+    Returns:
+      (units, lost): the share of what the maps give, the mean over them, where what is left makes up for it.
+    """
+    gone, costs = zip(*_one_by_one(readers, n_units, 0, 1), strict=True)
+    return np.asarray(gone), np.concatenate([[0.0], np.cumsum(costs)]) / len(readers)
+
+
+def _one_by_one(readers: Sequence[Reader], n_units: int, n_kept: int, n_parts: int) -> Iterator[tuple[int, float]]:
+    """Units as they go, and what each costs."""
     left = [_Left(reader) for reader in readers]
     part_of = np.arange(n_units) * n_parts // n_units
     there = np.ones(n_units, bool)
@@ -98,7 +120,7 @@ def least_costly(readers: Sequence[Reader], n_units: int, n_kept: int, n_parts: 
         there[unit] = False
         for one in left:
             one.remove(unit)
-    return np.flatnonzero(there)
+        yield unit, float(costs[unit])
 
 
 def largest(importance: Float[np.ndarray, "n"], n_kept: int, n_parts: int = 1) -> Int[np.ndarray, "k"]:

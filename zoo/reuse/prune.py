@@ -19,6 +19,7 @@ of state spaces in groups); Kurtic et al. 2023, arXiv:2302.04089 (which units, a
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float
@@ -26,9 +27,10 @@ from jaxtyping import Array, Float
 from zoo.models.build import Model
 from zoo.reuse.calibration import calibrate
 from zoo.reuse.choose_units import Wanted, choose
-from zoo.reuse.cut_layers import with_layers
+from zoo.reuse.cut_layers import with_layers, without_channel_mixers
 from zoo.reuse.cut_units import without
 from zoo.reuse.cut_vocabulary import with_vocabulary
+from zoo.stack.pattern import parse_pattern
 
 
 def prune(
@@ -36,7 +38,7 @@ def prune(
     calibration: Iterable[Mapping[str, Array]],
     *,
     d_model: int | None = None,
-    d_ff: int | None = None,
+    d_ff: int | Sequence[int] | None = None,
     n_heads: int | Mapping[str, int] | None = None,
     n_layers: int | Sequence[int] | None = None,
     vocabulary: Sequence[int] | None = None,
@@ -52,7 +54,8 @@ def prune(
         block-diagonal channel mixers or experts.
       calibration: batches as `calibrate` takes them; a few thousand positions of what the model is for.
       d_model: channels between the blocks.
-      d_ff: hidden channels of channel mixers, of each expert the same.
+      d_ff: hidden channels of channel mixers, of each expert the same; or one for each dense channel mixer, in order,
+        see `layer_sizes`, where 0 is none: then the pattern's words say them.
       n_heads: heads of mixers, of Mamba-1 inner channels; or of each kind, {"attn": 6, "mamba2": 16}.
       n_layers: how many blocks, those that turn the residual stream most; or their numbers.
       vocabulary: ids of the tokens that stay, in the order of their new ids.
@@ -80,8 +83,25 @@ def prune(
         raise ValueError("calibration=(), expected one batch at least")
     if n_layers is not None:
         model = with_layers(model, batches, n_layers)
+    if d_ff is not None and not isinstance(d_ff, int):
+        model, d_ff = _with_mixers(model, d_ff)
     wanted = Wanted(d_model, d_ff, n_heads)
     if wanted != Wanted():
         moments = calibrate(model, batches)
         model = without(model, moments, choose(model, moments, wanted, importance), compensate=compensate)
     return model if vocabulary is None else with_vocabulary(model, vocabulary)
+
+
+def _with_mixers(model: Any, d_ff: Sequence[int]) -> tuple[Any, int | tuple[int, ...] | None]:
+    """A model without the channel mixers of which nothing is left, and how large the others shall be."""
+    words = parse_pattern(model.config.pattern, model.config.n_layers)
+    blocks = [i for i, word in enumerate(words) if word.channel]
+    if len(d_ff) != len(blocks) or {words[i].channel for i in blocks} != {"mlp"} or min(d_ff) < 0:
+        raise ValueError(
+            f"d_ff={tuple(d_ff)} with pattern={model.config.pattern!r}, expected one of at least 0 for each mlp, "
+            "and no other channel mixers"
+        )
+    if gone := [i for i, n in zip(blocks, d_ff, strict=True) if n == 0]:
+        model = without_channel_mixers(model, gone)
+    left = tuple(n for n in d_ff if n)
+    return model, (left[0] if len(set(left)) == 1 else left or None)

@@ -66,6 +66,8 @@ def test_the_tokens_that_a_text_makes_most_often_stay(tokenizer):
     kept = {tokenizer.decode([i]) for i in most_frequent(tokenizer, counts, 263)}
     assert {"the", "th", "re"} & kept
     assert " mountain" not in kept
+    last = tokenizer.vocab_size - 1
+    assert last in most_frequent(tokenizer, counts, 263, {last})
 
 
 def test_special_tokens_stay_where_post_processors_and_other_files_find_them():

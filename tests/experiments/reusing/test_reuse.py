@@ -14,6 +14,7 @@ from experiments import causal_lm, convert, reuse, sample, score
 from experiments.causal.load import load_causal
 from experiments.data.corpus import DataConfig
 from experiments.data.tokenizers import ByteTokenizer, save_tokenizer, train_bpe
+from experiments.reusing import latency
 from experiments.reusing.calibrating import text_for
 from experiments.reusing.gates import GatesConfig, trained_scores
 from tests.places import PUBLISHED
@@ -189,3 +190,52 @@ def test_units_go_by_gates(empty_folder, run_command):
     status, _, err = run_command(reuse, "prune", "base", "other", *text, "--d-model", "4", *gates)
     assert (status, err.strip().count("\n")) == (2, 0)
     assert "--gates.steps 30 without --d-ff or --n-heads: no units go by gates" in err
+
+
+def test_a_table_of_times_is_measured_and_says_how_fast_a_model_can_be(tmp_path, unchecked):
+    config = zoo.CausalLMConfig(d_model=8, n_layers=2, pattern="mamba/mlp", vocab_size=11, mlp=zoo.MLPConfig(d_ff=16))
+    model = zoo.CausalLM(config, rngs=nnx.Rngs(0))
+    found = latency.measure(model, latency.Config("", tmp_path, sizes=4, seq_len=4, turns=2))
+    assert list(found.times) == [0, 4, 8, 12, 16]
+    assert found.times[0] == 0
+    assert min(found.times[n] for n in (4, 8, 12, 16)) > 0
+    # Twice 4 ms of channel mixers, and 2 ms: in 6 ms there is half of the time for them, in 2 ms none.
+    table = latency.Latency({0: 0.0, 4: 1.0, 8: 2.0, 16: 4.0}, 2.0)
+    sizes = latency.sizes_for(model, [{"ids": IDS}], table, 10 / 6.01)
+    assert sum(table.times[n] for n in sizes) <= 10 / (10 / 6.01) - 2
+    assert sum(sizes) > 8
+    for speedup, message in ((1.0, "expected more than 1, and less than the 5 of"), (5.0, "--speedup 5, expected")):
+        with pytest.raises(ValueError, match=message):
+            latency.sizes_for(model, [{"ids": IDS}], table, speedup)
+    with pytest.raises(ValueError, match="no time of 16 hidden channels"):
+        latency.sizes_for(model, [{"ids": IDS}], latency.Latency({8: 1.0}, 2.0), 2.0)
+    (tmp_path / "table.json").write_text('{"times": [1]}')
+    with pytest.raises(ValueError, match=r"table\.json holds no table of times"):
+        latency.read_latency(tmp_path / "table.json")
+
+
+@pytest.mark.slow
+def test_layers_of_unequal_width_by_a_measured_table(empty_folder, run_command):
+    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(500)))
+    config = zoo.CausalLMConfig(d_model=8, n_layers=2, pattern="mamba/mlp", vocab_size=257)
+    zoo.save_pretrained(zoo.CausalLM(config, rngs=nnx.Rngs(0)), "base")
+    save_tokenizer(ByteTokenizer(), empty_folder / "base")
+    status, out, err = run_command(reuse, "latency", "base", "table.json", "--sizes", "4", "--seq-len", "16")
+    assert status == 0, err
+    assert "the rest" in out
+    said = json.loads((empty_folder / "table.json").read_text())
+    assert (said["unit"], said["seq_len"], list(said["times"])) == ("ms", 16, ["0", "8", "16", "24", "32"])
+    (empty_folder / "table.json").write_text(
+        json.dumps(said | {"rest": 1.0, "times": {"0": 0, "8": 1, "16": 2, "32": 4}})
+    )
+    text = ("--data.path", "my.txt", "--data.seq-len", "16", "--calibration.batches", "1")
+    fast = ("--speedup", "1.7", "--latency", "table.json")
+    status, out, err = run_command(reuse, "prune", "base", "small", *text, *fast)
+    assert status == 0, err
+    sizes = [int(n) for n in out.split("hidden channels of each layer: ")[1].splitlines()[0].split(", ")]
+    assert 0 < sum(sizes) <= 32
+    status, _, err = run_command(causal_lm, "tiny", *text[:4], "--init", "small", "--steps", "2", "--run-dir", "run")
+    assert status == 0, err
+    status, _, err = run_command(reuse, "prune", "base", "other", *text, *fast[:2])
+    assert status == 2
+    assert "--speedup and --latency go together" in err

@@ -43,6 +43,16 @@ def test_heads_lose_nothing_where_their_inputs_lie_in_few_directions():
 
 
 @pytest.mark.slow
+def test_what_words_of_the_pattern_say_stays_theirs():
+    model = causal("attn[window=3,rope_base=10]/mlp attn/mlp")
+    small = zoo.factorize(model, BATCHES, head_dim=2)
+    assert small.config.attn.window is None
+    assert [block.mixer.config.window for block in small.backbone.layers] == [3, None]
+    assert [block.mixer.config.rope_base for block in small.backbone.layers] == [10, 10_000]
+    assert {block.mixer.head_dim for block in small.backbone.layers} == {2}
+
+
+@pytest.mark.slow
 def test_heads_with_linear_biases_are_products_too():
     model, ids = attention(attn={"position": "alibi"}), BATCHES[0]["ids"] % 2
     small = zoo.factorize(model, [{"ids": ids}], head_dim=2)
