@@ -67,6 +67,11 @@ from zoo.reuse.calibration import calibrate as calibrate
 from zoo.reuse.deltas import add_deltas as add_deltas
 from zoo.reuse.deltas import sparse_delta as sparse_delta
 from zoo.reuse.factorize import factorize as factorize
+from zoo.reuse.gates import add_gates as add_gates
+from zoo.reuse.gates import draw_gates as draw_gates
+from zoo.reuse.gates import gate_penalty as gate_penalty
+from zoo.reuse.gates import gate_scores as gate_scores
+from zoo.reuse.gates import without_gates as without_gates
 from zoo.reuse.grow import coalesce as coalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate

@@ -11,7 +11,8 @@ Widths of the 130M models (Mamba: e 1536, n 16; Mamba-2 and -3: 24 heads of 64, 
 64; M2-BERT: width 768, 4 blocks), bfloat16 but for rates, steps, states and filters. A gradient is that of the sum of
 all outputs in all floating inputs. Positions of images are their places. Temporaries are beside inputs and outputs.
 "Schedule" is the time that issuing all instructions takes, without waits for memory and with both sides of branches
-(`experiments.aot.schedule`): it compares forms of one operation. Nothing runs on a TPU or GPU.
+(`experiments.aot.schedule`): it compares forms of one operation. "At least" where a loop's trips could not be read.
+Nothing runs on a TPU or GPU.
 """
 
 import dataclasses
@@ -238,7 +239,7 @@ def _lines(item: Item, config: Config, read: Callable[[Item, str], Schedule]) ->
     lines, milliseconds = [], ""
     if config.schedule and kind in CLOCKS:
         schedule = read(item, config.device)
-        milliseconds = f"{schedule.milliseconds(kind):.2f}"
+        milliseconds = ("at least " if schedule.unknown else "") + f"{schedule.milliseconds(kind):.2f}"
         parts = list(schedule.parts.items())[: config.parts]
         lines = [f"    {bundles / schedule.bundles:5.1%}  {name}" for name, bundles in parts]
     return [f"{head} | {program.temporaries / MIB:,.0f} | {milliseconds} | {program.seconds:.1f} |", *lines]

@@ -8,9 +8,10 @@ compares two forms of one operation; it does not say how fast a program runs.
     compile_for(target, function, *args)
     read_schedule(folder).milliseconds("v5e")
 
-What libtpu writes (0.0.52): a file of final bundles for each fusion and kernel, and one for the program that calls them
-(`inlined_call`), a line a bundle, `>` marking how many loops are around it. A loop starts at "LB:" and ends at a branch
-back to its region, on a predicate that compares its counter with the number of trips.
+What libtpu writes (0.0.41, 0.0.52): a file of final bundles for each fusion and kernel, and one for the program that
+calls them (`inlined_call`, and `call` of a kernel), a line a bundle, `>` marking how many loops are around it. A loop
+starts at "LB:" and ends at a branch back to its region, on a predicate that compares its counter with the number of
+trips, by itself or as the lowest bit of a scalar.
 """
 
 import os
@@ -29,7 +30,8 @@ _BRANCH = re.compile(r"sbr\.rel \(!(%\w+)\) target = \$region(\d+)")
 _COMPARED = re.compile(r"(%p\w+) = scmp\.(?:ge|lt)\.s32\.totalorder (%\w+), (\d+)")
 _SELECTED = re.compile(r"(%s\w+) = scalar_select /\*predicate=\*/(%p\w+),")
 _TESTED = re.compile(r"(%p\w+) = scmp\.eq\.s32\.totalorder (%s\w+), 0")
-_CALL = re.compile(r"inlined_call .*?/\* %?([^\s=*]+)")
+_MASKED = re.compile(r"(%s\w+) = sand\.u32 1, (%s\w+)")
+_CALL = re.compile(r"= (?:inlined_)?call .*?/\* %?([^\s=*]+)")
 
 
 class Schedule(NamedTuple):
@@ -95,10 +97,11 @@ def _read(file: Path) -> _Part:
     lines = [found for line in file.read_text(errors="replace").splitlines() if (found := _BUNDLE.match(line))]
     text = "\n".join(found.group(3) for found in lines)
     compared = {one: int(count) for one, _, count in _COMPARED.findall(text)}
-    selected, tested = dict(_SELECTED.findall(text)), dict(_TESTED.findall(text))
+    selected, tested, masked = (dict(form.findall(text)) for form in (_SELECTED, _TESTED, _MASKED))
     trips = {}  # of each region that a branch goes back to
     for predicate, region in _BRANCH.findall(text):
-        predicate = selected.get(tested.get(predicate, ""), predicate)
+        scalar = tested.get(predicate, "")
+        predicate = selected.get(masked.get(scalar, scalar), predicate)
         trips[region] = compared.get(predicate)
 
     total, calls, unknown, around = 0, Counter[str](), False, [1]  # around: how often, at each depth of loops

@@ -70,8 +70,10 @@ class Config:
         for name in ("text", "batch", "d_model", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected at least 1")
-        if self.d_model % 64:
-            raise ValueError(f"d_model={self.d_model}, expected a multiple of 64, the width of a head")
+        if self.layers < 4:
+            raise ValueError(f"layers={self.layers}, expected at least 4, of which the hybrid has one of attention")
+        if self.d_model % 256:
+            raise ValueError(f"d_model={self.d_model}, expected a multiple of 256: five quarters of it are heads of 64")
         if self.rounds < 0:
             raise ValueError(f"rounds={self.rounds}, expected at least 0")
 

@@ -1,7 +1,7 @@
 """What reads a picture best: connectors and language models, at equal steps and nearly equal parameters.
 
-    python -m experiments.bench pictures                          # 9 pairs and DeepStack, 3 seeds: an hour or two
-    python -m experiments.bench pictures --cross                  # the cross through attention and the MLP: 7 of them
+    python -m experiments.bench pictures                          # all of it, 3 seeds: an hour or two
+    python -m experiments.bench pictures --parts pairs --cross    # the cross through attention and the MLP: 5 pairs
     python -m experiments.bench pictures --seeds 0 --steps 100    # a look
     python -m experiments.bench pictures --cross --json out.json
 
@@ -9,8 +9,12 @@ One image encoder learns from captions of drawn scenes (`experiments.clip`), onc
 connector and a language model then learns to answer about such scenes: what stands at a place, what colour a thing has,
 where it is, and what the whole picture shows. The table has the share of the held-out answers that are right to the
 last token, of each kind of question: mean and sample standard deviation over the seeds, beside what the most frequent
-answer of each kind would have. With DeepStack an image takes a quarter of the places. The same command again goes on
-where it was; a row that is done is read from RUN_DIR/ROW/seed-N/results.json.
+answer of each kind would have. The same command again goes on where it was; a row that is done is read from
+RUN_DIR/ROW/seed-N/results.json.
+
+    pairs      connectors with language models
+    deepstack  an image takes a quarter of the places, its other tokens are added before deeper blocks
+    sparse     p-MoD: the second block takes 2 of an image's 16 tokens; and MLPs through which words alone go
 """
 
 import dataclasses
@@ -37,11 +41,19 @@ from experiments.vision_language.encoder import lesson
 from experiments.vision_language.task import Prepared, evaluate, prepare
 
 ConnectorName = Literal["mlp", "scan", "queries"]
+Part = Literal["pairs", "deepstack", "sparse"]
 KINDS = ("caption", "shape", "colour", "place")
 LANGUAGES = {
     "attention": "attn/mlp",
     "Mamba-2": "mamba2/mlp",
     "hybrid": "mamba2/mlp attn/mlp",
+}
+SPARSE = {
+    "attention, p-MoD": "attn/mlp:cosine",
+    "Mamba-2, p-MoD": "mamba2/mlp:cosine",
+    "hybrid, p-MoD": "mamba2/mlp:cosine attn/mlp:cosine",
+    "attention, MLPs of words": "attn -/mlp:0.0001 attn -/mlp:0.0001",
+    "hybrid, MLPs of words": "mamba2 -/mlp:0.0001 attn -/mlp:0.0001",
 }
 # Of nearly equal size.
 CONNECTORS: dict[ConnectorName, zoo.ConnectorConfig] = {
@@ -49,6 +61,7 @@ CONNECTORS: dict[ConnectorName, zoo.ConnectorConfig] = {
     "scan": zoo.ConnectorConfig("scan", mamba2=ssm.Mamba2Config(d_state=8, head_dim=16, expand=0.5)),
     "queries": zoo.ConnectorConfig("queries", n_queries=16, n_heads=4),
 }
+P_MOD = zoo.MoDConfig(gate="tanh", weighs="symmetric", decides="top_k")
 MODEL = presets.small(64, 2, 32, 8)
 # DeepStack adds a group of tokens before each of four blocks: as large as two of the others, without MLPs.
 BLOCKS = 4
@@ -64,7 +77,8 @@ class Row(NamedTuple):
     @property
     def name(self) -> str:
         """Its folder's."""
-        return "-".join([self.connector, self.language, *["deepstack"] * self.deepstack])
+        language = self.language.replace(",", "").replace(" ", "-")
+        return "-".join([self.connector, language, *["deepstack"] * self.deepstack])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +89,11 @@ class Config:
     """Seeds of the runs: of the initial parameters and of the training batches."""
     connectors: tuple[ConnectorName, ...] = tuple(CONNECTORS)
     """Which connectors."""
+    parts: tuple[Part, ...] = ("pairs", "deepstack", "sparse")
+    """What is compared."""
     cross: bool = False
-    """Connectors with attention alone, and language models with the MLP alone, instead of each with each."""
+    """Connectors with attention alone, and language models with the MLP alone, instead of each with each; DeepStack
+    without the hybrid."""
     steps: int = 1200
     """Steps of each run."""
     batch_size: int = 32
@@ -93,8 +110,8 @@ class Config:
     """File to write all figures to, with the hardware and the versions."""
 
     def __post_init__(self):
-        if not self.seeds or not self.connectors:
-            raise ValueError("expected at least one of seeds and of connectors")
+        if not self.seeds or not self.connectors or not self.parts:
+            raise ValueError("expected at least one of seeds, of connectors and of parts")
         seeds.check_different(self.seeds)
         for name in ("steps", "batch_size", "encoder_steps", "scenes"):
             if getattr(self, name) < 1:
@@ -103,27 +120,36 @@ class Config:
 
 def rows_of(config: Config) -> list[Row]:
     """What is compared, the cross first."""
-    cross = [Row("mlp", language) for language in LANGUAGES]
-    cross += [Row(connector, "attention") for connector in CONNECTORS if connector != "mlp"]
-    cross += [Row("mlp", language, deepstack=True) for language in ("attention", "Mamba-2")]
-    rest = [Row(connector, language) for connector in CONNECTORS for language in LANGUAGES]
-    rest += [Row("mlp", language, deepstack=True) for language in LANGUAGES]
-    rows = cross if config.cross else [*cross, *[row for row in rest if row not in cross]]
-    return [row for row in rows if row.connector in config.connectors]
+    pairs = [Row("mlp", language) for language in LANGUAGES]
+    pairs += [Row(connector, "attention") for connector in CONNECTORS if connector != "mlp"]
+    deepstack = [Row("mlp", language, deepstack=True) for language in LANGUAGES]
+    if config.cross:
+        deepstack = [row for row in deepstack if row.language != "hybrid"]
+    else:
+        pairs += [Row(c, language) for c in CONNECTORS for language in LANGUAGES if Row(c, language) not in pairs]
+    sparse = [Row("mlp", language) for language in SPARSE]
+    parts = {"pairs": pairs, "deepstack": deepstack, "sparse": sparse}
+    return [row for part in config.parts for row in parts[part] if row.connector in config.connectors]
 
 
 def configuration(config: Config, row: Row, seed: int) -> presets.Config:
     """One run, as `experiments.vlm` does it."""
-    pattern = LANGUAGES[row.language]
+    pattern = (LANGUAGES | SPARSE)[row.language]
+    n_layers = max(MODEL.text.n_layers, len(pattern.split()))
     text = dataclasses.replace(
         MODEL.text,
-        n_layers=BLOCKS if row.deepstack else MODEL.text.n_layers,
+        n_layers=BLOCKS if row.deepstack else n_layers,
         pattern=pattern.replace("/mlp", "") if row.deepstack else pattern,
         mlp=zoo.MLPConfig(d_ff=64),
         mamba2=ssm.Mamba2Config(head_dim=16, d_state=16, d_conv=2, chunk_size=16, expand=1.0),
+        mod=P_MOD if row.language in SPARSE else zoo.MoDConfig(),
     )
     model = dataclasses.replace(
-        MODEL, text=text, connector=CONNECTORS[row.connector], deepstack=2 if row.deepstack else 1
+        MODEL,
+        text=text,
+        connector=CONNECTORS[row.connector],
+        deepstack=2 if row.deepstack else 1,
+        full_rows=row.language in SPARSE,
     )
     return presets.Config(
         model=model,
@@ -184,8 +210,7 @@ def main() -> int:
             return 0
     found: dict[Row, list[dict[str, Any]]] = {}
     shared: dict[Row, Prepared] = {}
-    rows = rows_of(config)
-    order = ([row for row in rows if row.deepstack == deep] for deep in (False, True))  # a whole table after each seed
+    order = (rows_of(dataclasses.replace(config, parts=(part,))) for part in config.parts)  # each part whole by seed
     for seed, row in itertools.chain.from_iterable(itertools.product(config.seeds, some) for some in order):
         print(f"{row.name}, seed {seed}", flush=True)
         one = configuration(config, row, seed)

@@ -1,6 +1,7 @@
 """The texts that a model is looked at on before it is made smaller, and their rows of tokens."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -50,17 +51,23 @@ def perplexity(model: zoo.CausalLM, stream: TokenStream, *, batch_size: int, seq
     return describe(mean_loss(model, next_token_loss, rows), 1.0)["perplexity"]
 
 
-def said(before: Any, after: Any, text: Corpus, config: Any) -> str:
+def said(before: Any, after: Any, text: Corpus, config: Any, text_after: Corpus | None = None) -> str:
     """How large two models are, and how well they guess a held-out text.
 
     Args:
       before, after: causal language models.
       text: from `text_for`.
       config: with fields `data` and `calibration`.
+      text_after: in other tokens, which the second model reads. None: the same.
     """
     seen = {"batch_size": config.calibration.batch_size, "seq_len": config.data.seq_len, "max_batches": 8}
-    was, is_now = (perplexity(one, text.validation, **seen) for one in (before, after))
+    streams = text.validation, (text_after or text).validation
+    found = [perplexity(m, stream, **seen) for m, stream in zip((before, after), streams, strict=True)]
+    what = "perplexity"
+    if text_after is not None:
+        what = "bits per byte"
+        found = [math.log2(p) * s.n_tokens / s.n_bytes for p, s in zip(found, streams, strict=True)]
     return (
         f"{count_params(before.config):,} parameters are {count_params(after.config):,}; "
-        f"perplexity of held-out text {was:.4g} is {is_now:.4g}"
+        f"{what} of held-out text {found[0]:.4g} is {found[1]:.4g}"
     )

@@ -1,7 +1,7 @@
 """Maps of a trained model as products of smaller ones, which are chosen by what the maps read.
 
     python -m experiments.reuse factorize MODEL small --n-blocks 8 --data.path my.txt     # channel mixers: Monarch
-    python -m experiments.reuse factorize MODEL small --head-dim 32 --data.path my.txt    # attention without rotation
+    python -m experiments.reuse factorize MODEL small --head-dim 32 --data.path my.txt    # narrower heads
     python -m experiments.causal_lm PRESET --init small --data.path my.txt                # and train on
 
 Source: Lin et al. 2024, arXiv:2408.09632 (MoDeGPT); Dao et al. 2022, arXiv:2204.00595; see `zoo.factorize`.
@@ -9,7 +9,7 @@ Source: Lin et al. 2024, arXiv:2408.09632 (MoDeGPT); Dao et al. 2022, arXiv:2204
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import zoo
 from experiments.data.corpus import DataConfig
@@ -46,7 +46,7 @@ def main() -> int:
         require_empty(config.target)
         loaded, text = load_model(config.source), text_for(config.source, config.data)
         batches = batches_of(text.train, config.data.seq_len, config.calibration)
-        sizes = {"head_dim": config.head_dim, "n_blocks": config.n_blocks, "d_ff": config.d_ff}
+        sizes: dict[str, Any] = {"head_dim": config.head_dim, "n_blocks": config.n_blocks, "d_ff": config.d_ff}
         model = zoo.factorize(loaded.model, batches, **sizes)
         write_model(model, config.target, loaded, config.source)
     print(f"{config.source} -> {config.target}: {said(loaded.model, model, text, config)}")

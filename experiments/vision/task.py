@@ -27,7 +27,6 @@ from experiments.vision.load import load_model
 from experiments.vision.meaning import Meaning, read_preprocess
 from experiments.vision.prediction import logits_of
 from experiments.vision.presets import Config
-from zoo.layers.image_tokens import grid_of
 
 
 class Prepared(NamedTuple):
@@ -74,7 +73,7 @@ def prepare(config: Config, folder: Path | None = None, *, given: Collection[str
     if config.init is not None and folder is None:
         check_agreement(config.init, config.model, model, given)
     size = config.image_size or model.image_size
-    rows, columns = grid_of(size, size, model.patch_size, model.stride)
+    rows, columns = model.grid_of(size, size)
     if model.max_tokens is not None and rows * columns + model.n_tokens > model.max_tokens:
         raise ValueError(
             f"images of {size} x {size} pixels are {rows * columns + model.n_tokens} tokens, --model.m2.l-max "

@@ -1,11 +1,13 @@
 """`python -m experiments.aot` on a small shape."""
 
+import dataclasses
 import sys
 
+import jax
 import pytest
 
 from experiments.aot import command, report
-from experiments.aot.targets import missing
+from experiments.aot.targets import Target, missing
 from tests.aot.conftest import found
 
 SMALL = ["--model.n-layers", "2", "--model.d-model", "64", "--model.vocab-size", "128", "--seq-len", "64"]
@@ -52,6 +54,21 @@ def test_without_the_compiler_it_is_said_what_to_install(monkeypatch, capsys):
         run(monkeypatch, capsys, "mamba2-130m", "--device", "h100")
     with pytest.raises(ValueError, match="unknown preset 'mamba2-130', did you mean 'mamba2-130m'"):
         run(monkeypatch, capsys, "mamba2-130")
+
+
+def test_a_tpu_is_compiled_for_at_the_faster_level_unless_something_else_is_said():
+    tpu, gpu = (Target("", platform, (), 0, 1.0, {}) for platform in ("tpu", "cuda"))
+    config = command.preset("m2-bert-80m")
+    assert command.level_of(config, tpu) == "O1"
+    assert command.level_of(config, gpu) is None
+    assert command.level_of(dataclasses.replace(config, schedule=True), tpu) is None
+    assert command.level_of(dataclasses.replace(config, optimization_level="O2"), tpu) == "O2"
+    before = jax.config.values["jax_optimization_level"]
+    try:
+        jax.config.update("jax_optimization_level", "O3")
+        assert command.level_of(config, tpu) is None
+    finally:
+        jax.config.update("jax_optimization_level", before)
 
 
 def test_every_model_of_the_report_has_a_preset():

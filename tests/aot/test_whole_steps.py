@@ -31,8 +31,7 @@ def cases():
 @pytest.mark.parametrize(("device", "item"), list(cases()))
 def test_a_step_compiles_and_fits(device, item):
     found(device)  # or is skipped
-    # A TPU's at the level that compiles faster: their memory differs by some hundredths.
-    step = compile_item(item, device, None if device == "h100" else "O1")
+    step = compile_item(item, device)
     assert step.fits, step.refused
     if item.what == "decode":  # what is carried from token to token is changed where it lies
         assert step.program.temporaries < 128 * MIB

@@ -3,7 +3,7 @@
 A position is known by its index and its segment (`zoo.layers.seen`); the cache stores them beside the keys. Rotary
 embeddings and ALiBi depend on differences of indices only, so indices go on counting across segments.
 
-Axes: s keys (cache slots, or positions), k key-value heads; the others as everywhere.
+Axes: s keys (cache slots, or positions), k key-value heads, f pairs of a head; the others as everywhere.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 from flax.typing import Dtype
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ssm.absent import blank, is_known
@@ -51,6 +52,9 @@ class AttentionConfig:
     """Base of the rotary frequencies."""
     rope_dim: int | None = None
     """How many dimensions of a head are rotated, its first. None: all."""
+    rope_pairs: int | None = None
+    """How many pairs the frequencies count to, base^(-i / rope_pairs), of which each head of keys has some, as its
+    `rope_index` says (what `zoo.factorize` leaves of them). None: all, as many as are rotated."""
     rope_interleaved: bool = False
     """Whether neighbouring dimensions are rotated together, instead of one of each half (Llama)."""
     window: int | None = None
@@ -71,7 +75,7 @@ class AttentionConfig:
     """How it is computed: "blocks", "dense" or "cudnn"; see `zoo.layers.softmax_attention`. None: by the sizes."""
 
     def __post_init__(self):
-        for name in ("n_heads", "n_kv_heads", "head_dim", "window", "rope_dim", "d_conv"):
+        for name in ("n_heads", "n_kv_heads", "head_dim", "window", "rope_dim", "rope_pairs", "d_conv"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}, expected None or at least 1")
@@ -81,6 +85,8 @@ class AttentionConfig:
             raise ValueError(f"implementation={self.implementation!r}, expected None or one of {IMPLEMENTATIONS}")
         if self.rope_dim is not None and self.rope_dim % 2:
             raise ValueError(f"rope_dim={self.rope_dim}, expected None or an even number")
+        if self.rope_pairs is not None and self.position != "rope":
+            raise ValueError(f"rope_pairs={self.rope_pairs} with position={self.position!r}, expected 'rope'")
 
 
 @serializable("zoo.AttentionState")
@@ -158,6 +164,10 @@ class Attention(nnx.Module):
             raise ValueError(f"head_dim={self.head_dim}, expected an even number with position='rope'")
         if self.rope_dim > self.head_dim:
             raise ValueError(f"rope_dim={self.rope_dim}, expected at most head_dim={self.head_dim}")
+        if config.rope_pairs is not None and config.rope_pairs < self.rope_dim // 2:
+            raise ValueError(
+                f"rope_pairs={config.rope_pairs}, expected at least the {self.rope_dim // 2} that are rotated"
+            )
         if config.d_conv is not None and not causal:
             raise ValueError(f"d_conv={config.d_conv} with causal=False, expected None: the convolution is causal")
 
@@ -176,6 +186,7 @@ class Attention(nnx.Module):
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
         inner = self.n_heads * self.head_dim
+        self.rope_index = self._some_pairs(param_dtype)
         self.o_proj = linear(inner, d_out or d_model, axes=(heads, "embed"), scale=residual_scale, **options)
 
     def __call__(
@@ -329,8 +340,21 @@ class Attention(nnx.Module):
             q, k = (self._rotate(x, index) for x in (q, k))
         return q, k, v, conv
 
+    def _some_pairs(self, param_dtype):
+        """The pairs that each head of keys has, where that is not all: kept with the parameters, but never moved."""
+        if (n_pairs := self.config.rope_pairs) is None:
+            return None
+        here = self.rope_dim // 2
+        spread = jnp.arange(here) * n_pairs // here
+        index = jnp.broadcast_to(spread, (self.n_kv_heads, here)).astype(param_dtype)  # any dtype holds them
+        return nnx.Param(index, decay=False, axes=(None, None))
+
     def _rotate(self, x, index):
         options: dict[str, Any] = {"interleaved": self.config.rope_interleaved}
+        if self.rope_index is not None:
+            numbers = lax.stop_gradient(self.rope_index[...])
+            numbers = jnp.repeat(numbers, x.shape[2] // numbers.shape[0], axis=0)
+            options |= {"numbers": numbers, "n_pairs": self.config.rope_pairs}
         if self.rope_dim == self.head_dim:
             return rotate(x, index, self.config.rope_base, **options)
         turned, rest = jnp.split(x, (self.rope_dim,), axis=-1)
@@ -395,19 +419,27 @@ def _put_one(held, new, slot):
 
 
 def rotate(
-    x: Float[Array, "b l h p"], index: Int[Array, "#b l"], base: float, *, interleaved: bool = False
+    x: Float[Array, "b l h p"],
+    index: Int[Array, "#b l"],
+    base: float,
+    *,
+    interleaved: bool = False,
+    numbers: Float[Array, "h f"] | None = None,
+    n_pairs: int | None = None,
 ) -> Float[Array, "b l h p"]:
     """Rotary position embedding: rotates the pairs (i, i + p/2) by index * base^(-2i/p) radians.
 
-    With `interleaved`, the pairs (2i, 2i + 1) instead.
+    With `interleaved`, the pairs (2i, 2i + 1) instead. With `numbers`, pair f of head h by index *
+    base^(-numbers[h, f] / n_pairs): as the pair of that number of a head of n_pairs.
 
     Source: Su et al. 2021, arXiv:2104.09864, eq. 34 (interleaved), and Llama's pairs.
     """
     half = x.shape[-1] // 2
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    frequency = base ** (-jnp.arange(half, dtype=dtype) / half)
-    angle = index[..., None].astype(dtype) * frequency  # b l p/2
-    cos, sin = jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+    numbers = jnp.arange(half)[None] if numbers is None else numbers
+    frequency = base ** (-numbers.astype(dtype) / (n_pairs or half))
+    angle = index[..., None, None].astype(dtype) * frequency  # b l h p/2
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
     wide = x.astype(dtype)
     first, second = (wide[..., ::2], wide[..., 1::2]) if interleaved else jnp.split(wide, 2, axis=-1)
     turned = first * cos - second * sin, first * sin + second * cos

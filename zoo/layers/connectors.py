@@ -55,6 +55,8 @@ class ConnectorConfig:
     """Width between these maps. None: the language model's."""
     activation: str = "gelu"
     """Non-linearity between these maps."""
+    bias: bool = True
+    """Whether these maps have biases."""
     scan: Literal["bidirectional", "cross"] = "bidirectional"
     """Orders in which "scan" reads an image: rows both ways, or rows and columns both ways."""
     gated: bool = False
@@ -146,7 +148,7 @@ class Connector(nnx.Module):
         self.queries = Queries(d_in, d_out, queries, config.n_heads, **options) if kind == "queries" else None
         self.vocabulary = VisualVocabulary(d_in, d_out, rows, **options) if kind == "vocabulary" else None
         alone = kind in ("queries", "vocabulary")
-        self.projector = None if alone else Projector(widths, config.activation, **options)
+        self.projector = None if alone else Projector(widths, config.activation, config.bias, **options)
 
     def __call__(self, x: Float[Array, "b l d"], grid: Grid) -> Float[Array, "b m o"]:
         """The tokens of an image, row by row: as many as `config.grid(grid)` has places.
@@ -169,12 +171,12 @@ class Connector(nnx.Module):
 
 
 class Projector(nnx.Module):
-    """Linear maps with biases and a non-linearity between them."""
+    """Linear maps and a non-linearity between them."""
 
-    def __init__(self, widths: list[int], activation: str, *, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, widths: list[int], activation: str, bias: bool, *, rngs: nnx.Rngs, **options: Any):
         self.activation = activation
         pairs = itertools.pairwise(widths)
-        self.layers = nnx.List([linear(a, b, bias=True, init="uniform", rngs=rngs, **options) for a, b in pairs])
+        self.layers = nnx.List([linear(a, b, bias=bias, init="uniform", rngs=rngs, **options) for a, b in pairs])
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l o"]:
         """Maps each position alone."""

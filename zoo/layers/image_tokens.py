@@ -80,14 +80,20 @@ class PatchEmbedding(nnx.Module):
         return self.projection(images)
 
 
-def grid_of(height: int, width: int, patch_size: int, stride: int) -> tuple[int, int]:
+def grid_of(height: int, width: int, patch_size: int, stride: int, crop: bool = False) -> tuple[int, int]:
     """Rows and columns of the patches of an image.
 
+    Args:
+      height, width: of the image, in pixels.
+      patch_size: pixels to a side of a patch.
+      stride: pixels from one patch to the next.
+      crop: whether pixels right and below that no patch covers are left out.
+
     Raises:
-      ValueError: patches do not cover the image exactly, or there is none.
+      ValueError: patches do not cover the image exactly, without crop; or there is none.
     """
     for name, size in (("height", height), ("width", width)):
-        if size < patch_size or (size - patch_size) % stride:
+        if size < patch_size or ((size - patch_size) % stride and not crop):
             raise ValueError(
                 f"images of {height} x {width} pixels: {name}={size}, expected patch_size={patch_size} and a "
                 f"multiple of {stride} more"

@@ -133,9 +133,11 @@ class Encoder(nnx.Module):
         else:
             x = blank(self._heeded(mask), inputs_embeds).astype(jnp.dtype(self.config.param_dtype))
         if self.token_type_embeddings is not None:
-            if token_type_ids is not None:
+            if token_type_ids is None:  # one vector for all: by token, its gradient would sort and scatter
+                kinds = jnp.zeros((1, 1), int)
+            else:
                 check_ids(token_type_ids, self.token_type_embeddings, "token_type_ids")
-            kinds = jnp.zeros(x.shape[:2], int) if token_type_ids is None else token_type_ids
+                kinds = token_type_ids
             x = x + self.token_type_embeddings(kinds)
         elif token_type_ids is not None:
             raise ValueError("token_type_ids given, but type_vocab_size=0: the model knows one kind of token")

@@ -60,6 +60,9 @@ class ImageClassifierConfig(BackboneConfig):
     """Pixels to a side of a patch."""
     patch_stride: int | None = None
     """Pixels from one patch to the next. None: patch_size, so that they do not overlap."""
+    crop_to_patches: bool = False
+    """Whether the last pixels right and below, where no whole patch fits, are left out: 384 pixels in patches of 14
+    (SigLIP). False: such images are refused."""
     channels: int = 3
     """Channels of an image."""
     stem: Stem = "patch"
@@ -116,9 +119,19 @@ class ImageClassifierConfig(BackboneConfig):
                 raise ValueError(f"patch_size={self.patch_size}, expected a power of 2 with stem='conv'")
             if self.stride != self.patch_size:
                 raise ValueError(f"patch_stride={self.patch_stride}, expected None with stem='conv'")
+            if self.crop_to_patches:
+                raise ValueError("crop_to_patches=True, expected False with stem='conv'")
         if not 0 <= self.embedding_dropout < 1:
             raise ValueError(f"embedding_dropout={self.embedding_dropout}, expected 0 <= embedding_dropout < 1")
-        grid_of(self.image_size, self.image_size, self.patch_size, self.stride)
+        self.grid_of(self.image_size, self.image_size)
+
+    def grid_of(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of patches in an image of so many pixels.
+
+        Raises:
+          ValueError: patches do not cover it.
+        """
+        return grid_of(height, width, self.patch_size, self.stride, self.crop_to_patches)
 
     @property
     def stride(self) -> int:
@@ -128,7 +141,7 @@ class ImageClassifierConfig(BackboneConfig):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches in an image of image_size."""
-        return grid_of(self.image_size, self.image_size, self.patch_size, self.stride)
+        return self.grid_of(self.image_size, self.image_size)
 
     @property
     def max_tokens(self) -> int | None:
@@ -273,6 +286,7 @@ class ImageClassifier(nnx.Module):
         images: Float[Array, "b x y c"],
         *,
         layer: int = -1,
+        normed: bool = True,
         task: Int[Array, "b"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
@@ -282,12 +296,13 @@ class ImageClassifier(nnx.Module):
           images: pixels, as in `__call__`.
           layer: which, as `hidden_states` counts: -1 is the backbone's output. What the others compute on top of an
             earlier one is not computed under `jax.jit`, and adds nothing to the loss.
+          normed: whether the last layer's are behind the final normalisation, which those of the others never are.
           task, rngs: as in `__call__`.
         """
         x, given = self._embed(images, rngs)
         loss = jnp.float32(0)
         if layer in (-1, self.config.n_layers):
-            x, loss = self.backbone.run(x, task=task, rngs=rngs, **given)
+            x, loss = self.backbone.run(x, task=task, normed=normed, rngs=rngs, **given)
         else:
             x = self.backbone.hidden_states(x, task=task, rngs=rngs, **given)[layer]
         n = self.config.n_tokens
@@ -301,7 +316,7 @@ class ImageClassifier(nnx.Module):
             raise ValueError(f"images are {found}, expected floats (b, x, y, c), normalised as the model was trained")
         if images.shape[-1] != config.channels:
             raise ValueError(f"images have {images.shape[-1]} channels, expected {config.channels} in the last axis")
-        grid = grid_of(images.shape[1], images.shape[2], config.patch_size, config.stride)
+        grid = config.grid_of(images.shape[1], images.shape[2])
         n_tokens, most = grid[0] * grid[1] + config.n_tokens, config.max_tokens
         if most is not None and n_tokens > most:
             raise ValueError(

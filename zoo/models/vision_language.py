@@ -25,7 +25,6 @@ from jaxtyping import Array, Bool, Float, Int
 from ssm.absent import is_known
 from zoo.layers.connectors import Connector, ConnectorConfig
 from zoo.layers.depth_router import Skippable
-from zoo.layers.image_tokens import grid_of
 from zoo.layers.rngs import Seed, as_rngs
 from zoo.layers.seen import LOOKS_AHEAD, SEEN_AHEAD
 from zoo.models.called_like import called_like
@@ -63,6 +62,9 @@ class VisionLanguageConfig:
     vision_layer: int = -1
     """Whose vectors of the image encoder are read, as `hidden_states` counts: -1 is its output, -2 what enters its last
     block (LLaVA)."""
+    vision_norm: bool = True
+    """Whether the encoder's output is behind its final normalisation. False: as its last block gives it, the last layer
+    of some LLaVAs on SigLIP."""
     deepstack: int = 1
     """Side of the squares of tokens of which one alone takes a place in the row; the others are added at that place
     before deeper blocks, one each (DeepStack). 2: a quarter of the length."""
@@ -81,6 +83,10 @@ class VisionLanguageConfig:
             raise ValueError(f"image_token_id={self.image_token_id}, expected a token of {self.text.vocab_size}")
         if not -self.vision.n_layers - 1 <= self.vision_layer <= self.vision.n_layers:
             raise ValueError(f"vision_layer={self.vision_layer}, expected one of {self.vision.n_layers} layers")
+        if not self.vision_norm and self.vision_layer not in (-1, self.vision.n_layers):
+            raise ValueError(f"vision_norm=False with vision_layer={self.vision_layer}, expected -1, its output")
+        if not self.vision_norm and self.vision.keep is not None:
+            raise ValueError(f"vision_norm=False with vision.keep={self.vision.keep}, expected None")
         if self.deepstack < 1 or self.deepstack**2 > self.text.n_layers:
             raise ValueError(
                 f"deepstack={self.deepstack}, expected at least 1, and {self.deepstack**2} groups of tokens at most "
@@ -248,9 +254,7 @@ class VisionLanguageModel(nnx.Module):
         Raises:
           ValueError: patches do not cover such images, or the connector not such patches.
         """
-        rows, columns = self.config.grid(
-            grid_of(height, width, self.config.vision.patch_size, self.config.vision.stride)
-        )
+        rows, columns = self.config.grid(self.config.vision.grid_of(height, width))
         return rows * columns
 
     def __call__(
@@ -349,9 +353,10 @@ class VisionLanguageModel(nnx.Module):
 
         The first group takes places in the row, each further one is added there before a deeper block.
         """
-        vision, config = self.vision.config, self.config
-        grid = grid_of(images.shape[1], images.shape[2], vision.patch_size, vision.stride)
-        patches, loss = self.vision.patch_vectors(images, layer=config.vision_layer, rngs=rngs)
+        config = self.config
+        grid = config.vision.grid_of(images.shape[1], images.shape[2])
+        which: dict[str, Any] = {"layer": config.vision_layer, "normed": config.vision_norm}
+        patches, loss = self.vision.patch_vectors(images, rngs=rngs, **which)
         tokens = self.connector(patches, grid)
         side, (rows, columns) = config.deepstack, config.grid(grid)
         return rearrange(tokens, "n (r s c t) d -> (s t) n (r c) d", r=rows, s=side, c=columns, t=side), loss

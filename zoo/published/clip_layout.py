@@ -43,7 +43,7 @@ _DEFAULTS: dict[str, Json] = {
 }
 _ACTIVATIONS: dict[str, Any] = {"quick_gelu": "quick_gelu"} | ACTIVATIONS
 # Options that may differ when a written config is read back.
-_FREE = FREE | {"residual_in_fp32", "embedding_dropout", "patch_stride", "norm_bias", "pool"}
+_FREE = FREE | {"residual_in_fp32", "embedding_dropout", "patch_stride", "norm_bias", "pool", "crop_to_patches"}
 
 
 def is_clip(raw: Json) -> bool:
@@ -80,6 +80,7 @@ def read_config(raw: Json) -> ImageClassifierConfig:
         n_classes=0,
         image_size=raw["image_size"],
         patch_size=raw["patch_size"],
+        crop_to_patches=raw["image_size"] % max(1, raw["patch_size"]) > 0,
         channels=raw["num_channels"],
         class_token="first" if clip else "none",
         pool="token" if clip else "mean",

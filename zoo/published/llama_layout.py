@@ -1,11 +1,12 @@
-"""The layout of transformers' Llama: a causal Transformer with RoPE, grouped heads and SwiGLU.
+"""The layout of transformers' Llama, Mistral and Qwen2: causal Transformers with RoPE, grouped heads and SwiGLU.
 
-Its rotary embedding turns the pairs (i, i + p/2) as ours does, so queries and keys go in and out as they are. Only
-plain RoPE is known: a file with frequencies that are scaled is an error. Probabilities of attention are never dropped
-here: attention_dropout means nothing.
+What tells them apart: Llama may have biases, Mistral sees a window of positions, Qwen2 has biases on queries, keys and
+values, and in some layers a window. Their rotary embedding turns the pairs (i, i + p/2) as ours does, so queries and
+keys go in and out as they are. Only plain RoPE is known: a file with frequencies that are scaled is an error.
+Probabilities of attention are never dropped here: attention_dropout means nothing.
 
-Source: transformers' configuration_llama.py and modeling_llama.py; Touvron et al. 2023,
-arXiv:2302.13971.
+Source: transformers' configuration_ and modeling_{llama,mistral,qwen2}.py; Touvron et al. 2023, arXiv:2302.13971; Jiang
+et al. 2023, arXiv:2310.06825; Yang et al. 2024, arXiv:2407.10671.
 """
 
 from typing import Any
@@ -26,12 +27,12 @@ from zoo.published.transformers_fields import (
     require_numbers,
     write_activation,
 )
-from zoo.stack.pattern import Word, parse_pattern
+from zoo.stack.pattern import Word, format_pattern, parse_pattern
 
 WORD_EMBEDDINGS = "embed_tokens.weight"
 
 # What transformers takes where a config leaves a field out.
-_DEFAULTS: Json = {
+_SHARED: Json = {
     "vocab_size": 32_000,
     "hidden_size": 4096,
     "num_hidden_layers": 32,
@@ -39,63 +40,109 @@ _DEFAULTS: Json = {
     "intermediate_size": 11_008,
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
     "tie_word_embeddings": False,
 }
+_DEFAULTS: dict[str, Json] = {
+    "llama": _SHARED | {"attention_bias": False, "mlp_bias": False},
+    "mistral": _SHARED | {"intermediate_size": 14_336, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": _SHARED
+    | {"vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32}
+    | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+}
+MODEL_TYPES = tuple(_DEFAULTS)
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+# Fields in which null says something else than silence.
+_NULLABLE = ("sliding_window", "num_key_value_heads")
+_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 # Options that may differ when a written config is read back.
 _FREE = FREE | {"residual_in_fp32", "norm_bias", "vocab_size", "pad_vocab_multiple"}
 
 
 def is_llama(raw: Json) -> bool:
-    """Whether a config is of this layout."""
-    return raw.get("model_type") == "llama"
+    """Whether a config is of one of these layouts."""
+    return raw.get("model_type") in MODEL_TYPES
 
 
 def describes(config: CausalLMConfig) -> bool:
-    """Whether a model has this layout's blocks, attention and a dense channel mixer each, whatever their options."""
+    """Whether a model has these layouts' blocks, attention and a dense channel mixer each, whatever their options."""
     return {word.plain for word in parse_pattern(config.pattern, config.n_layers)} == {Word(("attn",), "mlp")}
 
 
 def read_config(raw: Json) -> CausalLMConfig:
-    """The model that a config of Llama describes.
+    """The model that a config of one of these layouts describes.
 
     Raises:
       ValueError: an option that there is none for here, such as scaled RoPE: names it.
     """
-    raw = _DEFAULTS | {name: value for name, value in raw.items() if value is not None}
-    require_numbers(raw, _DEFAULTS)
+    kind = raw["model_type"]
+    null = {name: None for name in _NULLABLE if name in raw}
+    raw = _DEFAULTS[kind] | null | {name: value for name, value in raw.items() if value is not None}
+    require_numbers(raw, _DEFAULTS[kind])
     activation = read_activation(raw["hidden_act"])
     base, _ = read_rope(raw)
+    windows = _read_windows(raw)
+    alike = len({*windows}) == 1
     return CausalLMConfig(
         d_model=raw["hidden_size"],
         n_layers=raw["num_hidden_layers"],
-        pattern="attn/mlp",
+        pattern="attn/mlp" if alike else _pattern_of(windows),
         norm_eps=float(raw["rms_norm_eps"]),
         vocab_size=raw["vocab_size"],
         pad_vocab_multiple=1,
         tie_embeddings=raw["tie_word_embeddings"],
         attn=AttentionConfig(
-            n_heads=raw["num_attention_heads"], rope_base=base, bias=raw["attention_bias"], **read_heads(raw)
+            n_heads=raw["num_attention_heads"],
+            rope_base=base,
+            bias=kind == "qwen2" or (kind == "llama" and raw["attention_bias"]),
+            out_bias=False if kind == "qwen2" else None,
+            window=windows[0] if alike else None,
+            **read_heads(raw),
         ),
-        mlp=MLPConfig(d_ff=raw["intermediate_size"], activation=activation, bias=raw["mlp_bias"]),
+        mlp=MLPConfig(
+            d_ff=raw["intermediate_size"],
+            activation=activation,
+            bias=raw["mlp_bias"] if kind == "llama" else False,
+        ),
     )
 
 
-def write_config(config: CausalLMConfig) -> Json:
-    """The config.json of a Llama, as `read_config` reads it.
+def _read_windows(raw: Json) -> list[int | None]:
+    """How many positions each layer sees; None: all."""
+    n_layers, window = raw["num_hidden_layers"], raw.get("sliding_window")
+    if raw["model_type"] == "llama":
+        return [None] * max(1, n_layers)
+    if raw["model_type"] == "mistral":
+        return [window] * max(1, n_layers)
+    if not raw["use_sliding_window"]:
+        window = None
+    after = raw["max_window_layers"]
+    said: Any = raw.get("layer_types") or [_LOCAL if i >= after and window else _GLOBAL for i in range(n_layers)]
+    if not isinstance(said, list) or len(said) != n_layers or not {*said} <= {_LOCAL, _GLOBAL}:
+        raise ValueError(f"layer_types={said!r}, expected one of {_GLOBAL} and {_LOCAL} for each of {n_layers} layers")
+    return [window if kind == _LOCAL else None for kind in said] or [None]
+
+
+def _pattern_of(windows: list[int | None]) -> str:
+    words = [f"attn[window={window}]/mlp" if window else "attn/mlp" for window in windows]
+    return format_pattern(tuple(word for text in words for word in parse_pattern(text, 1)))
+
+
+def write_config(config: CausalLMConfig, kind: str = "llama") -> Json:
+    """The config.json of a Llama, Mistral or Qwen2, as `read_config` reads it.
 
     Args:
-      config: one that this layout `describes`.
+      config: one that these layouts `describe`.
+      kind: which of MODEL_TYPES.
 
     Raises:
       ValueError: the layout cannot describe the model: names the option.
     """
     words = parse_pattern(config.pattern, config.n_layers)
     attn, mlp = resolved(config, words[0].mixers[0]), resolved(config, words[0].channel or "")
+    windows = [resolved(config, word.mixers[0]).window for word in words]
     raw: Json = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [_ARCHITECTURES[kind]],
+        "model_type": kind,
         "vocab_size": config.padded_vocab_size,  # padding rows are tokens like others there
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
@@ -107,14 +154,22 @@ def write_config(config: CausalLMConfig) -> Json:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": attn.rope_base,  # where transformers before 5 look
         "rope_parameters": {"rope_type": "default", "rope_theta": attn.rope_base},
-        "attention_bias": attn.bias,
         "attention_dropout": 0.0,
-        "mlp_bias": mlp.bias,
         "tie_word_embeddings": config.tie_embeddings,
         "dtype": config.param_dtype,
         **NO_SPECIAL_TOKENS,
     }
-    require_held(model_differences(config, read_config(raw), free=_FREE), "transformers layout of llama")
+    if kind == "llama":
+        raw |= {"attention_bias": attn.bias, "mlp_bias": mlp.bias}
+    if kind == "mistral":
+        raw["sliding_window"] = windows[0]
+    if kind == "qwen2":
+        window = next(filter(None, windows), None)
+        types = [_LOCAL if each else _GLOBAL for each in windows]
+        first = types.index(_LOCAL) if window else config.n_layers
+        raw |= {"use_sliding_window": window is not None, "sliding_window": window, "max_window_layers": first}
+        raw |= {"layer_types": types}
+    require_held(model_differences(config, read_config(raw), free=_FREE), f"transformers layout of {kind}")
     return raw
 
 

@@ -1,7 +1,8 @@
 """The layout of transformers' LLaVA: a CLIP or SigLIP image encoder, two linear maps, a causal language model.
 
-The language model is of any layout that transformers has and this library reads; the released ones are Llama's. The
-encoder is read before its last block and without its class token, as they do.
+The language model is of any layout that transformers has and this library reads; those of the released ones are Llama,
+Mistral and Qwen2. The encoder is read before its last block, or behind it and not normalised, without its class token,
+as they do.
 
 Source: transformers' configuration_llava.py and modeling_llava.py; Liu et al. 2023, arXiv:2304.08485, 2310.03744.
 """
@@ -19,7 +20,7 @@ from zoo.published.tensors import Entry, Json, Table
 from zoo.published.transformers_fields import ACTIVATIONS, read_activation, write_activation
 
 Tensor = TypeVar("Tensor")
-WORD_EMBEDDINGS = "language_model.embed_tokens.weight"
+WORD_EMBEDDINGS = ("language_model.embed_tokens.weight", "language_model.embeddings.weight")
 # Prefixes of several releases of transformers to one: those of 4.52 to 4.57, without "model.".
 _SHORTER = (
     (r"^language_model\.(model|backbone)\.", "language_model."),
@@ -78,22 +79,22 @@ def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> Visio
         raise ValueError(f"vision_config.model_type={vision_raw['model_type']!r}, expected one of {known}")
     vision, text = clip_layout.read_config(vision_raw), read_text(text_raw)
     layer = raw.get("vision_feature_layer", -2)
-    if type(layer) is not int or layer in (-1, vision.n_layers):
-        raise ValueError(f"vision_feature_layer={layer!r}, expected one layer before the last, such as -2")
+    if type(layer) is not int:
+        raise ValueError(f"vision_feature_layer={layer!r}, expected one layer, such as -2")
     expected = "default" if vision.class_token == "first" else "full"
     if (said := raw.get("vision_feature_select_strategy", "default")) != expected:
         what = "class token is left out" if expected == "default" else "patches are all read"
         raise ValueError(f"vision_feature_select_strategy={said!r}, expected {expected!r}: the encoder's {what}")
-    if not raw.get("multimodal_projector_bias", True):
-        raise ValueError("multimodal_projector_bias=False is not supported, only True")
+    bias = bool(raw.get("multimodal_projector_bias", True))
     activation = read_activation(raw.get("projector_hidden_act", "gelu"), "projector_hidden_act")
     image_token: Any = raw.get("image_token_index", raw.get("image_token_id", 32_000))
     return VisionLanguageConfig(
         vision=vision,
         text=text,
-        connector=ConnectorConfig(kind="mlp", depth=2, activation=activation),
+        connector=ConnectorConfig(kind="mlp", depth=2, activation=activation, bias=bias),
         image_token_id=image_token,
         vision_layer=layer,
+        vision_norm=layer not in (-1, vision.n_layers),
     )
 
 
@@ -119,8 +120,8 @@ def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
     for name, only in (("deepstack", 1), ("mutual_attention", False)):
         if getattr(config, name) != only:
             blockers.append(Blocker(f"{name}={getattr(config, name)}", repr(only)))
-    if config.vision_layer in (-1, config.vision.n_layers):
-        blockers.append(Blocker(f"vision_layer={config.vision_layer}", "a layer before the last"))
+    if config.vision_layer in (-1, config.vision.n_layers) and config.vision_norm:
+        blockers.append(Blocker(f"vision_norm=True with vision_layer={config.vision_layer}", "False"))
     require_held(blockers, "layout of llava")
     full = config.vision.class_token == "none"
     return {
@@ -131,7 +132,7 @@ def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
         "image_token_index": config.image_token_id,
         "image_seq_length": config.image_tokens,
         "projector_hidden_act": write_activation(connector.activation, ACTIVATIONS),
-        "multimodal_projector_bias": True,
+        "multimodal_projector_bias": connector.bias,
         "vision_feature_layer": config.vision_layer,
         "vision_feature_select_strategy": "full" if full else "default",
         "tie_word_embeddings": config.text.tie_embeddings,
@@ -153,7 +154,7 @@ def tensor_table(model: VisionLanguageModel, text: Table) -> Table:
             paths = tuple((part, *path) for path in entry.paths)
             entries[_inside(prefix, name)] = Entry(paths, entry.kind)
     for i in range(2):
-        for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))[: 1 + model.config.connector.bias]:
             path = ("connector", "projector", "layers", i, ours)
             entries[f"multi_modal_projector.linear_{i + 1}.{theirs}"] = Entry((path,), "linear")
     inside = "language_model."
@@ -167,17 +168,12 @@ def tensor_table(model: VisionLanguageModel, text: Table) -> Table:
 
 
 def _inside(prefix: str, name: str) -> str:
-    return name if name.startswith("lm_head.") else prefix + name
+    # Mamba's files alone have a prefix in their tables.
+    return name if name.startswith("lm_head.") else prefix + name.removeprefix("backbone.")
 
 
-def full_name(name: str, of_text: Callable[[str], str]) -> str:
-    """A tensor's name in the file, out of the short one, as transformers 5 writes it.
-
-    Args:
-      of_text: the same in a file of the language model alone.
-    """
+def full_name(name: str) -> str:
+    """A tensor's name in the file, out of the short one, as transformers 5 writes it whatever the language model."""
     if name.startswith("lm_head."):
         return f"language_model.{name}"
-    if name.startswith("language_model."):
-        return f"language_model.{of_text(name.removeprefix('language_model.'))}"
-    return name
+    return re.sub(r"^language_model\.", "language_model.model.", name)

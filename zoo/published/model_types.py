@@ -3,7 +3,7 @@
 from typing import get_args
 
 from zoo.layers.names import unknown_name
-from zoo.published import bert_layout, clip_layout, hybrid_layout, ssm_layout
+from zoo.published import bert_layout, clip_layout, hybrid_layout, llama_layout, ssm_layout
 from zoo.published.tensors import Json
 
 MODEL_TYPES: tuple[str, ...] = (
@@ -11,7 +11,8 @@ MODEL_TYPES: tuple[str, ...] = (
     *hybrid_layout.FAMILIES,
     *ssm_layout.MODEL_TYPES,
     *clip_layout.MODEL_TYPES,
-    *("deit", "llama", "llava", "m2_bert", "vim", "vit"),
+    *llama_layout.MODEL_TYPES,
+    *("deit", "llava", "m2_bert", "vim", "vit"),
 )
 
 

@@ -79,7 +79,7 @@ _TOKEN_VECTORS = (
     m2_layout.WORD_EMBEDDINGS,
     *bert_layout.WORD_EMBEDDINGS,
 )
-_INPUTS = (*_TOKEN_VECTORS, llava_layout.WORD_EMBEDDINGS, vit_layout.PATCHES, vim_layout.PATCHES, clip_layout.PATCHES)
+_INPUTS = (*_TOKEN_VECTORS, *llava_layout.WORD_EMBEDDINGS, vit_layout.PATCHES, vim_layout.PATCHES, clip_layout.PATCHES)
 
 
 @overload
@@ -119,9 +119,9 @@ def from_pretrained(
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
-    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, M2-BERT, BERTs, ViT and DeiT, the image
-    encoders of CLIP and SigLIP, LLaVA, and hybrids: mamba2attn, Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid),
-    Nemotron-H and -3, Zamba2.
+    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, Mistral, Qwen2, M2-BERT, BERTs, ViT and DeiT,
+    the image encoders of CLIP and SigLIP, LLaVA around any of these language models, and hybrids: mamba2attn, Jamba,
+    Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
 
     A `CausalLM`; published encoders are a `MaskedLM`, or what the file holds instead of that head: a
     `SequenceClassifier`, with n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding
@@ -411,8 +411,7 @@ def _full_name(name: str, model: Model, raw: Json) -> str:
     if isinstance(model, ImageClassifier) and vit_layout.is_vit(raw):
         return vit_layout.full_name(name, model.config)
     if isinstance(model, VisionLanguageModel):
-        language, text = model.language, llava_layout.parts(raw)[1]
-        return llava_layout.full_name(name, lambda inner: _full_name(inner, language, text))
+        return llava_layout.full_name(name)
     return name
 
 

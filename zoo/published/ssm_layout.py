@@ -2,7 +2,7 @@
 
     official       config.json of state-spaces/mamba ("d_model", "ssm_cfg"), or params.json of Codestral-Mamba ("dim");
                    its layers of attention are `mha_layout`'s
-    transformers   config.json with "model_type": mamba, falcon_mamba or mamba2; llama, which is `llama_layout`'s, and
+    transformers   config.json with "model_type": mamba, falcon_mamba or mamba2; llama and its like: `llama_layout`, and
                    hybrids, which are `hybrid_layout`'s
 
 Both hold the Mambas' tensors under nearly the same names. Reading a config and writing it are inverse to each other; an
@@ -236,7 +236,9 @@ def _read_codestral(raw: Json) -> CausalLMConfig:
 def _read_transformers(raw: Json) -> CausalLMConfig:
     kind = raw["model_type"]
     if kind not in _TRANSFORMERS:
-        raise ValueError(unknown_name("model_type", str(kind), [*_TRANSFORMERS, "llama", *hybrid_layout.FAMILIES]))
+        raise ValueError(
+            unknown_name("model_type", str(kind), [*_TRANSFORMERS, *llama_layout.MODEL_TYPES, *hybrid_layout.FAMILIES])
+        )
     raw = _TRANSFORMERS_DEFAULTS[kind] | raw
     require_numbers(raw, _TRANSFORMERS_DEFAULTS[kind] | dict.fromkeys(_NUMBERS, 0))
     family = _TRANSFORMERS[kind]
@@ -324,8 +326,8 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
 
 
 def _with_attention(config: CausalLMConfig) -> list[str]:
-    """The layouts of Llama and of the hybrids that have a model's blocks."""
-    return ["llama"] * llama_layout.describes(config) + hybrid_layout.describing(config)
+    """The layouts of Llama and its like, and of the hybrids, that have a model's blocks."""
+    return [*llama_layout.MODEL_TYPES] * llama_layout.describes(config) + hybrid_layout.describing(config)
 
 
 def _first_that_holds(config: CausalLMConfig, kinds: Sequence[str]) -> Json:
@@ -337,7 +339,8 @@ def _first_that_holds(config: CausalLMConfig, kinds: Sequence[str]) -> Json:
     errors: list[ValueError] = []
     for kind in kinds:
         try:
-            return llama_layout.write_config(config) if kind == "llama" else hybrid_layout.write_config(config, kind)
+            layout = llama_layout if kind in llama_layout.MODEL_TYPES else hybrid_layout
+            return layout.write_config(config, kind)
         except ValueError as error:
             errors.append(error)
     raise min(errors, key=lambda error: len(error.blockers) if isinstance(error, NotHeldError) else math.inf)

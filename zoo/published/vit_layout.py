@@ -49,7 +49,7 @@ _ACTIVATIONS: dict[str, Any] = {
     "relu": "relu",
 }
 # Options that may differ when a written config is read back.
-_FREE = FREE | {"residual_in_fp32", "embedding_dropout", "patch_stride", "norm_bias"}
+_FREE = FREE | {"residual_in_fp32", "embedding_dropout", "patch_stride", "norm_bias", "crop_to_patches"}
 
 
 def is_vit(raw: Json) -> bool:
@@ -117,6 +117,7 @@ def read_config(raw: Json, tensors: Collection[str] = (), n_classes: int = 0) ->
         n_classes=n_classes,
         image_size=sizes["image_size"],
         patch_size=sizes["patch_size"],
+        crop_to_patches=sizes["image_size"] % max(1, sizes["patch_size"]) > 0,
         channels=raw["num_channels"],
         distillation="none" if family == "vit" else "classifier" if second else "token",
     )

@@ -11,6 +11,9 @@ The result is an ordinary model; there is no training.
     queries, keys      C^T W_q W_k^T C       = U S V^T,     W_k' = C^-T V,  W_q' = C^-T U S         a head of keys each
     values, output     C^T W_v [W_o ...]     = U S V^T,     W_v' = C^-T U,  W_o' = S V^T
 
+What a rotary embedding turns is no product: of queries and keys those pairs of channels stay that are largest, by the
+root of E |q|^2 E |k|^2 over the pair, each with the frequency that it has.
+
 Source: Lin et al. 2024, arXiv:2408.09632, section 3 (MoDeGPT: pairs of maps by their products, weighted by what they
 read); Dao et al. 2022, arXiv:2204.00595, section 3.2 (Monarch projection), here under the moments of each input block.
 
@@ -19,7 +22,7 @@ Axes: i inputs, o outputs, p width of a head, g query heads of a head of keys, k
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +35,7 @@ from zoo.layers.mlp import MLP
 from zoo.models.build import Model, abstract
 from zoo.reuse.calibration import Moments, calibrate
 from zoo.reuse.grow import SAID_IN_WORDS, filled, pattern_of
+from zoo.reuse.importance import largest
 from zoo.reuse.prune import prune
 from zoo.reuse.widths import Path
 from zoo.stack.pattern import parse_pattern
@@ -44,16 +48,18 @@ def factorize(
     head_dim: int | None = None,
     n_blocks: int | None = None,
     d_ff: int | None = None,
+    weighed: bool = True,
 ) -> Model:
     """A model with smaller factors in place of some of its maps.
 
     Args:
-      model: with attention without rotary embedding, biases and convolution for `head_dim`; with dense channel mixers
-        whose first maps have no bias for `n_blocks`.
+      model: with attention without biases and convolution for `head_dim`; with dense channel mixers whose first maps
+        have no bias for `n_blocks`.
       calibration: batches as `calibrate` takes them.
-      head_dim: width of attention's heads.
+      head_dim: width of attention's heads; of what is rotated of them, as large a share stays.
       n_blocks: k, blocks of each factor of the Monarch matrices that channel mixers become; divides d_model and d_ff.
       d_ff: hidden channels of channel mixers, before they become Monarch matrices.
+      weighed: whether it counts what the maps read. False: every direction as much, for comparison.
 
     Returns:
       A model of the same kind, with arrays of its own.
@@ -73,10 +79,17 @@ def factorize(
         raise ValueError("expected one of head_dim, n_blocks and d_ff")
     batches = [dict(batch) for batch in calibration]
     if d_ff is not None:
-        model = prune(model, batches, d_ff=d_ff)
+        model = prune(model, batches, d_ff=d_ff, compensate=weighed)
+
+    def moments(model: Model) -> Moments:
+        found = calibrate(model, batches)
+        return (
+            found if weighed else {name: jnp.broadcast_to(jnp.eye(H.shape[-1]), H.shape) for name, H in found.items()}
+        )
+
     if head_dim is not None:
-        model = _with_head_dim(model, calibrate(model, batches), head_dim)
-    return model if n_blocks is None else _with_monarch(model, calibrate(model, batches), n_blocks)
+        model = _with_head_dim(model, moments(model), head_dim)
+    return model if n_blocks is None else _with_monarch(model, moments(model), n_blocks)
 
 
 def square_root(
@@ -137,49 +150,90 @@ def _with_head_dim(model: Any, moments: Moments, head_dim: int) -> Any:
     for path, module in nnx.iter_modules(model):
         if not isinstance(module, Attention):
             continue
-        _require_plain(module, head_dim)
+        turned = _require_plain(module, head_dim)
         scale = module.config.softmax_scale or module.head_dim**-0.5
         heads: dict[str, Any] = {"n_heads": module.n_heads, "n_kv_heads": module.n_kv_heads}
+        if turned:
+            heads |= {"rope_dim": turned, "rope_pairs": module.config.rope_pairs or module.rope_dim // 2}
         options = dataclasses.replace(module.config, head_dim=head_dim, softmax_scale=scale, **heads)
         moment = moments[".".join(map(str, (*path, "q_proj", "kernel")))]
-        for name, value in _narrow_heads(module, moment, head_dim).items():
-            values[(*path, name, "kernel")] = jnp.asarray(value, params[(*path, name, "kernel")].dtype)
+        for name, value in _narrow_heads(module, moment, head_dim, turned).items():
+            of = params[(*path, "q_proj", "kernel")]
+            values[(*path, *name.split("."))] = jnp.asarray(value, of.dtype)
     if options is None:
         raise ValueError(f"head_dim={head_dim}, but pattern={config.pattern!r} has no attention")
     return filled(abstract(dataclasses.replace(config, attn=options)), values, model)
 
 
-def _require_plain(module: Attention, head_dim: int) -> None:
+def _require_plain(module: Attention, head_dim: int) -> int:
+    """How many channels of a narrower head are rotated."""
     of = module.config
     if not 0 < head_dim <= module.head_dim:
         raise ValueError(f"head_dim={head_dim}, expected 1 to the model's {module.head_dim}")
-    for name, plain in (("position", "none"), ("bias", False), ("d_conv", None)):
+    for name, plain in (("bias", False), ("d_conv", None)):
         if getattr(of, name) != plain:
             raise ValueError(
                 f"head_dim with attention of {name}={getattr(of, name)!r}, expected {plain!r}: "
                 "queries and keys are not a product of their maps there"
             )
+    if of.position != "rope":
+        return 0
+    turned = head_dim * module.rope_dim / module.head_dim
+    if turned % 2:
+        raise ValueError(
+            f"head_dim={head_dim}, of which {turned:g} channels would be rotated as {module.rope_dim} of "
+            f"{module.head_dim} are, expected an even number"
+        )
+    return int(turned)
 
 
-def _narrow_heads(module: Attention, moment: Array, head_dim: int) -> dict[str, np.ndarray]:
-    """The kernels of attention whose heads are narrower."""
+def _narrow_heads(module: Attention, moment: Array, head_dim: int, turned: int) -> dict[str, np.ndarray]:
+    """The parameters of attention whose heads are narrower, the first `turned` channels of each rotated."""
     C, inverse = square_root(np.asarray(moment))
     groups, p = module.n_kv_heads, module.head_dim
-    g = module.n_heads // groups
+    g, was_turned = module.n_heads // groups, module.rope_dim if turned else 0
     W = {name: np.asarray(getattr(module, name).kernel[...], np.float64) for name in ("q_proj", "k_proj", "v_proj")}
     q, k, v = (W[name].reshape(len(C), groups, -1, p) for name in W)  # i groups g p, of keys and values one
     o = np.asarray(module.o_proj.kernel[...], np.float64).reshape(groups, g * p, -1)
-    out: dict[str, list[np.ndarray]] = {name: [] for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+    out: dict[str, list[np.ndarray]] = {f"{name}_proj.kernel": [] for name in "qkvo"}
+    indices = []
     for group in range(groups):
-        both = np.concatenate([C @ q[:, group, h] @ (C @ k[:, group, 0]).T for h in range(g)])
-        U, S, Vh = _truncated(both, head_dim)
-        out["k_proj"].append(inverse @ Vh.T)
-        out["q_proj"] += [inverse @ (U[h * len(C) : (h + 1) * len(C)] * S) for h in range(g)]
+        kept = _largest_pairs(C, q[:, group], k[:, group], was_turned, turned, module.config.rope_interleaved)
+        if turned:
+            now = np.arange(was_turned // 2) if module.rope_index is None else np.asarray(module.rope_index[...])[group]
+            indices.append(now[kept.pairs])
+        q_turned, k_turned = q[:, group][..., kept.channels], k[:, group, 0][:, kept.channels]
+        q_rest, k_rest = q[:, group, :, was_turned:], k[:, group, 0, was_turned:]
+        both = np.concatenate([C @ q_rest[:, h] @ (C @ k_rest).T for h in range(g)])
+        U, S, Vh = _truncated(both, head_dim - turned)
+        out["k_proj.kernel"].append(np.concatenate([k_turned, inverse @ Vh.T], axis=1))
+        for h in range(g):
+            rest = inverse @ (U[h * len(C) : (h + 1) * len(C)] * S)
+            out["q_proj.kernel"].append(np.concatenate([q_turned[:, h], rest], axis=1))
         outputs = o[group].reshape(g, p, -1)
         U, S, Vh = _truncated(C @ v[:, group, 0] @ np.concatenate(list(outputs), axis=1), head_dim)
-        out["v_proj"].append(inverse @ U)
-        out["o_proj"] += [S[:, None] * part for part in np.split(Vh, g, axis=1)]
-    return {name: np.concatenate(parts, axis=0 if name == "o_proj" else 1) for name, parts in out.items()}
+        out["v_proj.kernel"].append(inverse @ U)
+        out["o_proj.kernel"] += [S[:, None] * part for part in np.split(Vh, g, axis=1)]
+    found = {name: np.concatenate(parts, axis=0 if name[0] == "o" else 1) for name, parts in out.items()}
+    return found | ({"rope_index": np.stack(indices)} if turned else {})
+
+
+class _Kept(NamedTuple):
+    pairs: np.ndarray
+    channels: np.ndarray
+    """Those of the pairs, as the narrower head has them."""
+
+
+def _largest_pairs(
+    C: np.ndarray, q: np.ndarray, k: np.ndarray, was_turned: int, turned: int, interleaved: bool
+) -> _Kept:
+    """The pairs of rotated channels that stay, in order: C i i, q i g p, k i 1 p."""
+    numbered = np.arange(was_turned)
+    of_pair = numbered.reshape(-1, 2) if interleaved else numbered.reshape(2, -1).T  # f 2
+    energy = [np.square(np.einsum("ij,jhp->ihp", C, part)).sum((0, 1))[of_pair].sum(1) for part in (q, k)]
+    pairs = largest(np.sqrt(energy[0] * energy[1]), turned // 2) if turned else np.arange(0)
+    kept = of_pair[pairs]
+    return _Kept(pairs, kept.ravel() if interleaved else kept.T.ravel())
 
 
 def _truncated(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 
 from m2 import BlockdiagLinear, M2Mixer, MonarchMLP
@@ -55,6 +56,8 @@ class Axis(NamedTuple):
 
 Axes = tuple[Axis, ...]
 Path = tuple[Any, ...]
+Kept = dict[str, np.ndarray]
+"""The units that stay of each width that shrinks."""
 
 
 def widths(model: Model) -> dict[Path, Axes]:
@@ -86,6 +89,21 @@ def widths(model: Model) -> dict[Path, Axes]:
 def sizes(axes: dict[Path, Axes]) -> dict[str, int]:
     """Units of every width."""
     return {span.width: span.units for all_ in axes.values() for axis in all_ for span in axis.spans if span.width}
+
+
+def places_on(axis: Axis, kept: Kept, n_blocks: int) -> np.ndarray:
+    """Where on an axis what stays lies; of one that is cut into blocks a row for each: (blocks, places)."""
+    (first, *_), found, start = axis.spans, [], 0
+    if first.rows is not None:
+        # The blocks together have a place for each unit, or two: a gate and what it opens.
+        units = kept.get(first.width or "", np.arange(first.units))
+        flat = np.concatenate([units + first.units * j for j in range(n_blocks * first.rows // first.units)])
+        return np.reshape(flat % first.rows, (n_blocks, -1))
+    for span in axis.spans:
+        units = kept.get(span.width or "", np.arange(span.units))
+        found.append(start + (units[:, None] * span.each + np.arange(span.each)).ravel())
+        start += span.units * span.each
+    return np.concatenate(found)
 
 
 def _parts(name: str) -> Path:
@@ -153,6 +171,8 @@ def _attention(m: Attention, named: Named) -> dict[str, Axes]:
     q, kv = Span(named("n_heads"), m.n_heads, m.head_dim), Span(named("n_kv_heads"), m.n_kv_heads, m.head_dim)
     axes = _linear("q_proj", m.q_proj, d, _wrote(q)) | _linear("o_proj", m.o_proj, _wrote(q), d)
     axes |= _linear("k_proj", m.k_proj, d, _wrote(kv)) | _linear("v_proj", m.v_proj, d, _wrote(kv))
+    if m.rope_index is not None:
+        axes["rope_index"] = _wrote(Span(named("n_kv_heads"), m.n_kv_heads)), _fixed(m.rope_index.shape[1])
     return axes | _conv("conv1d", m.conv1d, _wrote(q, kv, kv))
 
 

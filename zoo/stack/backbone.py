@@ -115,12 +115,23 @@ class Backbone(nnx.Module):
         layer_inputs: LayerInputs | None = None,
         skippable: Skippable | None = None,
         task: Int[Array, "b"] | None = None,
+        normed: bool = True,
     ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
-        """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses."""
+        """As `__call__`, and what training adds to its loss: the sum of the mixers' auxiliary losses.
+
+        Args:
+          normed: False leaves out the final normalisation.
+
+        Raises:
+          ValueError: as `__call__`; normed=False where positions are dropped on the way (`keep`).
+        """
+        norm = self._normed if normed else lambda x: x
         if 0 in x.shape:
             x = self._enter(x)
-            return self._normed(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
+            return norm(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         if self.config.keep is not None:
+            if not normed:
+                raise ValueError(f"normed=False with keep={self.config.keep}, expected a stack that drops no positions")
             given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids}
             given |= {"skippable": skippable, "task": task}
             states, loss = run_dropping(self, x, rngs, (ahead, layer_inputs), **given)
@@ -132,7 +143,7 @@ class Backbone(nnx.Module):
             carry = run(*blocks[0], carry, _of_block(each, 0))
         rest = jax.tree.map(lambda a: a[done:], each)
         x, loss = run_blocks(run, items, blocks[done:], rest, carry)
-        return leave(self._normed(x)), loss
+        return leave(norm(x)), loss
 
     def hidden_states(
         self,

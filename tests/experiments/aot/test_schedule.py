@@ -44,6 +44,17 @@ def test_bundles_are_counted_as_often_as_the_loops_around_them_run(tmp_path):
     assert schedule.milliseconds("v5e") == pytest.approx(schedule.bundles / 1.5e6)
 
 
+def test_a_loop_that_ends_on_a_bit_and_a_kernel_that_is_called_are_counted(tmp_path):
+    bit = "%s345_s9 = sand.u32 1, %s344_s9 }\n   0x6   : > { %p346_p3 = scmp.eq.s32.totalorder %s345_s9, 0 }"
+    program = PROGRAM.replace("%p346_p3 = scmp.eq.s32.totalorder %s344_s9, 0 }", bit).replace("inlined_call", "call")
+    assert program.count("sand") == program.count(" call ") == 1
+    (tmp_path / "1796005280452744643-TLP-73-final_bundles.txt").write_text(program)
+    (tmp_path / "1796005280452744644-fusion.9-66-final_bundles.txt").write_text("     0   :  { %2 = vsyncpa 0 }\n")
+    schedule = read_schedule(tmp_path)
+    assert schedule.parts == {"(program)": 3 + 128 * 6, "fusion.9": 128}
+    assert not schedule.unknown
+
+
 def test_an_empty_folder_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="start_dump"):
         read_schedule(tmp_path)

@@ -26,7 +26,7 @@ def test_models_are_nearly_equal_in_size_and_have_a_token_for_each_patch():
 
 @pytest.mark.slow
 def test_a_row_for_each_model_and_size_in_table_picture_and_record(tmp_path, run):
-    sizes = ("--sides", 2, 4, "--text", 4, "--d-model", 64, "--layers", 1, "--rounds", 1)
+    sizes = ("--sides", 2, 4, "--text", 4, "--d-model", 256, "--layers", 4, "--rounds", 1)
     status, out, err = run(*sizes, "--json", "out.json", "--plot", "out.png")
     assert status == 0, err
     figures = json.loads((tmp_path / "out.json").read_text())["figures"]
@@ -39,7 +39,7 @@ def test_a_row_for_each_model_and_size_in_table_picture_and_record(tmp_path, run
 @pytest.mark.slow
 def test_memory_alone_is_counted_without_running(tmp_path, run):
     status, out, err = run(
-        "--sides", 2, "--text", 4, "--d-model", 64, "--layers", 1, "--rounds", 0, "--plot", "out.png"
+        "--sides", 2, "--text", 4, "--d-model", 256, "--layers", 4, "--rounds", 0, "--plot", "out.png"
     )
     assert status == 0, err
     assert "| attention | `attn/mlp` |" in out
@@ -48,7 +48,12 @@ def test_memory_alone_is_counted_without_running(tmp_path, run):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"sides": ()}, "sides="), ({"d_model": 65}, "multiple of 64"), ({"rounds": -1}, "rounds=-1")],
+    [
+        ({"sides": ()}, "sides="),
+        ({"d_model": 64}, "multiple of 256"),
+        ({"rounds": -1}, "rounds=-1"),
+        ({"layers": 3}, "layers=3"),
+    ],
 )
 def test_what_is_wrong_is_named(fields, message):
     with pytest.raises(ValueError, match=message):

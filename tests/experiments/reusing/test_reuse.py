@@ -1,5 +1,8 @@
 """Models made of others by commands: what is in the folder, and what cannot be made."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,12 @@ import pytest
 from flax import nnx
 
 import zoo
-from experiments import reuse
-from experiments.data.tokenizers import ByteTokenizer, save_tokenizer
+from experiments import causal_lm, convert, reuse, sample, score
+from experiments.causal.load import load_causal
+from experiments.data.corpus import DataConfig
+from experiments.data.tokenizers import ByteTokenizer, save_tokenizer, train_bpe
+from experiments.reusing.calibrating import text_for
+from experiments.reusing.gates import GatesConfig, trained_scores
 from tests.places import PUBLISHED
 from tests.zoo.reuse.models import IDS, causal
 from tests.zoo.reuse.test_adapt import moved
@@ -102,3 +109,83 @@ def test_what_is_needed_least_goes(empty_folder, run_command):
     status, out, err = run_command(reuse, "quantize", "base", "few", *text, "--mixed-mb", "0.003", "--group-size", "8")
     assert status == 0, err
     assert len({weight.weight.bits for weight in quantized_weights(zoo.from_pretrained("few")).values()}) > 1
+
+
+@pytest.mark.slow
+def test_tokens_that_are_seldom_go_with_the_tokenizer(empty_folder, run_command):
+    """The folder is one like any other: its text is the same in fewer tokens, of which the logits are as they were."""
+    text = "".join(f"line {i} says {i * i % 97}, and goes on to say: nothing.\n" for i in range(300))
+    (empty_folder / "my.txt").write_text(text)
+    tokenizer = train_bpe([text], 330)
+    model = causal("mamba/mlp")
+    config = dataclasses.replace(model.config, vocab_size=tokenizer.vocab_size, pad_vocab_multiple=8)
+    base = zoo.CausalLM(config, rngs=nnx.Rngs(0))
+    zoo.save_pretrained(base, "base", extra={"eos_token_id": tokenizer.eot})
+    save_tokenizer(tokenizer, empty_folder / "base")
+    options = ("--data.path", "my.txt", "--data.seq-len", "16", "--calibration.batches", "1")
+    status, out, err = run_command(reuse, "prune", "base", "few", *options, "--vocabulary", "280")
+    assert status == 0, err
+    assert "bits per byte of held-out text" in out
+    loaded = load_causal("few")
+    assert loaded.model.config.vocab_size == loaded.tokenizer.vocab_size == 280
+    names = {token: i for token, i in loaded.tokenizer.vocabulary().items()}
+    before = jnp.asarray([tokenizer.vocabulary()[token] for token in sorted(names, key=names.get)])
+    ids = loaded.tokenizer.encode(text[:200])
+    assert loaded.tokenizer.decode(ids) == text[:200]
+    expected = base(before[ids][None])[..., before]
+    np.testing.assert_allclose(loaded.model(jnp.asarray(ids)[None]), expected, atol=1e-5)
+    said = json.loads((empty_folder / "few/config.json").read_text())
+    assert said["eos_token_id"] == loaded.tokenizer.eot == names["<|endoftext|>"]
+    for n, message in (("100", "vocabulary=100, expected 257 to "), ("9999", "vocabulary=9999, expected 257 to ")):
+        status, _, err = run_command(reuse, "prune", "base", "other", *options, "--vocabulary", n)
+        assert status == 1
+        assert err.startswith(f"error: {message}")
+        assert err.count("\n") == 1
+        assert not (empty_folder / "other").exists()
+
+
+@pytest.mark.slow
+def test_a_model_of_fewer_tokens_is_trained_scored_sampled_and_converted(empty_folder, run_command):
+    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(500)))
+    text = ("--data.path", "my.txt", "--data.seq-len", "16")
+    shape = ("--model.d-model", "8", "--model.n-layers", "1", "--train.batch-size", "2", "--steps", "2")
+    bpe = ("--data.tokenizer", "bpe", "--data.bpe-vocab-size", "330")
+    status, _, err = run_command(causal_lm, "tiny", *text, *bpe, *shape, "--run-dir", "run")
+    assert status == 0, err
+    for step in (
+        (reuse, "prune", "run", "few", *text, "--calibration.batches", "1", "--vocabulary", "290"),
+        (causal_lm, "tiny", *text, "--init", "few", "--teacher", "few", *shape[4:], "--run-dir", "taught"),
+        (sample, "taught", "--prompt", "line", "--max-new-tokens", "3"),
+        (score, "few", "my.txt"),
+        (convert, "few", "out"),
+        (reuse, "prune", "out", "fewer", *text, "--calibration.batches", "1", "--vocabulary", "270"),
+    ):
+        status, _, err = run_command(*step)
+        assert status == 0, (step, err)
+    assert load_causal("fewer").tokenizer.vocab_size == 270
+    assert load_causal("taught").tokenizer.vocab_size == 290
+
+
+@pytest.mark.slow
+def test_units_go_by_gates(empty_folder, run_command):
+    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(500)))
+    config = zoo.CausalLMConfig(d_model=8, n_layers=1, pattern="mamba/mlp", vocab_size=257)
+    model = zoo.CausalLM(config, rngs=nnx.Rngs(0))
+    zoo.save_pretrained(model, "base")
+    save_tokenizer(ByteTokenizer(), empty_folder / "base")
+    text = ("--data.path", "my.txt", "--data.seq-len", "16", "--calibration.batches", "2")
+    gates = ("--gates.steps", "30", "--gates.batch-size", "2")
+    status, out, err = run_command(reuse, "prune", "base", "small", *text, "--d-ff", "8", *gates)
+    assert status == 0, err
+    assert "step    30/30" in out
+    small = zoo.from_pretrained("small")
+    assert small.config.mlp.d_ff == 8
+    scores = trained_scores(
+        model, text_for("base", DataConfig(path="my.txt", seq_len=16)), 16, GatesConfig(steps=30, batch_size=2), d_ff=8
+    )
+    kept = np.sort(np.argsort(-scores["backbone.layers.0.mlp.d_ff"], kind="stable")[:8])
+    up = model.backbone.layers[0].mlp.up_proj.kernel[...]
+    assert jnp.array_equal(small.backbone.layers[0].mlp.up_proj.kernel[...], up[:, kept])
+    status, _, err = run_command(reuse, "prune", "base", "other", *text, "--d-model", "4", *gates)
+    assert (status, err.strip().count("\n")) == (2, 0)
+    assert "--gates.steps 30 without --d-ff or --n-heads: no units go by gates" in err

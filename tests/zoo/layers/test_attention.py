@@ -50,12 +50,13 @@ def oracle(attention, x, mask=None, segment_ids=None):
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
 
-    def turned(vector, angle_of_position):
+    def turned(vector, angle_of_position, h):
         if config.position != "rope":
             return vector
         out, turns = vector.copy(), config.rope_dim or p
         for i in range(turns // 2):
-            angle = angle_of_position * config.rope_base ** (-2 * i / turns)
+            number = i if config.rope_pairs is None else float(attention.rope_index[h, i])
+            angle = angle_of_position * config.rope_base ** (-number / (config.rope_pairs or turns / 2))
             first, second = (2 * i, 2 * i + 1) if config.rope_interleaved else (i, i + turns // 2)
             a, b = vector[first], vector[second]
             out[first] = a * math.cos(angle) - b * math.sin(angle)
@@ -74,7 +75,7 @@ def oracle(attention, x, mask=None, segment_ids=None):
             near = config.window is None or abs(distance) < config.window
             if not (mask[row, s] and mask[row, t] and together and near) or (attention.causal and s > t):
                 continue
-            score = turned(q[row, t, h], distance) @ turned(k[row, s, h // group], 0) * scale
+            score = turned(q[row, t, h], distance, h // group) @ turned(k[row, s, h // group], 0, h // group) * scale
             if config.position == "alibi":
                 score -= 2.0 ** (-8 * (h + 1) / heads) * abs(distance)  # a power of two of heads
             scores.append(score)
@@ -97,6 +98,7 @@ VARIANTS = [
     for position, window, causal in itertools.product(("rope", "alibi", "none"), (None, 3), (True, False))
 ]
 VARIANTS += [{"rope_dim": 4, "rope_interleaved": True} | MULTIPLIED, {"rope_dim": 2, "causal": False}]
+VARIANTS += [{"rope_dim": 4, "rope_pairs": 5}]
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: "-".join(map(str, options.values())))
@@ -126,7 +128,7 @@ SPLITS = [(9,), (1,) * 9, (4, 1, 4), (1, 4, 4)]
         ("none", None, 12, MULTIPLIED),
         ("rope", 3, None, {}),  # the window bounds the cache: no max_len
         ("alibi", 3, 9, {"d_conv": 4}),
-        ("rope", 4, 6, {"rope_dim": 4, "rope_interleaved": True}),
+        ("rope", 4, 6, {"rope_dim": 4, "rope_interleaved": True, "rope_pairs": 5}),
     ],
 )
 def test_extend_over_any_split_is_the_whole_call(x64, position, window, slots, options):
@@ -206,6 +208,16 @@ def test_rotary_scores_depend_on_the_distance_alone(x64):
     assert np.all(np.abs(score(5, 0) - score(4, 0)) > 1e-3)
 
 
+def test_which_pairs_a_head_has_is_never_moved():
+    attention = make_attention("float32", rope_dim=4, rope_pairs=5)
+    graphdef, params = nnx.split(attention)
+    gradients = jax.grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(make_input(5)) ** 2))(params)
+    assert not np.any(gradients["rope_index"][...])
+    fresh = zoo.Attention(D_MODEL, attention.config, rngs=nnx.Rngs(0)).rope_index
+    assert np.array_equal(fresh[...], [[0, 2]] * 2)
+    assert fresh.get_metadata("decay") is False
+
+
 def test_alibi_slopes_are_the_published_ones():
     # `get_slopes` of the published code.
     eight = [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]
@@ -253,6 +265,8 @@ def test_heads_default_to_a_width_of_64(d_model, options, heads):
         (12, {"n_heads": 4, "position": "alibi"}, None),
         (12, {"n_heads": 2, "rope_dim": 3}, "rope_dim=3, expected None or an even number"),
         (12, {"n_heads": 2, "rope_dim": 8}, "rope_dim=8, expected at most head_dim=6"),
+        (12, {"n_heads": 2, "rope_pairs": 2}, "rope_pairs=2, expected at least the 3 that are rotated"),
+        (12, {"n_heads": 2, "rope_pairs": 3, "position": "none"}, "rope_pairs=3 with position='none', expected 'rope'"),
         (12, {"n_heads": 2, "d_conv": 0}, "d_conv=0, expected None or at least 1"),
     ],
 )

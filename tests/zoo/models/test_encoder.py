@@ -57,6 +57,22 @@ def test_positions_are_counted_from_the_start_of_each_run():
     np.testing.assert_array_equal(document_positions(segment_ids), [[0, 1, 2, 0, 0, 1], [0, 0, 1, 2, 3, 0]])
 
 
+def test_without_kinds_all_tokens_are_of_the_first():
+    """In value and gradient, that of the kinds' vectors included."""
+    graphdef, params = nnx.split(make(n_layers=1, pattern="attn", max_len=20))
+
+    def outputs(kinds):
+        def total(params):
+            return jnp.sum(jnp.sin(nnx.merge(graphdef, params)(IDS, token_type_ids=kinds)))
+
+        return jax.value_and_grad(total)(params)
+
+    (value, gradient), (expected, its_gradient) = outputs(None), outputs(jnp.zeros_like(IDS))
+    assert_close(value, expected)
+    assert_close(gradient, its_gradient, gradient=True)
+    assert jnp.any(its_gradient["encoder"]["token_type_embeddings"]["embedding"][...] != 0)
+
+
 @pytest.mark.parametrize(
     "mixer", [pytest.param(mixer, marks=pytest.mark.slow) if mixer in ALIKE else mixer for mixer in MIXERS]
 )

@@ -57,6 +57,18 @@ def test_patches_may_overlap():
     assert_close(embed(IMAGES)[:, ::2, ::2], apart(IMAGES))
 
 
+def test_pixels_that_no_patch_covers_are_left_out_where_it_says_so():
+    """What lies there changes nothing; otherwise such images are refused."""
+    model = make(crop_to_patches=True, image_size=14)
+    assert model.config.grid == (3, 3)
+    wide = jnp.pad(IMAGES, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=jnp.nan)
+    assert_close(run(model, wide, "hidden"), run(model, IMAGES, "hidden"))
+    with pytest.raises(ValueError, match="expected patch_size=4 and a multiple of 4 more"):
+        make(image_size=14)
+    with pytest.raises(ValueError, match="crop_to_patches=True, expected False with stem='conv'"):
+        make(crop_to_patches=True, stem="conv")
+
+
 def test_a_stem_of_convolutions_has_a_token_for_each_patch_too():
     model = make(stem="conv", **MEAN)
     assert [layer.kernel.shape for layer in model.patch_embedding.stem] == [(3, 3, 2, 8), (3, 3, 8, 16)]

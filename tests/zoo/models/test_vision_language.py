@@ -315,6 +315,7 @@ def test_images_that_do_not_fill_their_places_are_named(model):
         ({"vision": dataclasses.replace(VISION, n_classes=2)}, "vision.n_classes=2, expected 0"),
         ({"image_token_id": 24}, "image_token_id=24, expected a token of 24"),
         ({"vision_layer": 3}, "vision_layer=3, expected one of 2 layers"),
+        ({"vision_layer": 1, "vision_norm": False}, "vision_norm=False with vision_layer=1, expected -1"),
         ({"deepstack": 3}, "deepstack=3, expected at least 1, and 9 groups of tokens at most text.n_layers=2"),
         ({"connector": zoo.ConnectorConfig(shuffle=3)}, "shuffle=3 must divide both sides of the 4 x 4 patches"),
     ],

@@ -34,6 +34,13 @@ CASES = {
         "Llama",
         LLAMA | {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
     ),
+    "mistral": ("Mistral", LLAMA | {"sliding_window": 3, "head_dim": 12}),
+    "mistral without a window": ("Mistral", LLAMA | {"sliding_window": None}),
+    "qwen2": ("Qwen2", LLAMA | {"tie_word_embeddings": True}),
+    "qwen2, windows of some layers": (
+        "Qwen2",
+        LLAMA | {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "llama, another activation": ("Llama", LLAMA | {"hidden_act": "gelu_pytorch_tanh"}),
     "jamba": ("Jamba", {"num_hidden_layers": 4, "num_experts": 4, "attn_layer_period": 3, "attn_layer_offset": 1}),
     "jamba without experts": (

@@ -1,4 +1,4 @@
-"""Llama: what does not fit its files, and what its layout has no word for. Its numbers: test_published.py."""
+"""Llama, Mistral, Qwen2: what does not fit their files, and what has no word there. Numbers: test_published.py."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from flax import nnx
 
 import zoo
 from tests.places import PUBLISHED
+from zoo.published.layout_options import FREE, model_differences, resolved
 from zoo.published.ssm_layout import read_config, write_config
 from zoo.published.weight_files import open_weights, save_weights
 
@@ -25,6 +26,8 @@ SMOLLM2 = {  # HuggingFaceTB/SmolLM2-135M
     "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 49152,
 }  # fmt: skip
+
+QWEN2 = zoo.AttentionConfig(n_heads=4, bias=True, out_bias=False)
 
 
 def arrays(folder):
@@ -150,7 +153,7 @@ def test_a_config_that_does_not_fit_is_an_error(change, message, tmp_path):
         ({"layer_scale": 0.1}, "layer_scale=0.1 cannot be written"),
         ({"first_norm": False}, "first_norm=False cannot be written"),
         ({"attn": zoo.AttentionConfig(position="alibi")}, "attn.position='alibi' cannot be written"),
-        ({"attn": zoo.AttentionConfig(window=8)}, "attn.window=8 cannot be written"),
+        ({"attn": zoo.AttentionConfig(window=8, bias=True)}, "cannot be written"),
         ({"mlp": zoo.MLPConfig(gated=False)}, "mlp.gated=False cannot be written"),
         ({"mlp": zoo.MLPConfig(out_bias=True)}, "mlp.out_bias=True cannot be written"),
         (
@@ -174,6 +177,62 @@ def test_what_the_layout_has_no_word_for_is_an_error(fields, message, tmp_path):
 def test_the_official_layout_has_no_llama(tmp_path):
     with pytest.raises(ValueError, match="pattern='attn/mlp' has no official layout"):
         zoo.save_pretrained(zoo.from_pretrained(PUBLISHED / "llama_tied"), tmp_path, "official")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({}, "llama"),
+        ({"attn": zoo.AttentionConfig(n_heads=4, bias=True)}, "llama"),
+        ({"attn": zoo.AttentionConfig(n_heads=4, window=8)}, "mistral"),
+        ({"attn": zoo.AttentionConfig(n_heads=4, bias=True, out_bias=False)}, "qwen2"),
+        ({"attn": zoo.AttentionConfig(n_heads=4, bias=True, out_bias=False, window=3)}, "qwen2"),
+        ({"pattern": "(attn[window=3]/mlp attn/mlp)", "n_layers": 4}, None),
+        ({"pattern": "attn[window=3]/mlp attn/mlp", "attn": QWEN2, "n_layers": 4}, "qwen2"),
+        ({"pattern": "attn[window=3]/mlp attn[window=5]/mlp", "attn": QWEN2}, None),
+    ],
+)
+def test_the_layout_is_the_first_that_holds_all_options(fields, kind):
+    """Biases of queries, keys and values alone are Qwen2's, and windows of some layers; a window of all, Mistral's."""
+    config = lm(**fields)
+    if kind is None:
+        with pytest.raises(ValueError, match=r"attn\.window"):
+            write_config(config, "transformers")
+        return
+    raw = json.loads(json.dumps(write_config(config, "transformers")))
+    assert raw["model_type"] == kind
+    back = read_config(raw)
+    assert write_config(back, "transformers") == raw
+    assert not model_differences(config, back, free={"vocab_size", "pad_vocab_multiple"} | FREE)
+
+
+def test_silence_and_null_are_two_things_in_mistral_s_window():
+    raw = {name: value for name, value in config_file("mistral").items() if name != "sliding_window"}
+    assert read_config(raw).attn.window == 4096
+    assert read_config(raw | {"sliding_window": None}).attn.window is None
+    assert read_config(raw | {"sliding_window": 7}).attn.window == 7
+
+
+@pytest.mark.parametrize(
+    ("change", "windows"),
+    [
+        ({"layer_types": None}, [None, 5]),
+        ({"layer_types": None, "max_window_layers": 0}, [5, 5]),
+        ({"layer_types": None, "use_sliding_window": False}, [None, None]),
+        ({"use_sliding_window": False, "layer_types": ["full_attention"] * 2}, [None, None]),
+        ({"layer_types": ["sliding_attention", "full_attention"]}, [5, None]),
+    ],
+)
+def test_which_layers_of_a_qwen2_have_a_window(change, windows):
+    config = read_config(config_file("qwen2") | change)
+    mixers = [word.mixers[0] for word in zoo.parse_pattern(config.pattern, config.n_layers)]
+    assert [resolved(config, mixer).window for mixer in mixers] == windows
+
+
+@pytest.mark.parametrize("said", ["sliding_attention", ["sliding_attention"], ["full_attention", "chunked_attention"]])
+def test_kinds_of_layers_that_there_are_not_are_named(said):
+    with pytest.raises(ValueError, match=r"layer_types=.*, expected one of full_attention and sliding_attention for"):
+        read_config(config_file("qwen2") | {"layer_types": said})
 
 
 @pytest.mark.parametrize(

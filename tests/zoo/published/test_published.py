@@ -12,7 +12,18 @@ from tests.numerics import jitted
 from tests.places import PUBLISHED
 from zoo.published.weight_files import open_weights
 
-NAMES = ("llama_tied", "llama_untied", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "zamba2")
+NAMES = (
+    "llama_tied",
+    "llama_untied",
+    "mistral",
+    "qwen2",
+    "jamba",
+    "bamba",
+    "falcon_h1",
+    "granite",
+    "nemotron_h",
+    "zamba2",
+)
 NAMES += ("bamba_no_attention", "nemotron_h_no_mamba")  # without one of their kinds
 OFFICIAL = ("mamba2attn", "mamba2attn_mlp")  # of state-spaces/mamba
 # What transformers writes and nothing here depends on.

@@ -21,7 +21,8 @@ def output(model, ids):
 
 
 def attention(**options):
-    fields = OPTIONS | {"attn": zoo.AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=4, position="none"), **options}
+    attn = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 4, "position": "none"} | options.pop("attn", {})
+    fields = OPTIONS | {"attn": zoo.AttentionConfig(**attn), **options}
     config = zoo.CausalLMConfig(pattern="attn/mlp", n_layers=1, **fields)
     return with_random_parameters(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
 
@@ -39,6 +40,52 @@ def test_heads_lose_nothing_where_their_inputs_lie_in_few_directions():
     assert float(jnp.abs(output(small, ids + 5) - output(model, ids + 5)).max()) > 0.01
     wide = zoo.factorize(model, BATCHES, head_dim=4)
     assert_close(output(wide, ids + 5), output(model, ids + 5), tolerance=1e-4)
+
+
+@pytest.mark.slow
+def test_heads_with_linear_biases_are_products_too():
+    model, ids = attention(attn={"position": "alibi"}), BATCHES[0]["ids"] % 2
+    small = zoo.factorize(model, [{"ids": ids}], head_dim=2)
+    assert_close(output(small, ids), output(model, ids), tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    "attn",
+    [
+        {},
+        pytest.param({"rope_interleaved": True}, marks=pytest.mark.slow),
+        pytest.param({"head_dim": 12, "rope_dim": 8}, marks=pytest.mark.slow),
+    ],
+)
+def test_rotated_pairs_that_no_query_uses_go_at_no_cost_each_heads_own(attn, tmp_path):
+    """The others keep their frequencies, in the folder too, and in heads that are made narrower again."""
+    model = attention(attn={"head_dim": 8, "position": "rope", "rope_base": 10.0} | attn)
+    mixer, rng = model.backbone.layers[0].mixer, np.random.default_rng(3)
+    p, of = (
+        mixer.head_dim,
+        np.arange(8).reshape(2, 4).T if "rope_interleaved" not in attn else np.arange(8).reshape(4, 2),
+    )
+    q = mixer.q_proj.kernel[...].reshape(8, 2, 2, p)
+    v = mixer.v_proj.kernel[...]
+    for group, unused in enumerate(([0, 2], [1, 3])):
+        q = q.at[:, group, :, of[unused].ravel()].set(0)
+    mixer.q_proj.kernel[...] = q.reshape(8, -1)
+    mixer.v_proj.kernel[...] = v.reshape(8, 2, p).at[:, :, p // 2 :].set(0).reshape(v.shape)  # values go by halves too
+    if p > 8:
+        k = mixer.k_proj.kernel[...].reshape(8, 2, p)
+        mixer.k_proj.kernel[...] = k.at[:, :, 10:].set(0).reshape(8, -1)
+    ids = jnp.asarray(rng.integers(0, 11, (2, 9)))
+    small = zoo.factorize(model, BATCHES, head_dim=p // 2)
+    assert small.backbone.layers[0].mixer.rope_index[...].tolist() == [[1, 3], [0, 2]]
+    assert built_of_its_config(small)
+    assert_close(output(small, ids), output(model, ids), tolerance=1e-4)
+    zoo.save_pretrained(small, tmp_path)
+    assert jnp.array_equal(output(zoo.from_pretrained(tmp_path), ids), output(small, ids))
+    if not attn:
+        one = zoo.factorize(small, BATCHES, head_dim=2)
+        assert set(np.asarray(one.backbone.layers[0].mixer.rope_index[...])[0].tolist()) < {1, 3}
+        with pytest.raises(ValueError, match="rope_pairs=4 cannot be written in the transformers layout"):
+            zoo.save_pretrained(small, tmp_path / "other", layout="transformers")
 
 
 @pytest.mark.slow
@@ -83,7 +130,7 @@ def test_what_cannot_be_factorised_is_said():
     model = causal("attn/mlp")
     for options, message in (
         ({}, "expected one of head_dim, n_blocks and d_ff"),
-        ({"head_dim": 2}, "head_dim with attention of position='rope', expected 'none'"),
+        ({"head_dim": 3}, "of which 3 channels would be rotated as 4 of 4 are, expected an even number"),
         ({"n_blocks": 3}, "n_blocks=3 must divide d_model=8"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -9,9 +9,10 @@ import ssm
 import zoo
 from tests.numerics import assert_close, jitted, with_random_parameters
 from tests.zoo.reuse.models import IDS, OPTIONS, causal
+from zoo.reuse.choose_units import Wanted, choose
 from zoo.reuse.compensation import cost
+from zoo.reuse.cut_units import without
 from zoo.reuse.importance import Reader, block_influence, largest, least_costly
-from zoo.reuse.prune import Wanted, choose, without
 
 slow = pytest.mark.slow
 BATCHES = [{"ids": jnp.asarray(np.random.default_rng(1).integers(0, 11, (16, 12)))}]
