@@ -10,6 +10,7 @@ python -m experiments.bench quantized MODEL            # perplexity, bytes and t
 python -m experiments.bench reused                     # what starting from a trained model is worth
 python -m experiments.bench in_training                # what options of training are worth: depths, sharing, decoders
 python -m experiments.bench tuned                      # ways to tune, and to put tunes together
+python -m experiments.bench dropping                   # what encoders lose where positions are left behind
 python -m experiments.bench modules                    # what learning module by module from a teacher is worth
 python -m experiments.bench few_bits                   # what fewer bits cost small models, and experts
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
@@ -27,7 +28,7 @@ from zoo.layers.names import unknown_name
 
 BENCHES = (
     *("peers", "limits", "vision", "decode", "quantized", "reused", "in_training", "depth", "length", "recall"),
-    *("modules", "few_bits", "tuned", "pictures", "image_tokens", "coverage"),
+    *("dropping", "modules", "few_bits", "tuned", "pictures", "image_tokens", "coverage"),
 )
 COMMANDS = {name: f"experiments.bench.{name}" for name in BENCHES}
 

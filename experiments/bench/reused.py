@@ -6,6 +6,9 @@
 Of each seed a small model is trained on Python's standard library. Then, each against its alternative:
 
     grow     a model of twice the width and depth: fresh, or grown from the small one, for as many steps
+    cycle    the large model begun (a quarter of the steps), a small one made of it (twice the steps), and the large one
+             again (the steps), half of it grown from the small one (V-cycle): beside it one of as many large steps
+             straight through, and one of as many operations
     prune    half of the hidden channels go, with and without making up for them: at once, and after being taught
     adapt    the small model tuned on English (pydoc's topics): all of it, or adapters alone
     merge    that tune and one on tables (encodings) in one model: the mean over both texts, against the share of
@@ -30,7 +33,7 @@ from experiments.bench.smaller import PARTS
 from experiments.loop import flags
 from experiments.loop.adapting import AdaptConfig
 
-Part = Literal["grow", "prune", "teach", "gates", "sizes", "factorize", "vocabulary", "adapt", "merge"]
+Part = Literal["grow", "cycle", "prune", "teach", "gates", "sizes", "factorize", "vocabulary", "adapt", "merge"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +87,21 @@ class Bench(SeedRuns):
             place = self.save(f"large-{method}", large)
             grown = self.train(f"grown-{method}", "library", self.steps, init=place)
             found[f"grow: {method}"] = self.bits(grown, "library")
+        return found
+
+    def _cycle(self) -> dict[str, float]:
+        first, rest = self.steps // 4, self.steps
+        begun = self.train("begun", "library", first, model=_LARGE)
+        small = zoo.coalesce(begun, d_model=64, n_layers=2)
+        small = self.train("within", "library", 2 * rest, init=self.save("coalesced", small))
+        grown = zoo.grow(small, d_model=128, n_layers=4, depth="copy", rngs=nnx.Rngs(self.seed))
+        mixed = zoo.interpolate(begun, grown, alpha=0.5)
+        cycle = self.train("cycle", "library", rest, init=self.save("mixed", mixed))
+        found = {"cycle: V-cycle": self.bits(cycle, "library")}
+        # A step of the small model has about an eighth of the operations.
+        for name, steps in {"as many steps": first + rest, "as many operations": first + rest + rest // 4}.items():
+            straight = self.train(f"straight {steps}", "library", steps, model=_LARGE)
+            found[f"cycle: straight, {name}"] = self.bits(straight, "library")
         return found
 
     def _pruned(self) -> dict[str, Any]:

@@ -8,11 +8,8 @@ from typing import Any
 
 import ssm
 import zoo
-from experiments import causal_lm
-from experiments.bench.over_seeds import ROWS, held_out_bits
+from experiments.bench.over_seeds import ROWS, held_out_bits, trained
 from experiments.data.corpus import DataConfig, load_corpus
-from experiments.loop.optim import OptimConfig
-from experiments.loop.train import TrainConfig
 from experiments.reusing.calibrating import Calibration, batches_of
 
 SHAPE = zoo.CausalLMConfig(
@@ -44,17 +41,8 @@ class SeedRuns:
 
     def train(self, name: str, text: str | DataConfig, steps: int, rate: float = 3e-3, **options: Any) -> zoo.CausalLM:
         """The model of a run."""
-        config = causal_lm.Config(
-            data=text if isinstance(text, DataConfig) else self.texts[text],
-            train=TrainConfig(
-                steps=steps, batch_size=ROWS, eval_every=steps, save_every=steps, tensorboard=False, seed=self.seed
-            ),
-            optim=OptimConfig(learning_rate=rate, warmup_steps=10),
-            eval_batches=1,
-            **options,
-        )
-        causal_lm.fit(config, self.folder / name)
-        return zoo.from_pretrained(self.folder / name, kind=zoo.CausalLM)
+        data = text if isinstance(text, DataConfig) else self.texts[text]
+        return trained(self.folder / name, data, steps=steps, seed=self.seed, rate=rate, **options)
 
     @functools.cached_property
     def base(self) -> zoo.CausalLM:
