@@ -18,12 +18,9 @@ from typing import Any, Literal
 
 import ssm
 import zoo
-from experiments import causal_lm
-from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds
+from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds, trained
 from experiments.data.corpus import DataConfig, load_corpus
 from experiments.loop import flags
-from experiments.loop.optim import OptimConfig
-from experiments.loop.train import TrainConfig
 from experiments.reusing.calibrating import Calibration, batches_of
 from zoo.reuse.quantize import quantized_weights
 
@@ -75,17 +72,8 @@ class Bench:
 
     def _trained(self, name: str, pattern: str) -> tuple[zoo.CausalLM, Any]:
         """A model, and the moments of what its maps read."""
-        steps = self.config.steps
-        how: dict[str, Any] = {"steps": steps, "eval_every": steps, "save_every": steps, "seed": self.seed}
-        config = causal_lm.Config(
-            model=dataclasses.replace(_SHAPE, pattern=pattern),
-            data=_DATA,
-            train=TrainConfig(**how, batch_size=ROWS, tensorboard=False),
-            optim=OptimConfig(learning_rate=3e-3, warmup_steps=10),
-            eval_batches=1,
-        )
-        causal_lm.fit(config, self.folder / name)
-        model = zoo.from_pretrained(self.folder / name, kind=zoo.CausalLM)
+        shape = dataclasses.replace(_SHAPE, pattern=pattern)
+        model = trained(self.folder / name, _DATA, steps=self.config.steps, seed=self.seed, model=shape)
         looked = batches_of(load_corpus(_DATA).train, _DATA.seq_len, Calibration(batches=8, batch_size=ROWS))
         return model, zoo.calibrate(model, looked)
 

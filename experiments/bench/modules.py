@@ -22,14 +22,11 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments import causal_lm
-from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds
+from experiments.bench.over_seeds import held_out_bits, print_over_seeds, trained
 from experiments.causal.module_wise import FOLDER, ModulesConfig
 from experiments.data.corpus import DataConfig, load_corpus
 from experiments.loop import flags
 from experiments.loop.metrics import last_evaluation
-from experiments.loop.optim import OptimConfig
-from experiments.loop.train import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +64,7 @@ class Bench:
 
     def train(self, name: str, steps: int, **options: Any) -> zoo.CausalLM:
         """The model of a run."""
-        how: dict[str, Any] = {"eval_every": steps, "save_every": steps, "seed": self.seed}
-        config = causal_lm.Config(
-            data=_DATA,
-            train=TrainConfig(steps=steps, batch_size=ROWS, tensorboard=False, **how),
-            optim=OptimConfig(learning_rate=3e-3, warmup_steps=10),
-            **options,
-        )
-        causal_lm.fit(config, self.folder / name)
-        return zoo.from_pretrained(self.folder / name, kind=zoo.CausalLM)
+        return trained(self.folder / name, _DATA, steps=steps, seed=self.seed, **options)
 
     def measure(self) -> dict[str, float]:
         """Teacher and students, by name."""

@@ -7,13 +7,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import zoo
+from experiments import causal_lm
 from experiments.causal.next_token import next_token_loss
 from experiments.data.corpus import DataConfig, evaluation_batches, load_corpus
-from experiments.loop.train import LossFunction, mean_loss
+from experiments.loop.optim import OptimConfig
+from experiments.loop.train import LossFunction, TrainConfig, mean_loss
 
 ROWS = 8
 """Rows of a batch, in training and on held-out text."""
 _BATCHES = 20
+
+
+def trained(folder: Path, data: DataConfig, *, steps: int, seed: int, rate: float = 3e-3, **options: Any) -> Any:
+    """The language model of a short run.
+
+    Args:
+      folder: of the run.
+      data: its text.
+      steps, seed: of it.
+      rate: peak learning rate.
+      **options: other fields of `causal_lm.Config`.
+    """
+    how: dict[str, Any] = {"steps": steps, "eval_every": steps, "save_every": steps, "seed": seed}
+    config = causal_lm.Config(
+        data=data,
+        train=TrainConfig(**how, batch_size=ROWS, tensorboard=False),
+        optim=OptimConfig(learning_rate=rate, warmup_steps=10),
+        eval_batches=1,
+        **options,
+    )
+    causal_lm.fit(config, folder)
+    return zoo.from_pretrained(folder, kind=zoo.CausalLM)
 
 
 def held_out_bits(model: Any, data: DataConfig, loss: LossFunction = next_token_loss) -> float:
