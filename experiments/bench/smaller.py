@@ -55,7 +55,7 @@ def sizes(runs: SeedRuns) -> dict[str, float]:
     """How wide layers are in the same time: all the same, and by what is lost."""
     whole = runs.train("deep", "library", runs.base_steps, model=_DEEP)
     looked, half = runs.looked(), 64
-    times = latency.measure(whole, latency.Config("", Path(), batch_size=ROWS, seq_len=512, turns=50)).times
+    times = latency.measure(whole, latency.Config("", Path(), batch_size=ROWS, seq_len=256, turns=10)).times
     chosen = zoo.layer_sizes(whole, looked, times=times, budget=1.001 * _DEEP.n_layers * times[half])
     print("milliseconds", {n: round(ms, 4) for n, ms in times.items()}, "hidden channels", chosen)
     found = {"sizes: whole": runs.bits(whole, "library")}
