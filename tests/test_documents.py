@@ -27,7 +27,17 @@ def snippets(path):
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs/guides").glob("*.md"))]
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if snippets(p)], ids=lambda path: path.relative_to(ROOT).as_posix())
+LONG = {"library.md"}  # a third of the time of all
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, id=p.relative_to(ROOT).as_posix(), marks=[pytest.mark.slow] * (p.name in LONG))
+        for p in PAGES
+        if snippets(p)
+    ],
+)
 def test_snippets_print_what_the_page_says(path, capsys):
     namespace = {"__name__": "__main__"}
     for number, (snippet, output) in enumerate(snippets(path)):

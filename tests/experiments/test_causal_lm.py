@@ -324,6 +324,7 @@ def final_parameters(folder):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(jax.tree.map(np.asarray, split_model(model)[1]))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_exit_status_says_so(number, text, tmp_path):
     process = start("tiny", "--data.path", text, "--run-dir", tmp_path / "run", *SMALL, "--steps", 100_000)

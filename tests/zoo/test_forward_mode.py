@@ -100,6 +100,7 @@ def test_forward_mode_outside_is_refused_in_a_line_that_names_the_operation(name
         jax.jvp(function, inputs, inputs)
 
 
+@pytest.mark.slow
 def test_a_model_goes_forward_along_its_parameters(x64):
     config = zoo.CausalLMConfig(
         d_model=8, n_layers=3, vocab_size=16, pattern="mamba2 attn/moe m2", param_dtype="float64", dtype="float64",

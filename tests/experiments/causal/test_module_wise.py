@@ -98,6 +98,7 @@ def test_modules_learn_then_the_whole_and_a_stopped_run_goes_on(run_command, emp
     assert all(np.array_equal(a, b) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

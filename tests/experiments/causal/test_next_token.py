@@ -14,6 +14,7 @@ from experiments.loop.train import TrainState, make_train_step, split_model
 from tests.numerics import assert_close, with_random_parameters
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["mamba", *(pytest.param(p, marks=pytest.mark.slow) for p in ("mamba2", "mamba3"))])
 def test_the_carried_loss_over_pieces_is_that_of_the_whole(pattern):
     config = zoo.CausalLMConfig(

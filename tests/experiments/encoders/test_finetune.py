@@ -249,6 +249,7 @@ def test_integers_are_said_to_be_classes(tmp_path, command):
     assert "the integers of 'label' are taken as 3 classes; --kind regression takes them as numbers" in out
 
 
+@pytest.mark.slow
 def test_tags(tmp_path, command):
     rows = [{"words": ["x" * (i % 3 + 1), "is", f"y{i}"], "tags": ["B-X", "O", "B-Y"]} for i in range(40)]
     path = write(tmp_path / "tags.jsonl", rows)

@@ -11,6 +11,7 @@ from tests.experiments.loop.test_train import OPTIM, make_config, make_task
 FAR_TOO_HIGH = OptimConfig(learning_rate=1e30, warmup_steps=0)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_had_diverged_is_not_the_last_good_one(tmp_path):
     train(make_task(), make_config(2), OPTIM, tmp_path)
     with pytest.raises(FloatingPointError, match=r"the last good checkpoint is step 2, for step(s 3,)?.* had diverged"):

@@ -297,6 +297,7 @@ def _padding_for(kind):
     return model, objective.loss, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["causal", "masked", "finetune"])
 def test_the_loss_of_each_task_leaves_the_parameters_where_all_is_padding(kind):
     model, loss_of_task, batch = _padding_for(kind)

@@ -64,6 +64,7 @@ def value_and_gradient(model, batch, objective, key=None):
     return jax.jit(jax.value_and_grad(mean))(params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name if name == "in-batch" else pytest.param(name, marks=pytest.mark.slow) for name in OBJECTIVES]
 )

@@ -111,6 +111,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(data, command):
     assert results("whole") == results("stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags_",
     [

@@ -65,6 +65,7 @@ def test_a_model_grows_and_comes_back(folders, run_command):
     assert (status, err.strip()) == (1, "error: d_model=4, expected at least the model's 8")
 
 
+@pytest.mark.slow
 def test_weights_become_few_bits(folders, run_command):
     status, out, err = run_command(reuse, "quantize", "base", "out", "--bits", "4", "--group-size", "8", "--embeddings")
     assert status == 0, err

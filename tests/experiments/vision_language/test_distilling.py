@@ -63,6 +63,7 @@ def test_blocks_are_compared_on_what_enters_the_teacher_s_with_its_deeper_image_
     np.testing.assert_allclose(compared[0].teacher.out[there], states[2][there], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_places_of_images_count_and_padding_and_empty_rows_do_not(pair):
     given = batch(pair)
     assert pair.counted(given).sum(axis=1).tolist() == [pair.teacher.config.image_tokens + 3, 0]

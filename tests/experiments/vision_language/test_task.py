@@ -91,6 +91,7 @@ def test_scores_are_by_kind_of_question(prepared, model):
     assert all(isinstance(text, str) for text in answers(model, rows, [0, 1], prepared))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trained", "moved"), [("connector", {"connector"}), ("language", {"connector", "language"})])
 def test_a_stage_leaves_the_rest_alone_to_the_bit(prepared, trained, moved):
     model = make_model(prepared, trained, nnx.Rngs(0))

@@ -208,6 +208,7 @@ def test_rotary_scores_depend_on_the_distance_alone(x64):
     assert np.all(np.abs(score(5, 0) - score(4, 0)) > 1e-3)
 
 
+@pytest.mark.slow
 def test_which_pairs_a_head_has_is_never_moved():
     attention = make_attention("float32", rope_dim=4, rope_pairs=5)
     graphdef, params = nnx.split(attention)

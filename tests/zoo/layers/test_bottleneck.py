@@ -23,6 +23,7 @@ CONFIG = zoo.BackboneConfig(
 AUGMENTED = dataclasses.replace(CONFIG, shortcut_rank=3, adapter_width=2)
 
 
+@pytest.mark.slow
 def test_a_fresh_one_changes_nothing(x64):
     x = normal(jax.random.key(0), 2, 5, 8)
     plain, augmented = zoo.Backbone(CONFIG, rngs=0), zoo.Backbone(AUGMENTED, rngs=0)

@@ -26,6 +26,7 @@ def make():
     return with_random_parameters(lambda: zoo.MoE(8, CONFIG, param_dtype=jnp.float64, rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_each_row_goes_by_the_router_of_its_task(x64):
     mixture, x = make(), normal(jax.random.key(0), 3, 5, 8)
     y, loss = mixture.run(x, task=jnp.array([2, 0, 2]))

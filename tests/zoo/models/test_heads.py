@@ -180,6 +180,7 @@ def test_the_table_of_positions_is_repeated_and_cut(max_len):
     assert parameters(longer).keys() == parameters(model).keys() == parameters(make(max_len=max_len)).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [pytest.param("m2/monarch", marks=pytest.mark.slow), "m2/monarch attn/mlp"])
 def test_features_of_long_filters_are_repeated_and_their_time_follows_from_the_length(pattern):
     model = make(pattern=pattern)
@@ -206,6 +207,7 @@ def test_features_of_long_filters_are_repeated_and_their_time_follows_from_the_l
     assert np.abs(call(params, IDS) - before(its, IDS)).max() > 1e-4  # filters decay more slowly
 
 
+@pytest.mark.slow
 def test_a_causal_monarch_mixer_grows_too():
     config = zoo.CausalLMConfig(d_model=8, n_layers=1, vocab_size=24, pattern="m2", m2=TINY["m2"])
     longer = zoo.extend_positions(zoo.CausalLM(config, rngs=nnx.Rngs(0)), 20)
@@ -222,6 +224,7 @@ def test_positions_that_are_not_learned_need_nothing(position):
     assert longer(jnp.zeros((1, 30), int)).shape == (1, 30, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

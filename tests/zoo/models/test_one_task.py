@@ -22,6 +22,7 @@ CONFIG = zoo.MaskedLMConfig(
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 16, (2, 5)))
 
 
+@pytest.mark.slow
 def test_a_task_taken_out_answers_as_the_whole_does_in_it():
     model = with_random_parameters(lambda: zoo.MaskedLM(CONFIG, rngs=nnx.Rngs(0)))
     answers = []

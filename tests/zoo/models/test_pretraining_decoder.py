@@ -33,6 +33,7 @@ BATCH = {
 }
 
 
+@pytest.mark.slow
 def test_outside_of_training_it_is_the_model_without():
     plain, model = zoo.MaskedLM(PLAIN, rngs=0), zoo.MaskedLM(CONFIG, rngs=0)
     assert plain.decoder is None
@@ -51,6 +52,7 @@ def test_in_training_a_share_of_0_is_the_model_without():
     assert jnp.abs(losses[1].total - expected.total) > 1e-4
 
 
+@pytest.mark.slow
 def test_each_block_sees_a_row_of_what_is_not_to_be_guessed_and_some_of_the_rest(x64):
     config = zoo.BackboneConfig(
         d_model=8,

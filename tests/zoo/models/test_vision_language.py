@@ -143,6 +143,7 @@ def test_deepstack_adds_groups_before_deeper_blocks():
     assert_close(spoken(model, [row], images), expected)
 
 
+@pytest.mark.slow
 def test_images_see_the_question_behind_them_and_not_the_answer():
     text = dataclasses.replace(TEXT, pattern="attn/mlp")
     model = build(text=text, mutual_attention=True)

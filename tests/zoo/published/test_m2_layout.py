@@ -302,6 +302,7 @@ def test_padding_counts_as_text_or_not_at_all():
     assert_close(heeding.hidden(ids, mask)[:1, :7], heeding.hidden(ids[:1, :7]))
 
 
+@pytest.mark.slow
 def test_dropout_is_on_only_with_rngs():
     model = zoo.MaskedLM(
         zoo.MaskedLMConfig(**vars(random_model({})[0].config) | {"embedding_dropout": 0.5}), rngs=nnx.Rngs(0)

@@ -28,6 +28,8 @@ OTHERS = (
     "deit",
     "vim",
     "llama",
+    "mistral",
+    "qwen2",
     "llava",
     "jamba",
     "bamba",

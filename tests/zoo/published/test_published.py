@@ -84,6 +84,7 @@ def test_gives_the_publishers_numbers(name):
         np.testing.assert_allclose(logits[seen], expected["logits"][:, start:end][seen], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES + OFFICIAL)
 def test_goes_on_as_the_publishers_does(name):
     expected = np.load(PUBLISHED / name / "expected.npz")

@@ -89,6 +89,7 @@ def test_a_step_trains_adapters_and_what_is_named_alone():
     assert float(jnp.abs(after.backbone.layers[1].mixer.in_proj.kernel.lora_B[...]).max()) > 0
 
 
+@pytest.mark.slow
 def test_adapters_lie_upon_adapters_and_upon_quantised_weights():
     model = causal("mamba/mlp")
     twice = moved(zoo.add_lora(moved(zoo.add_lora(model, rank=1, rngs=nnx.Rngs(0))), rank=2, rngs=nnx.Rngs(1)), seed=2)

@@ -17,6 +17,7 @@ def make(pattern="mamba attn/mlp", kind=zoo.CausalLMConfig, **fields):
     return with_random_parameters(lambda: zoo.models.build.build(config, rngs=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "kind"), [("mamba attn/mlp", zoo.CausalLMConfig), ("mamba2[head_dim=4]/monarch", zoo.MaskedLMConfig)]
 )
@@ -31,6 +32,7 @@ def test_a_fresh_one_computes_the_same_and_trains_adapters_alone(pattern, kind):
     assert model.config.adapter_width is None
 
 
+@pytest.mark.slow
 def test_a_step_moves_nothing_else():
     model, ids = make(), jnp.arange(10).reshape(2, 5)
     adapted = zoo.add_adapters(model, width=3, trained="norm_f.scale", rngs=nnx.Rngs(1))

@@ -14,6 +14,7 @@ def numbers(model):
     return np.concatenate([np.ravel(p[...]) for _, p in nnx.to_flat_state(nnx.state(model, nnx.Param))])
 
 
+@pytest.mark.slow
 def test_the_weights_that_moved_most_are_put_on_again_and_compose(tmp_path):
     base = causal("mamba2/mlp")
     one, two = moved(base, 1), moved(base, 2)

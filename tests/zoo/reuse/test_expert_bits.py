@@ -53,6 +53,7 @@ def test_moments_of_experts_say_how_often_each_is_chosen():
     assert_close(jnp.sum(moments, axis=0), total, tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_bits_follow_what_experts_are_worth_within_the_budget():
     model = causal("linear_attn/moe")
     names = list(linear_maps(model, EXPERTS))
@@ -76,6 +77,7 @@ def test_bits_follow_what_experts_are_worth_within_the_budget():
     assert jax.tree.all(jax.tree.map(jnp.array_equal, nnx.state(all_of_it), nnx.state(plain)))
 
 
+@pytest.mark.slow
 def test_such_a_model_runs_comes_back_from_files_and_is_dequantised(tmp_path):
     model = causal("linear_attn/moe")
     moments = zoo.calibrate(model, [{"ids": IDS}])

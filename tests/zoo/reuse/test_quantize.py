@@ -53,6 +53,7 @@ def test_one_bit_is_the_sign_and_the_mean_size():
     np.testing.assert_allclose(also, scales, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_bits_go_where_rounding_costs_most_and_fit_the_budget():
     steps = {"a": [Choice(2, 10, 1.0), Choice(4, 20, 0.1)], "b": [Choice(2, 10, 0.2), Choice(4, 20, 0.1)]}
     assert allocate(steps, 20) == {"a": 2, "b": 2}
@@ -75,6 +76,7 @@ def test_bits_go_where_rounding_costs_most_and_fit_the_budget():
         zoo.quantize(model, mixed=1000)
 
 
+@pytest.mark.slow
 def test_every_family_is_kept_in_few_bits_and_generates():
     model = zoo.CausalLM(causal("mamba2/mlp linear_attn/moe m2/monarch").config, rngs=nnx.Rngs(0))
     exact, off = logits(model), []

@@ -146,6 +146,7 @@ def test_layer_norm_may_have_no_bias(x64):
     assert_close(backbone.norm_f(x), expected * backbone.norm_f.scale[...])
 
 
+@pytest.mark.slow
 def test_auxiliary_losses_of_all_blocks_add_up_and_padding_does_not_count(x64):
     options = {"pattern": "-/moe -/mlp -/moe[z_weight=0,top_k=1]", "dtype": "float64", "param_dtype": "float64"}
     backbone, x, mask = make_backbone(**options), make_input(), jnp.arange(6) < jnp.array([[4], [6]])
@@ -256,6 +257,7 @@ def program_size(pattern, n_layers, scan_layers=True, **options):
     return sum("dot_general" in line for line in lowered.as_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pattern", "words"), [("mamba attn/mlp", 2), ("-/mlp*3 attn/mlp", 4)])
 def test_scan_layers_compiles_every_word_once_whatever_the_depth(pattern, words):
     once = program_size(pattern.replace("*3", ""), 2, scan_layers=False)

@@ -92,6 +92,7 @@ def test_what_goes_through_is_a_row_of_its_own(x64, weighs):
     assert_close(*outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_a_packed_document_keeps_what_it_keeps_alone(x64, word):
     backbone, x = build(f"{word}:0.5", causal=False), normal(jax.random.key(0), 1, 9, 8)
@@ -127,6 +128,7 @@ def test_a_causal_model_looks_ahead_in_training_alone(x64):
     assert backbone.run(x)[1] > 0
 
 
+@pytest.mark.slow
 def test_only_what_may_be_left_out_is(x64):
     """And a block made for the fewest such positions gives the same as one made for whole rows."""
     options = {"decides": "top_k", "gate": "tanh", "weighs": "symmetric"}
@@ -147,6 +149,7 @@ def test_only_what_may_be_left_out_is(x64):
         backbone(x, skippable=zoo.Skippable(jnp.ones((2, 3), bool)))
 
 
+@pytest.mark.slow
 def test_attention_turns_by_the_places_that_positions_had(x64):
     attention = with_random_parameters(lambda: zoo.Attention(8, CONFIG.attn, rngs=nnx.Rngs(0)))
     x, places = normal(jax.random.key(0), 1, 4, 8), jnp.array([[0, 3, 4, 9]])
@@ -161,6 +164,7 @@ def test_attention_turns_by_the_places_that_positions_had(x64):
     assert_close(attention(x[:, :2], positions=jnp.array([[0, 4]])), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_equal_blocks_run_in_a_loop_and_recomputed_all_the_same(x64, scan):
     backbone, x = build("mamba:0.5"), normal(jax.random.key(0), 2, 8, 8)
@@ -193,6 +197,7 @@ def test_a_block_for_a_quarter_costs_a_quarter():
     assert ours == pytest.approx(0.25 * (theirs + 2 * 2 * (16 + 16 * 32 + 32)))
 
 
+@pytest.mark.slow
 def test_is_saved_loaded_and_generates_as_any_model(tmp_path):
     options = {"pattern": "attn attn:0.5", "attn": {"n_heads": 2}}
     model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32, **options)

@@ -51,6 +51,7 @@ def test_how_much_a_position_is_looked_at_is_the_sum_of_weights(x64):
     assert_close(expected.sum(axis=1), 4.0 * mask.sum(axis=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_each_block_takes_the_most_important_of_what_it_had(x64, pattern):
     backbone, x = build(pattern=pattern, keep=(0.7, 0.3)), normal(jax.random.key(0), 1, 10, 8)
@@ -69,6 +70,7 @@ def test_each_block_takes_the_most_important_of_what_it_had(x64, pattern):
     assert_close(backbone.hidden_states(x)[-1], backbone(x))
 
 
+@pytest.mark.slow
 def test_a_packed_document_goes_on_as_alone(x64):
     backbone, x = build(keep=(0.5, 0.5)), normal(jax.random.key(0), 1, 9, 8)
     mask = jnp.ones((1, 9), bool).at[0, 4].set(False)

@@ -69,6 +69,7 @@ def test_nothing_added_is_the_plain_model(model):
     assert_close(run({1: jnp.zeros((2, 7, 16))}), plain)
 
 
+@pytest.mark.slow
 def test_absent_positions_add_nothing_and_steps_are_the_whole(model):
     mask = jnp.asarray([[False, True, True, False, True, True, True], [True] * 7])
     noise = {n: jnp.where(mask[..., None], value, jnp.nan) for n, value in groups().items()}

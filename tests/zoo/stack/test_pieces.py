@@ -24,6 +24,7 @@ OPTIONS = {
 LONG = m2.M2Config(l_max=1 << 14, filter=m2.HyenaFilterConfig(order=8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern",
     [

@@ -44,6 +44,7 @@ def copied(shared):
 PATTERNS = ["mamba/moe@a", pytest.param("attn/mlp@a mamba attn/mlp@a mamba@b", marks=pytest.mark.slow)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_equals_copies_in_value_loss_and_gradient(x64, pattern):
     config = dataclasses.replace(CONFIG, pattern=pattern)
@@ -67,6 +68,7 @@ def test_equals_copies_in_value_loss_and_gradient(x64, pattern):
     assert_close(ours["layers"][0]["norm"], theirs["layers"][0]["norm"])
 
 
+@pytest.mark.slow
 def test_loops_recomputation_and_steps_have_the_norms_of_their_depth(x64):
     shared, x = with_random_parameters(lambda: zoo.Backbone(CONFIG, rngs=0)), normal(jax.random.key(0), 2, 6, 8)
     expected = copied(shared)(x)
