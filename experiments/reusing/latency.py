@@ -68,7 +68,8 @@ def measure(model: zoo.CausalLM, config: Config) -> Latency:
     mixers = [module for _, module in nnx.iter_modules(model) if type(module) is zoo.MLP]
     widths = {mlp.d_ff for mlp in mixers}
     if len(widths) != 1:
-        raise ValueError(f"dense channel mixers of {sorted(widths) or 'no'} hidden channels, expected all of one size")
+        there = f"those of {sorted(widths)} hidden channels" if widths else "none"
+        raise ValueError(f"expected a model with dense channel mixers of one size, there are {there}")
     (d_ff,), d_model, options = widths, model.config.d_model, model.config.mlp
     x = jnp.ones((config.batch_size, config.seq_len, d_model), mixers[0].up_proj.kernel.dtype)
     ids = jnp.zeros((config.batch_size, config.seq_len), jnp.int32)
@@ -84,7 +85,10 @@ def read_latency(path: Path) -> Latency:
 
     Raises:
       ValueError: a file that holds no such table.
+      FileNotFoundError: no such file.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"--latency {path}, expected a file that `python -m experiments.reuse latency` writes")
     said = read_json(path)
     try:
         times = {int(size): float(ms) for size, ms in said["times"].items()}

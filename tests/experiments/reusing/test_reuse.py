@@ -213,6 +213,10 @@ def test_a_table_of_times_is_measured_and_says_how_fast_a_model_can_be(tmp_path,
     (tmp_path / "table.json").write_text('{"times": [1]}')
     with pytest.raises(ValueError, match=r"table\.json holds no table of times"):
         latency.read_latency(tmp_path / "table.json")
+    with pytest.raises(FileNotFoundError, match=r"--latency .*none\.json, expected a file that"):
+        latency.read_latency(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="mixers of one size, there are none"):
+        latency.measure(zoo.CausalLM(zoo.CausalLMConfig(vocab_size=8, d_model=8, n_layers=1), rngs=0), config)
 
 
 @pytest.mark.slow
