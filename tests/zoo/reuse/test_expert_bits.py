@@ -9,6 +9,7 @@ from flax import nnx
 import zoo
 from tests.numerics import assert_close, jitted
 from tests.zoo.reuse.models import IDS, causal
+from zoo.models.build import abstract
 from zoo.reuse.codes import QuantizedWeight
 from zoo.reuse.expert_bits import QuantizedExperts
 from zoo.reuse.linear_maps import Axes, linear_maps
@@ -93,7 +94,7 @@ def test_such_a_model_runs_comes_back_from_files_and_is_dequantised(tmp_path):
     assert jax.tree.all(jax.tree.map(jnp.array_equal, nnx.state(again), nnx.state(small)))
     with pytest.raises(ValueError, match=r"in_proj\.kernel is quantised in bits=.2, 4., expected one"):
         with_options(
-            nnx.eval_shape(lambda: causal("mamba")),
+            abstract(causal("mamba").config),
             {"backbone.layers.0.mixer.in_proj.kernel": {"bits": [2, 4], "group_size": 4}},
         )
     assert options_of(small)
