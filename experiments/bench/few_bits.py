@@ -16,12 +16,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-import ssm
 import zoo
-from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds, trained
-from experiments.data.corpus import DataConfig, load_corpus
+from experiments.bench.over_seeds import print_over_seeds
+from experiments.bench.seed_runs import SHAPE, SeedRuns
 from experiments.loop import flags
-from experiments.reusing.calibrating import Calibration, batches_of
 from zoo.reuse.quantize import quantized_weights
 
 Part = Literal["maps", "experts"]
@@ -39,19 +37,11 @@ class Config:
     """What is compared."""
 
 
-_DATA = DataConfig(seq_len=64)
-_SHAPE = zoo.CausalLMConfig(
-    d_model=64,
-    n_layers=2,
-    pattern="mamba/mlp",
-    mamba=ssm.MambaConfig(d_state=8),
-    mlp=zoo.MLPConfig(d_ff=128),
-    moe=zoo.MoEConfig(n_experts=8, top_k=1, d_ff=64),
-)
+_SHAPE = dataclasses.replace(SHAPE, moe=zoo.MoEConfig(n_experts=8, top_k=1, d_ff=64))
 _EXPERTS = r"experts\.\w+"
 
 
-class Bench:
+class Bench(SeedRuns):
     """The runs of one seed, in a folder.
 
     Args:
@@ -61,49 +51,46 @@ class Bench:
     """
 
     def __init__(self, config: Config, seed: int, folder: Path):
-        self.config, self.seed, self.folder = config, seed, folder
+        super().__init__(seed, folder, config.steps, config.steps)
+        self.config = config
 
     def measure(self) -> dict[str, float]:
         """Every form that is asked for, by name."""
-        found: dict[str, float] = {}
-        for part in self.config.parts:
-            found |= getattr(self, f"_{part}")()
-        return found
+        return self.of_parts(self.config.parts)
 
     def _trained(self, name: str, pattern: str) -> tuple[zoo.CausalLM, Any]:
         """A model, and the moments of what its maps read."""
         shape = dataclasses.replace(_SHAPE, pattern=pattern)
-        model = trained(self.folder / name, _DATA, steps=self.config.steps, seed=self.seed, model=shape)
-        looked = batches_of(load_corpus(_DATA).train, _DATA.seq_len, Calibration(batches=8, batch_size=ROWS))
-        return model, zoo.calibrate(model, looked)
+        model = self.train(name, "library", self.steps, model=shape)
+        return model, zoo.calibrate(model, self.looked())
 
     def _maps(self) -> dict[str, float]:
         model, moments = self._trained("maps", "mamba/mlp")
-        found = {"maps: float32": held_out_bits(model, _DATA)}
+        found = {"maps: float32": self.bits(model, "library")}
         methods: tuple[Any, ...] = ("round", "hessian")
         names = {"round": "rounded", "hessian": "in order"}
         several: tuple[Any, ...] = (8, 4, 3, 2, 1)
         for bits in several:
             for method in methods:
                 small = zoo.quantize(model, bits=bits, group_size=32, method=method, moments=moments)
-                found[f"maps: {bits} bits, {names[method]}"] = held_out_bits(small, _DATA)
+                found[f"maps: {bits} bits, {names[method]}"] = self.bits(small, "library")
         return found
 
     def _experts(self) -> dict[str, float]:
         model, moments = self._trained("experts", "mamba/moe")
-        found = {"experts: float32": held_out_bits(model, _DATA)}
+        found = {"experts: float32": self.bits(model, "library")}
         options: dict[str, Any] = {"group_size": 32, "targets": _EXPERTS, "moments": moments}
         sizes = []
         several: tuple[Any, ...] = (2, 4)
         for bits in several:
             small = zoo.quantize(model, bits=bits, **options)
             sizes.append(sum(linear.weight.nbytes for linear in quantized_weights(small).values()))
-            found[f"experts: {bits} bits, {sizes[-1]:,} bytes"] = held_out_bits(small, _DATA)
+            found[f"experts: {bits} bits, {sizes[-1]:,} bytes"] = self.bits(small, "library")
         for budget in (sum(sizes) // 2, sizes[1]):
             for by_expert in (False, True):
                 small = zoo.quantize(model, mixed=budget, by_expert=by_expert, **options)
                 name = f"experts: {budget:,} bytes, by {'expert' if by_expert else 'map'}"
-                found[name] = held_out_bits(small, _DATA)
+                found[name] = self.bits(small, "library")
         return found
 
 

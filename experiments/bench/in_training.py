@@ -16,7 +16,6 @@ hidden token, which is another quantity, and of `tasks` their mean over the text
 """
 
 import dataclasses
-import sysconfig
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +23,9 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments import causal_lm
 from experiments.bench.over_seeds import ROWS, held_out_bits, print_over_seeds
+from experiments.bench.seed_runs import DATA, SeedRuns
 from experiments.causal.next_token import next_token_loss
-from experiments.data.corpus import DataConfig
 from experiments.encoders import masked_lm
 from experiments.loop import flags
 from experiments.loop.metrics import last_evaluation
@@ -49,7 +47,7 @@ class Config:
     """What is compared."""
 
 
-_DATA = DataConfig(seq_len=64)
+_WARMUP_STEPS = 20
 _SHAPE = zoo.CausalLMConfig(
     d_model=64,
     n_layers=4,
@@ -97,7 +95,12 @@ _ENCODERS: dict[str, dict[str, Any]] = {
 _ROUTERS = {"one router for both texts": 1, "a router for each": 2}
 
 
-class Bench:
+def _chosen_among_rows(model: Any, batch: Any, rngs: nnx.Rngs | None) -> Any:
+    """The loss where blocks choose among whole rows, as in training."""
+    return next_token_loss(model, batch, nnx.Rngs(dropout=0))
+
+
+class Bench(SeedRuns):
     """The runs of one seed, in a folder.
 
     Args:
@@ -107,57 +110,48 @@ class Bench:
     """
 
     def __init__(self, config: Config, seed: int, folder: Path):
-        self.config, self.seed, self.folder = config, seed, folder
-        steps: dict[str, Any] = {"steps": config.steps, "eval_every": config.steps, "save_every": config.steps}
-        self.options: dict[str, Any] = {
-            "data": _DATA,
-            "train": TrainConfig(**steps, batch_size=ROWS, tensorboard=False, seed=seed),
-            "optim": OptimConfig(learning_rate=3e-3, warmup_steps=20),
-        }
+        super().__init__(seed, folder, config.steps, config.steps)
+        self.config = config
 
     def measure(self) -> dict[str, float]:
         """Every model that is asked for, by name."""
-        found: dict[str, float] = {}
-        for part in self.config.parts:
-            found |= getattr(self, f"_{part}")()
-        return found
+        return self.of_parts(self.config.parts)
 
     def causal(self, name: str, fields: dict[str, Any]) -> zoo.CausalLM:
         """A trained language model."""
         model = dataclasses.replace(_SHAPE, **fields)
-        causal_lm.fit(causal_lm.Config(model=model, eval_batches=1, **self.options), self.folder / name)
-        return zoo.from_pretrained(self.folder / name, kind=zoo.CausalLM)
-
-    @staticmethod
-    def bits(model: zoo.CausalLM, *, trains: bool = False) -> float:
-        """Bits per byte of held-out text; with `trains`, chosen among whole rows as in training."""
-
-        def loss(model, batch, rngs):
-            return next_token_loss(model, batch, nnx.Rngs(dropout=0) if trains else rngs)
-
-        return held_out_bits(model, _DATA, loss)
+        return self.train(name, "library", self.steps, model=model, warmup_steps=_WARMUP_STEPS)
 
     def _depths(self) -> dict[str, float]:
         found = {}
         for name, fields in _DEPTHS.items():
             model = self.causal(f"depths {name}", fields)
-            found[f"depths: {name}"] = self.bits(model)
+            found[f"depths: {name}"] = self.bits(model, "library")
             if any(word.capacity for word in model.backbone.words):
-                found[f"depths: {name}, as in training"] = self.bits(model, trains=True)
+                found[f"depths: {name}, as in training"] = held_out_bits(model, DATA, _chosen_among_rows)
         return found
 
     def _shared(self) -> dict[str, float]:
         models = {name: self.causal(f"shared {name}", fields) for name, fields in _SHARED.items()}
-        return {f"shared: {name}": self.bits(model) for name, model in models.items()}
+        return {f"shared: {name}": self.bits(model, "library") for name, model in models.items()}
 
     def _pangu(self) -> dict[str, float]:
         plain: dict[str, Any] = {"pattern": "attn/mlp", "mlp": dataclasses.replace(_SERIES, series=1)}
         models = {name: self.causal(f"pangu {name}", plain | fields) for name, fields in _PANGU.items()}
-        return {f"pangu: {name}": self.bits(model) for name, model in models.items()}
+        return {f"pangu: {name}": self.bits(model, "library") for name, model in models.items()}
 
-    def masked(self, name: str, model: zoo.MaskedLMConfig, **options: Any) -> float:
+    def masked(self, name: str, model: zoo.MaskedLMConfig, text: str = "library", tasks: tuple[str, ...] = ()) -> float:
         """Nats a hidden token of a trained masked language model."""
-        masked_lm.fit(masked_lm.Config(model=model, examples=0, **self.options | options), self.folder / name)
+        steps: dict[str, Any] = {"steps": self.steps, "eval_every": self.steps, "save_every": self.steps}
+        config = masked_lm.Config(
+            model=model,
+            data=self.texts[text],
+            tasks=tasks,
+            examples=0,
+            train=TrainConfig(**steps, batch_size=ROWS, tensorboard=False, seed=self.seed),
+            optim=OptimConfig(learning_rate=3e-3, warmup_steps=_WARMUP_STEPS),
+        )
+        masked_lm.fit(config, self.folder / name)
         evaluated = last_evaluation(self.folder / name)
         assert evaluated is not None
         return evaluated["loss"]
@@ -167,16 +161,13 @@ class Bench:
         return {name: self.masked(name, model) for name, model in names.items()}
 
     def _tasks(self) -> dict[str, float]:
-        library = Path(sysconfig.get_paths()["stdlib"])
-        texts = {
-            "data": dataclasses.replace(_DATA, path=str(library / "pydoc_data" / "topics.py")),
-            "tasks": (str(library / "encodings"),),
-        }
+        tables = self.texts["tables"].path
+        assert tables is not None  # a folder of the library
         found = {}
         for name, n_tasks in _ROUTERS.items():
             moe = dataclasses.replace(_SHAPE.moe, n_tasks=n_tasks)
             model = dataclasses.replace(_ENCODER, pattern="attn/moe", moe=moe)
-            found[f"tasks: {name}"] = self.masked(f"tasks {name}", model, **texts)
+            found[f"tasks: {name}"] = self.masked(f"tasks {name}", model, "english", (tables,))
         return found
 
 

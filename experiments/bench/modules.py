@@ -22,9 +22,10 @@ from flax import nnx
 
 import ssm
 import zoo
-from experiments.bench.over_seeds import held_out_bits, print_over_seeds, trained
+from experiments.bench.over_seeds import print_over_seeds
+from experiments.bench.seed_runs import DATA, SeedRuns
 from experiments.causal.module_wise import FOLDER, ModulesConfig
-from experiments.data.corpus import DataConfig, load_corpus
+from experiments.data.corpus import load_corpus
 from experiments.loop import flags
 from experiments.loop.metrics import last_evaluation
 
@@ -43,14 +44,13 @@ class Config:
     """Share of the steps in which modules learn by themselves."""
 
 
-_DATA = DataConfig(seq_len=64)
 _TEACHER = zoo.CausalLMConfig(
     d_model=64, n_layers=4, pattern="attn/mlp", attn=zoo.AttentionConfig(n_heads=2), mlp=zoo.MLPConfig(d_ff=128)
 )
 _STUDENT = dataclasses.replace(_TEACHER, n_layers=2, pattern="mamba/mlp", mamba=ssm.MambaConfig(d_state=8))
 
 
-class Bench:
+class Bench(SeedRuns):
     """The runs of one seed, in a folder.
 
     Args:
@@ -60,47 +60,31 @@ class Bench:
     """
 
     def __init__(self, config: Config, seed: int, folder: Path):
-        self.config, self.seed, self.folder = config, seed, folder
-
-    def train(self, name: str, steps: int, **options: Any) -> zoo.CausalLM:
-        """The model of a run."""
-        return trained(self.folder / name, _DATA, steps=steps, seed=self.seed, **options)
+        super().__init__(seed, folder, config.teacher_steps, config.steps)
+        self.config = config
 
     def measure(self) -> dict[str, float]:
         """Teacher and students, by name."""
-        steps, taught = self.config.steps, {"teacher": str(self.folder / "teacher")}
-        found = {"teacher": self.bits(self.train("teacher", self.config.teacher_steps, model=_TEACHER))}
-        found["logits: fresh"] = self.bits(self.train("logits", steps, model=_STUDENT, **taught))
-        fresh = zoo.CausalLM(self._of_bytes(_STUDENT), rngs=nnx.Rngs(self.seed))
-        teacher = zoo.from_pretrained(self.folder / "teacher", kind=zoo.CausalLM)
+        taught: dict[str, Any] = {"teacher": str(self.folder / "teacher")}
+        teacher = self.train("teacher", "library", self.base_steps, model=_TEACHER)
+        by_logits = self.train("logits", "library", self.steps, model=_STUDENT, **taught)
+        shape = dataclasses.replace(_STUDENT, vocab_size=load_corpus(DATA).tokenizer.vocab_size)
+        fresh = zoo.CausalLM(shape, rngs=nnx.Rngs(self.seed))
         started = self.save("between", zoo.between_ends_of(teacher, fresh))
-        found["logits: the teacher's ends"] = self.bits(self.train("ends", steps, init=started, **taught))
-        alone = round(steps * self.config.share)
+        with_ends = self.train("ends", "library", self.steps, init=started, **taught)
+        models = {"teacher": teacher, "logits: fresh": by_logits, "logits: the teacher's ends": with_ends}
+        found = {name: self.bits(model, "library") for name, model in models.items()}
+        alone = round(self.steps * self.config.share)
         matches: tuple[Any, ...] = ("hidden", "logits")
         for match in matches:
             modules = ModulesConfig(steps=alone, match=match)
             name = f"modules by {match}"
-            model = self.train(name, steps - alone, model=_STUDENT, modules=modules, **taught)
+            model = self.train(name, "library", self.steps - alone, model=_STUDENT, modules=modules, **taught)
             together = last_evaluation(self.folder / name / FOLDER)
             assert together is not None
             found[f"modules: by {match}, put together"] = together["bits_per_byte"]
-            found[f"modules: by {match}, then logits"] = self.bits(model)
+            found[f"modules: by {match}, then logits"] = self.bits(model, "library")
         return found
-
-    def save(self, name: str, model: zoo.CausalLM) -> str:
-        """Writes a model that a run can begin with, which reads bytes."""
-        zoo.save_pretrained(model, self.folder / name)
-        load_corpus(_DATA).tokenizer.save(self.folder / name)
-        return str(self.folder / name)
-
-    @staticmethod
-    def bits(model: zoo.CausalLM) -> float:
-        """Bits per byte of held-out text."""
-        return held_out_bits(model, _DATA)
-
-    @staticmethod
-    def _of_bytes(config: zoo.CausalLMConfig) -> zoo.CausalLMConfig:
-        return dataclasses.replace(config, vocab_size=load_corpus(_DATA).tokenizer.vocab_size)
 
 
 def main() -> int:

@@ -19,7 +19,16 @@ ROWS = 8
 _BATCHES = 20
 
 
-def trained(folder: Path, data: DataConfig, *, steps: int, seed: int, rate: float = 3e-3, **options: Any) -> Any:
+def trained(
+    folder: Path,
+    data: DataConfig,
+    *,
+    steps: int,
+    seed: int,
+    rate: float = 3e-3,
+    warmup_steps: int = 10,
+    **options: Any,
+) -> Any:
     """The language model of a short run.
 
     Args:
@@ -27,13 +36,14 @@ def trained(folder: Path, data: DataConfig, *, steps: int, seed: int, rate: floa
       data: its text.
       steps, seed: of it.
       rate: peak learning rate.
+      warmup_steps: in which it is reached.
       **options: other fields of `causal_lm.Config`.
     """
     how: dict[str, Any] = {"steps": steps, "eval_every": steps, "save_every": steps, "seed": seed}
     config = causal_lm.Config(
         data=data,
         train=TrainConfig(**how, batch_size=ROWS, tensorboard=False),
-        optim=OptimConfig(learning_rate=rate, warmup_steps=10),
+        optim=OptimConfig(learning_rate=rate, warmup_steps=warmup_steps),
         eval_batches=1,
         **options,
     )

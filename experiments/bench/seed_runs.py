@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sysconfig
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,13 @@ class SeedRuns:
         """The model of a run."""
         data = text if isinstance(text, DataConfig) else self.texts[text]
         return trained(self.folder / name, data, steps=steps, seed=self.seed, rate=rate, **options)
+
+    def of_parts(self, parts: Sequence[str]) -> dict[str, float]:
+        """What the methods of some parts, `_PART`, give, by name."""
+        found: dict[str, float] = {}
+        for part in parts:
+            found |= getattr(self, f"_{part}")()
+        return found
 
     @functools.cached_property
     def base(self) -> zoo.CausalLM:

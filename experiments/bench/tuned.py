@@ -24,7 +24,7 @@ from flax import nnx
 
 import zoo
 from experiments import causal_lm
-from experiments.bench.over_seeds import ROWS, print_over_seeds
+from experiments.bench.over_seeds import ROWS, print_over_seeds, trained
 from experiments.bench.seed_runs import SeedRuns
 from experiments.data.corpus import load_corpus
 from experiments.loop import flags
@@ -108,9 +108,8 @@ class Bench(SeedRuns):
         for share in self.config.shares:
             deltas = [zoo.sparse_delta(base, tuned, share=share) for tuned in tunes]
             found[f"merge: sum of the {share:g} that moved most"] = over_both(zoo.add_deltas(base, deltas))
-        self.seed += 100  # the other order of the data
-        other = self.train("english again", "english", self.config.steps, init=self.start)
-        self.seed -= 100
+        of_text: dict[str, Any] = {"steps": self.steps, "seed": self.seed + 100}  # another order of the data
+        other = trained(self.folder / "english again", self.texts["english"], init=self.start, **of_text)
         both = [self.bits(model, "english") for model in (english, other)]
         found["merge: two tunes on English, their mean"] = statistics.mean(both)
         soup: Any = zoo.merge(None, [english, other], method="average")

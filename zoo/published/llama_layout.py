@@ -124,7 +124,7 @@ def _read_windows(raw: Json) -> list[int | None]:
 
 def _pattern_of(windows: list[int | None]) -> str:
     words = [f"attn[window={window}]/mlp" if window else "attn/mlp" for window in windows]
-    return format_pattern(tuple(word for text in words for word in parse_pattern(text, 1)))
+    return format_pattern(parse_pattern(" ".join(words), len(words)))
 
 
 def write_config(config: CausalLMConfig, kind: str = "llama") -> Json:
