@@ -10,11 +10,12 @@ import pytest
 from experiments.loop.checkpoints import Checkpoints
 from experiments.loop.metrics import read_metrics
 from experiments.loop.train import train
+from tests.experiments.loop.deleting import delete_under_a_run
 from tests.experiments.loop.test_train import OPTIM, make_config, make_task
 
 
 class Deleting:
-    """Batches; when the one of a number is asked for, a folder is deleted."""
+    """Batches; when the one of a number is asked for, the run's folder is deleted, and the one around it."""
 
     def __init__(self, batches, number, folder):
         self.batches, self.number, self.folder = batches, number, folder
@@ -22,10 +23,9 @@ class Deleting:
 
     def __next__(self):
         if self.batches.number == self.number:
-            while not list(self.folder.rglob(f"checkpoints/{self.number}/record.json")):  # it is on its way
+            while not (self.folder / f"checkpoints/{self.number}/record.json").exists():  # it is on its way
                 time.sleep(0.01)
-            while self.folder.exists():  # or what was kept before is
-                shutil.rmtree(self.folder, ignore_errors=True)
+            delete_under_a_run(self.folder.parent)
         return next(self.batches)
 
 
@@ -39,7 +39,7 @@ def test_a_run_whose_folder_is_deleted_writes_it_again_and_loses_nothing(tmp_pat
     folder.mkdir(parents=True)
     for path in (folder, folder.parent):
         (path / "config.json").write_text(json.dumps({"of": str(path)}))
-    train(deleting(folder.parent, 4), make_config(6), OPTIM, folder)
+    train(deleting(folder, 4), make_config(6), OPTIM, folder)
     said = capsys.readouterr().out
     assert "the checkpoint of step 4 was deleted under the run; step 6 is saved" in said
     (line,) = [line for line in said.splitlines() if "written again" in line]
