@@ -4,7 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 AOT_VENV ?= .venv-aot
-# Compiling every module of every package takes longer than all the rest; Python compiles what it imports.
+# Compiling every module of every package takes longer than all the rest; Python compiles what it imports, and keeps it,
+# whatever the environment says: tests start many processes, each of which would compile all anew.
+export PYTHONDONTWRITEBYTECODE =
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test test-fast test-slow test-aot check bench docs notebooks notebooks-run clean
