@@ -18,7 +18,7 @@ from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
 from zoo.published import clip_layout, ssm_layout
 from zoo.published.layout_options import Blocker, require_held
 from zoo.published.tensors import Entry, Json, Table
-from zoo.published.transformers_fields import ACTIVATIONS, read_activation, write_activation
+from zoo.published.transformers_fields import read_activation, write_activation
 
 Tensor = TypeVar("Tensor")
 WORD_EMBEDDINGS = ("language_model.embed_tokens.weight", "language_model.embeddings.weight")
@@ -150,7 +150,7 @@ def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
         "text_config": text_raw,
         "image_token_index": config.image_token_id,
         "image_seq_length": config.image_tokens,
-        "projector_hidden_act": write_activation(connector.activation, ACTIVATIONS),
+        "projector_hidden_act": write_activation(connector.activation),
         "multimodal_projector_bias": connector.bias,
         "vision_feature_layer": config.vision_layer,
         "vision_feature_select_strategy": "full" if full else "default",

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import zoo
+from m2.mlp import ACTIVATIONS
 from tests.numerics import jitted
 from tests.places import PUBLISHED
 from zoo.published import ssm_layout
@@ -147,6 +148,15 @@ def test_what_multiplies_around_a_language_model_is_llava_s_not_its_own(name, em
     config = read_config(raw | {"text_config": text}, ssm_layout.read_config)
     assert (config.text.embedding_multiplier, config.image_multiplier) == (embedding, image)
     assert config.text.logits_multiplier == 1
+    text = ssm_layout.write_config(config.text, "transformers")
+    assert read_config(write_config(config, text), ssm_layout.read_config) == config
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_each_non_linearity_of_a_connector_goes_out_and_in(activation):
+    config = zoo.from_pretrained(PUBLISHED / "llava_clip").config
+    connector = dataclasses.replace(config.connector, activation=activation)
+    config = dataclasses.replace(config, connector=connector)
     text = ssm_layout.write_config(config.text, "transformers")
     assert read_config(write_config(config, text), ssm_layout.read_config) == config
 
