@@ -325,6 +325,11 @@ def test_images_that_do_not_fill_their_places_are_named(model):
     for prompt, images, message in (
         ([1, *PLACES], None, "there are no images"),
         ([[1, *PLACES], [2]], [[pictures()], [pictures()]], "row 1 has 1 images of 4 tokens, and 0 places"),
+        (
+            [1, *PLACES],
+            [np.zeros((8, 8, 3), np.uint8)],
+            r"images are of uint8, expected floats \(x, y, c\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             zoo.generate(model, prompt, 2, images=images)
