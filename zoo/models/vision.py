@@ -287,6 +287,7 @@ class ImageClassifier(nnx.Module):
         *,
         layer: int | tuple[int, ...] = -1,
         normed: bool = True,
+        class_tokens: bool = False,
         task: Int[Array, "b"] | None = None,
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b l w"], Float[Array, ""]]:
@@ -298,6 +299,7 @@ class ImageClassifier(nnx.Module):
             earlier one is not computed under `jax.jit`, and adds nothing to the loss. Of several the vectors lie end to
             end, in the order that is given.
           normed: whether the last layer's are behind the final normalisation, which those of the others never are.
+          class_tokens: whether those of tokens that stand for the whole image are among them, where these stand.
           task, rngs: as in `__call__`.
         """
         x, given = self._embed(images, rngs)
@@ -309,7 +311,7 @@ class ImageClassifier(nnx.Module):
             read = any(number in last for number in layers)
             states, loss = self.backbone.run_states(x, task=task, normed=normed or not read, rngs=rngs, **given)
             x, loss = jnp.concatenate([states[number] for number in layers], axis=-1), loss if read else jnp.float32(0)
-        n = self.config.n_tokens
+        n = 0 if class_tokens else self.config.n_tokens
         return _without(x, self._place_of_token(x.shape[1] - n), n), loss
 
     def _embed(self, images, rngs):

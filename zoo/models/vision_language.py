@@ -66,6 +66,9 @@ class VisionLanguageConfig:
     vision_norm: bool = True
     """Whether the encoder's output is behind its final normalisation. False: as its last block gives it, the last layer
     of some LLaVAs on SigLIP."""
+    class_tokens: bool = False
+    """Whether the encoder's tokens that stand for the whole image take places too, where it has them among the patches
+    (LLaVA's vision_feature_select_strategy "full" on CLIP)."""
     image_multiplier: float = 1.0
     """Multiplies the tokens of images, as `text.embedding_multiplier` does those of text (LLaVA around Granite)."""
     deepstack: int = 1
@@ -93,6 +96,13 @@ class VisionLanguageConfig:
             raise ValueError(f"vision_norm=False with vision_layer={self.vision_layer}, expected -1, its output")
         if not self.vision_norm and self.vision.keep is not None:
             raise ValueError(f"vision_norm=False with vision.keep={self.vision.keep}, expected None")
+        connector = self.connector
+        if self.class_tokens and (connector.kind in ("scan", "queries") or connector.shuffle > 1 or self.deepstack > 1):
+            raise ValueError(
+                f"class_tokens=True with deepstack={self.deepstack}, connector.kind={connector.kind!r} and "
+                f"connector.shuffle={connector.shuffle}, expected 1, a kind that reads each token alone, and 1: they "
+                "have no place in rows and columns"
+            )
         if self.deepstack < 1 or self.deepstack**2 > self.text.n_layers:
             raise ValueError(
                 f"deepstack={self.deepstack}, expected at least 1, and {self.deepstack**2} groups of tokens at most "
@@ -109,6 +119,8 @@ class VisionLanguageConfig:
     def grid(self, patches: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the places that an image of so many patches takes in a row of text."""
         rows, columns = self.connector.grid(patches)
+        if self.class_tokens:
+            return 1, rows * columns + self.vision.n_tokens
         if rows % self.deepstack or columns % self.deepstack:
             raise ValueError(f"deepstack={self.deepstack} must divide both sides of the {rows} x {columns} tokens")
         return rows // self.deepstack, columns // self.deepstack
@@ -372,7 +384,7 @@ class VisionLanguageModel(nnx.Module):
         config = self.config
         grid = config.vision.grid_of(images.shape[1], images.shape[2])
         which: dict[str, Any] = {"layer": config.vision_layer, "normed": config.vision_norm}
-        patches, loss = self.vision.patch_vectors(images, rngs=rngs, **which)
+        patches, loss = self.vision.patch_vectors(images, class_tokens=config.class_tokens, rngs=rngs, **which)
         tokens, multiplier = self.connector(patches, grid), config.image_multiplier
         tokens = tokens if multiplier == 1 else tokens * multiplier
         side, (rows, columns) = config.deepstack, config.grid(grid)

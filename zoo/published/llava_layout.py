@@ -1,8 +1,8 @@
 """The layout of transformers' LLaVA: a CLIP or SigLIP image encoder, two linear maps, a causal language model.
 
 The language model is of any layout that transformers has and this library reads; those of the released ones are Llama,
-Mistral and Qwen2. The encoder is read before its last block, or behind it and not normalised, without its class token,
-as they do; or at several layers, whose vectors lie end to end.
+Mistral and Qwen2. The encoder is read before its last block, or behind it and not normalised, with or without its class
+token, as they do; or at several layers, whose vectors lie end to end.
 
 Source: transformers' configuration_llava.py and modeling_llava.py; Liu et al. 2023, arXiv:2304.08485, 2310.03744.
 """
@@ -92,10 +92,13 @@ def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> Visio
     layers = layer if isinstance(layer, tuple) else (layer,)
     if not layers or any(type(number) is not int for number in layers):
         raise ValueError(f"vision_feature_layer={said!r:.60}, expected a layer, such as -2, or a list of some")
-    expected = "default" if vision.class_token == "first" else "full"
-    if (strategy := raw.get("vision_feature_select_strategy", "default")) != expected:
-        what = "class token is left out" if expected == "default" else "patches are all read"
-        raise ValueError(f"vision_feature_select_strategy={strategy!r}, expected {expected!r}: the encoder's {what}")
+    strategy = raw.get("vision_feature_select_strategy", "default")
+    strategies = ("default", "full") if vision.n_tokens else ("full",)
+    if strategy not in strategies:
+        raise ValueError(
+            f"vision_feature_select_strategy={strategy!r}, expected {' or '.join(map(repr, strategies))}: what is left "
+            "out is the encoder's class token, and no patch"
+        )
     bias = bool(raw.get("multimodal_projector_bias", True))
     activation = read_activation(raw.get("projector_hidden_act", "gelu"), "projector_hidden_act")
     image_token: Any = raw.get("image_token_index", raw.get("image_token_id", 32_000))
@@ -106,6 +109,7 @@ def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> Visio
         image_token_id=image_token,
         vision_layer=layer,
         vision_norm=not {*layers} & {-1, vision.n_layers},
+        class_tokens=strategy == "full" and vision.n_tokens > 0,
         image_multiplier=multiplier,
     )
 
@@ -142,7 +146,7 @@ def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
     if config.reads_output and config.vision_norm:
         blockers.append(Blocker(f"vision_norm=True with vision_layer={config.vision_layer}", "False"))
     require_held(blockers, "layout of llava")
-    full = config.vision.class_token == "none"
+    full = config.class_tokens or not config.vision.n_tokens
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",

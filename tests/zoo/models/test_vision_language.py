@@ -158,6 +158,16 @@ def test_vectors_of_several_layers_lie_end_to_end(normed):
     assert_close(several, one_by_one)
 
 
+def test_class_tokens_take_places_too():
+    model = build(class_tokens=True, connector=zoo.ConnectorConfig())
+    assert model.with_places([1, IMAGE]) == [1, *[IMAGE] * 17]
+    images = pictures(1)
+    tokens, _ = model.encode(images)
+    assert_close(tokens[0], model.connector(model.vision.hidden(images), (4, 4)))
+    plain = build(connector=zoo.ConnectorConfig())
+    assert_close(plain.encode(images)[0], tokens[:, :, 1:])
+
+
 def test_tokens_of_images_are_multiplied():
     model, images = build(), pictures(1)
     plain, _ = model.encode(images)
@@ -347,6 +357,7 @@ def test_images_that_do_not_fill_their_places_are_named(model):
         ({"vision_layer": (0, -4)}, r"vision_layer=\(0, -4\), expected some of 2 layers"),
         ({"vision_layer": (0, 1), "vision_norm": False}, r"vision_norm=False with vision_layer=\(0, 1\), expected -1"),
         ({"vision_layer": 1, "vision_norm": False}, "vision_norm=False with vision_layer=1, expected -1"),
+        ({"class_tokens": True}, "class_tokens=True with deepstack=1, connector.kind='mlp' and connector.shuffle=2"),
         ({"deepstack": 3}, "deepstack=3, expected at least 1, and 9 groups of tokens at most text.n_layers=2"),
         ({"connector": zoo.ConnectorConfig(shuffle=3)}, "shuffle=3 must divide both sides of the 4 x 4 patches"),
     ],

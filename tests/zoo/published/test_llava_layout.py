@@ -92,7 +92,10 @@ def test_names_of_other_releases_are_read_too(renaming, tmp_path):
         ({"vision_feature_layer": [-2, 0.5]}, r"vision_feature_layer=\[-2, 0.5\], expected a layer"),
         ({"vision_feature_layer": [-2, -5]}, r"vision_layer=\(-2, -5\), expected some of 3 layers"),
         ({"vision_feature_layer": [-2, -3]}, r"linear_1.weight is \(24, 16\), expected \(24, 32\)"),
-        ({"vision_feature_select_strategy": "full"}, "expected 'default': the encoder's class token is left out"),
+        (
+            {"vision_feature_select_strategy": "all"},
+            "select_strategy='all', expected 'default' or 'full'",
+        ),
         ({"multimodal_projector_bias": False}, "2 in the file that the model does not have: multi_modal_projector"),
         (
             {"vision_config": {"model_type": "pixtral"}},
@@ -150,6 +153,20 @@ def test_what_multiplies_around_a_language_model_is_llava_s_not_its_own(name, em
     assert config.text.logits_multiplier == 1
     text = ssm_layout.write_config(config.text, "transformers")
     assert read_config(write_config(config, text), ssm_layout.read_config) == config
+
+
+def test_a_class_token_is_read_where_the_strategy_is_full():
+    """And of an encoder without one no patch is left out."""
+    raw = json.loads((PUBLISHED / "llava_clip/config.json").read_text()) | {"vision_feature_select_strategy": "full"}
+    config = read_config(raw, ssm_layout.read_config)
+    assert (config.class_tokens, config.image_tokens) == (True, 17)
+    text = ssm_layout.write_config(config.text, "transformers")
+    assert write_config(config, text)["image_seq_length"] == 17
+    assert read_config(write_config(config, text), ssm_layout.read_config) == config
+    raw = json.loads((PUBLISHED / "llava_siglip/config.json").read_text())
+    assert not read_config(raw, ssm_layout.read_config).class_tokens
+    with pytest.raises(ValueError, match="vision_feature_select_strategy='default', expected 'full': what is left out"):
+        read_config(raw | {"vision_feature_select_strategy": "default"}, ssm_layout.read_config)
 
 
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
