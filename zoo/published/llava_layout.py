@@ -85,8 +85,12 @@ def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> Visio
     # What LLaVA does itself in place of the language model's own: it looks vectors up, as they are, and makes logits of
     # what comes out. Granite alone multiplies whatever enters it, images too.
     multiplier = text.embedding_multiplier if text_raw["model_type"] in _MULTIPLYING else 1.0
-    tied = text.tie_embeddings or bool(raw.get("tie_word_embeddings", False))
-    text = dataclasses.replace(text, embedding_multiplier=multiplier, logits_multiplier=1.0, tie_embeddings=tied)
+    tied = raw.get("tie_word_embeddings") or False
+    if not isinstance(tied, bool):
+        raise ValueError(f"tie_word_embeddings={tied!r}, expected true or false")
+    text = dataclasses.replace(
+        text, embedding_multiplier=multiplier, logits_multiplier=1.0, tie_embeddings=tied or text.tie_embeddings
+    )
     said = raw.get("vision_feature_layer", -2)
     layer: Any = tuple(said) if isinstance(said, list | tuple) else said
     layers = layer if isinstance(layer, tuple) else (layer,)

@@ -102,6 +102,11 @@ def test_names_of_other_releases_are_read_too(renaming, tmp_path):
             "vision_config.model_type='pixtral', expected one of clip_vision",
         ),
         ({"text_config": None}, "text_config=None, expected the config of a part"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false', expected true or false"),
+        (
+            {"tie_word_embeddings": True},
+            "lm_head.weight differs from language_model.embed_tokens.weight, which",
+        ),
         ({"image_token_index": 40}, "image_token_id=40, expected a token of 40"),
     ],
 )
