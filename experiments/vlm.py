@@ -85,6 +85,7 @@ def with_encoder(config: Config, folder: Path) -> Config | None:
                     f"--encoder-steps {config.encoder_steps}: {data.where} has no captions to teach an encoder by; "
                     "expected some, or --encoder-steps 0 --trained all"
                 )
+            prepare(dataclasses.replace(config, encoder_steps=0))  # what it refuses is told before the lesson
             folder.mkdir(parents=True, exist_ok=True)
             flags.save_config(taught, folder / "config.json")
     if not (place / "images").is_dir():

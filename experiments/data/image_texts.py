@@ -30,7 +30,9 @@ from experiments.data.text_files import BadFile, stem_and_suffix
 # Columns by their usual names, the first that there is.
 IMAGE = ("image", "image_path", "file_name", "filename", "path", "img")
 CAPTION = ("caption", "captions", "text", "sentences_raw")
-QUESTION, ANSWER = ("question", "query", "prompt"), ("answer", "answers", "multiple_choice_answer", "label", "response")
+QUESTION = ("question", "query", "prompt")
+# VQAv2's first: what most people answered, where `answers` has what each of ten did.
+ANSWER = ("multiple_choice_answer", "answer", "answers", "label", "response")
 # Most memory of pictures that were drawn, 4 bytes a pixel.
 _DRAWN_BYTES = 256 << 20
 # What is asked of an image that has a caption.
@@ -183,7 +185,9 @@ def _file(path: Path, where: str) -> ImageTexts:
             raise FileNotFoundError(f"{where}: {path.name} names the image {name!r}, which is not in {root}")
     number_of = {name: i for i, name in enumerate(files)}
     examples = [
-        Example(number_of[name], *texts) for name, row in zip(named, rows, strict=True) for texts in _texts(row, where)
+        Example(number_of[name], *texts)
+        for number, (name, row) in enumerate(zip(named, rows, strict=True), 1)
+        for texts in _texts(row, f"{where}: row {number} of {path.name}")
     ]
     return ImageTexts(lambda i: open_picture(root / files[i], files[i]), tuple(examples))
 
@@ -196,20 +200,26 @@ def _pairs(path: Path, where: str) -> ImageTexts:
     examples = [
         Example(i, *texts)
         for i, file in enumerate(files)
-        for texts in _texts({"caption": file.with_suffix(".txt").read_text(encoding="utf-8")}, where)
+        for text in [file.with_suffix(".txt")]
+        for texts in _texts({"caption": _decoded(text.read_bytes(), text.name, where)}, f"{where}: {text.name}")
     ]
     return ImageTexts(lambda i: open_picture(files[i], files[i].name), tuple(examples))
 
 
 def _tar(path: Path, where: str) -> ImageTexts:
-    """webdataset's layout: files of one key one behind the other, the image and what is said of it."""
+    """webdataset's layout: files of one key one behind the other, the image and what is said of it.
+
+    A key is a file's name up to its first dot, with the folder that it lies in; hidden files have none.
+    """
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:") as archive:  # uncompressed: images are read from where they lie in it
             members = [m for m in archive if m.isfile()]
             keys: dict[str, dict[str, tarfile.TarInfo]] = {}
             for member in members:
-                key, _, kind = member.name.partition(".")
-                keys.setdefault(key, {})[f".{kind.lower()}"] = member
+                folder, slash, name = member.name.rpartition("/")
+                key, _, kind = name.partition(".")
+                if key:
+                    keys.setdefault(f"{folder}{slash}{key}", {})[f".{kind.lower()}"] = member
             images: list[tarfile.TarInfo] = []
             examples: list[Example] = []
             for key, parts in keys.items():
@@ -221,12 +231,12 @@ def _tar(path: Path, where: str) -> ImageTexts:
                     content = archive.extractfile(member)
                     if content is None or suffix not in (".txt", ".caption", ".json"):
                         continue
-                    text = content.read().decode("utf-8")
-                    row |= json.loads(text) if suffix == ".json" else {"caption": text}
+                    text = _decoded(content.read(), member.name, where)
+                    row |= _object(text, member.name, where) if suffix == ".json" else {"caption": text}
                 examples += [Example(len(images), *texts) for texts in _texts(row, f"{where}: {key}")]
                 images.append(image)
-    except (tarfile.TarError, UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-        raise ValueError(f"{where}: {path.name} cannot be read ({error})") from error
+    except tarfile.TarError as error:
+        raise ValueError(f"{where}: {path.name} cannot be read ({error}), expected a .tar, not compressed") from error
     if not images:
         raise ValueError(f"{where}: {path.name} holds no image with a text of its name")
 
@@ -236,6 +246,25 @@ def _tar(path: Path, where: str) -> ImageTexts:
             return open_picture(file.read(images[i].size), images[i].name)
 
     return ImageTexts(read, tuple(examples))
+
+
+def _decoded(content: bytes, name: str, where: str) -> str:
+    """The text of a file; a mark of its byte order is none of it."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: {name} is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _object(text: str, name: str, where: str) -> dict[str, Any]:
+    """The columns that a .json of webdataset's names."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: {name} is not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: {name} holds {text.strip()[:40]}, expected an object of columns")
+    return row
 
 
 def _hub(config: ImageTextsConfig, where: str) -> dict[str, ImageTexts]:

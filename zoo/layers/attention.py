@@ -27,6 +27,7 @@ from ssm.platform import by_platform
 from ssm.serialization import serializable
 from ssm.tensor_cut import convolve, cut, side_by_side
 from zoo.layers.linear import linear
+from zoo.layers.norm import norm
 from zoo.layers.seen import Positions, number_positions, where_present
 from zoo.layers.softmax_attention import IMPLEMENTATIONS, Implementation, softmax_attention
 
@@ -63,6 +64,11 @@ class AttentionConfig:
     """Whether the projections have biases."""
     out_bias: bool | None = None
     """Whether the output projection has one. None: as `bias` says."""
+    qk_norm: bool = False
+    """Whether the queries and the keys of each head are divided by their root mean square, and multiplied by a learned
+    scale, before they are rotated (Qwen3)."""
+    qk_norm_eps: float = 1e-6
+    """Added to the mean square there."""
     d_conv: int | None = None
     """Taps of a short causal convolution of queries, keys and values, as in the official Mamba-2 hybrid. None: none."""
     softmax_scale: float | None = None
@@ -130,8 +136,8 @@ class Attention(nnx.Module):
       (2, 10, 16)
 
     Source: Vaswani et al. 2017; rotary: Su et al. 2021, arXiv:2104.09864, in the half-split form of Llama; ALiBi: Press
-      et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; convolution:
-      mamba_ssm/modules/mha.py.
+      et al. 2021, arXiv:2108.12409; grouped heads: Ainslie et al. 2023, arXiv:2305.13245; norms of queries and keys:
+      Henry et al. 2020, arXiv:2010.04245, as in Qwen3, arXiv:2505.09388; convolution: mamba_ssm/modules/mha.py.
     """
 
     needs = ("ahead", "positions")
@@ -186,6 +192,8 @@ class Attention(nnx.Module):
         self.conv1d = None if config.d_conv is None else DepthwiseConv(channels, config.d_conv, **conv_options)
         options["bias"] = config.bias if config.out_bias is None else config.out_bias
         inner = self.n_heads * self.head_dim
+        norm_options: dict[str, Any] = {"epsilon": config.qk_norm_eps, "param_dtype": param_dtype, "rngs": rngs}
+        self.q_norm, self.k_norm = (norm(self.head_dim, **norm_options) if config.qk_norm else None for _ in range(2))
         self.rope_index = self._some_pairs(param_dtype)
         self.o_proj = linear(inner, d_out or d_model, axes=(heads, "embed"), scale=residual_scale, **options)
 
@@ -336,6 +344,8 @@ class Attention(nnx.Module):
             parts, conv = convolve(self.conv1d, inputs, conv, convolved, **positions)
         parts = [cut(part, -1, n) for part, n in zip(parts, heads, strict=True)]
         q, k, v = (rearrange(part, "b l (h p) -> b l h p", p=self.head_dim) for part in parts)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q).astype(q.dtype), self.k_norm(k).astype(k.dtype)
         if self.config.position == "rope":
             q, k = (self._rotate(x, index) for x in (q, k))
         return q, k, v, conv

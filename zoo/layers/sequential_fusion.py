@@ -44,6 +44,7 @@ class FusionStep(nnx.Module):
         rngs: nnx.Rngs,
     ):
         options: dict[str, Any] = {"bias": True, "init": "uniform", "dtype": dtype, "param_dtype": param_dtype}
+        self.d_in = d_in
         self.fc1 = linear(d_state + d_in, d_hidden or d_state, rngs=rngs, **options)
         self.fc2 = linear(d_hidden or d_state, d_state, rngs=rngs, **options)
 
@@ -140,7 +141,8 @@ class SequentialFusion(nnx.Module):
           order: modalities in the order in which they come. None: that of `inputs`.
 
         Raises:
-          ValueError: names of modalities that there are not, or none; an order with one twice.
+          ValueError: names of modalities that there are not, or none; an order with one twice; other numbers of rows,
+            or another width, than expected.
         """
         there, order = there or {}, tuple(order or self.names)
         for what, names in (("features", features), ("there", there), ("order", order)):
@@ -151,6 +153,7 @@ class SequentialFusion(nnx.Module):
         if not features:
             raise ValueError(f"features={{}}, expected some of {', '.join(self.names)}")
         rows = jax.tree.leaves(next(iter(features.values())))[0].shape[0]
+        self._check(features, there, rows)
         state = jnp.broadcast_to(self.initial[...], (rows, self.initial.shape[0]))
         states, seen = [state], []
         for name in order:
@@ -162,6 +165,22 @@ class SequentialFusion(nnx.Module):
         stacked = jnp.stack(states, axis=1)
         read = {task: head(stacked) for task, head in zip(self.tasks, self.heads, strict=True)}
         return Fused(stacked, read, jnp.stack(seen, axis=1))
+
+    def _check(self, features, there, rows):
+        """Raises a ValueError where features, or what is there, have other shapes than expected: no row is repeated."""
+        for name, given in features.items():
+            if any(x.ndim < 1 or x.shape[0] != rows for x in jax.tree.leaves(given)):
+                shapes = ", ".join(str(x.shape) for x in jax.tree.leaves(given))
+                raise ValueError(f"features[{name!r}] have shape {shapes}, expected {rows} rows, as the first have")
+            step = self.steps[self.names.index(name)]
+            if isinstance(step, FusionStep) and getattr(given, "shape", None) != (rows, step.d_in):
+                expected = f"({rows}, {step.d_in})"
+                raise ValueError(f"features[{name!r}] have shape {getattr(given, 'shape', None)}, expected {expected}")
+        for name, given in there.items():
+            is_there = jnp.asarray(given)
+            if is_there.dtype != bool or is_there.shape not in ((), (rows,)):
+                found = f"{is_there.dtype}{list(is_there.shape)}"
+                raise ValueError(f"there[{name!r}] is {found}, expected truth values of {rows} rows")
 
     def _step(self, name: str, state, features, here):
         """The state behind a modality, for rows that have it."""

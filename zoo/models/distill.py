@@ -58,7 +58,7 @@ def seed_from_attention(
 
     Raises:
       ValueError: a layer without attention, or with another mixer beside it; none with it in the model; a model some of
-        whose depths share a block.
+        whose depths share a block; norms of queries and keys (`AttentionConfig.qk_norm`) with maps to be copied.
 
     Examples:
       >>> attn = zoo.AttentionConfig(n_heads=2)
@@ -80,6 +80,12 @@ def seed_from_attention(
         where = ", ".join(map(str, known)) or "in no layer"
         raise ValueError(f"{what}, expected layers with attention: {where}")
 
+    normed = [i for i in chosen if getattr(blocks[i].mixer, "q_norm", None) is not None]
+    if normed and init != "random":
+        raise ValueError(
+            f"init={init!r} with attn.qk_norm=True in layer {normed[0]}, expected 'random': linear attention does not "
+            "normalise queries and keys, so their maps alone do not say what attention sees"
+        )
     if any(word.shared for word in words):
         raise ValueError(f"pattern={model.config.pattern!r} has blocks that depths share, which cannot be converted")
     config = dataclasses.replace(config, init="mimic" if init == "mimic" else "mamba2")

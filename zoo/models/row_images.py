@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from zoo.models.vision_language import VisionLanguageModel
@@ -21,7 +22,8 @@ def images_of_rows(images: Images, model: Any, prompt: np.ndarray, present: np.n
       present: (b, l) where there is one.
 
     Raises:
-      ValueError: a model that reads no images, images of several sizes or of none, or others than there are places for.
+      ValueError: a model that reads no images, images of several sizes or of none, whole numbers, or others than there
+        are places for.
     """
     if not isinstance(model, VisionLanguageModel):
         raise ValueError(f"images are given to a {type(model).__name__}, expected a VisionLanguageModel")
@@ -29,7 +31,10 @@ def images_of_rows(images: Images, model: Any, prompt: np.ndarray, present: np.n
     rows: list[Any] = [np.asarray(images)] if getattr(images, "ndim", 0) == 4 and b == 1 else list(images)
     if b == 1 and rows and np.ndim(rows[0]) == 3:
         rows = [rows]  # those of a single prompt
-    each = [[np.asarray(image, np.float32) for image in row] for row in rows]
+    given = [[np.asarray(image) for image in row] for row in rows]
+    if kinds := {str(image.dtype) for row in given for image in row if not jnp.issubdtype(image.dtype, jnp.floating)}:
+        raise ValueError(f"images are of {min(kinds)}, expected floats (x, y, c), normalised as the model was trained")
+    each = [[image.astype(np.float32) for image in row] for row in given]
     shapes = {image.shape for row in each for image in row}
     if len(each) != b or len(shapes) != 1 or len(next(iter(shapes))) != 3:
         found = f"{len(each)} rows, of shapes {sorted(shapes, key=str)}"

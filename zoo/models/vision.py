@@ -285,27 +285,33 @@ class ImageClassifier(nnx.Module):
         self,
         images: Float[Array, "b x y c"],
         *,
-        layer: int = -1,
+        layer: int | tuple[int, ...] = -1,
         normed: bool = True,
+        class_tokens: bool = False,
         task: Int[Array, "b"] | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "b l d"], Float[Array, ""]]:
+    ) -> tuple[Float[Array, "b l w"], Float[Array, ""]]:
         """The patches' vectors of a layer, row by row, and what training adds to its loss for the model's mixers.
 
         Args:
           images: pixels, as in `__call__`.
           layer: which, as `hidden_states` counts: -1 is the backbone's output. What the others compute on top of an
-            earlier one is not computed under `jax.jit`, and adds nothing to the loss.
+            earlier one is not computed under `jax.jit`, and adds nothing to the loss. Of several the vectors lie end to
+            end, in the order that is given.
           normed: whether the last layer's are behind the final normalisation, which those of the others never are.
+          class_tokens: whether those of tokens that stand for the whole image are among them, where these stand.
           task, rngs: as in `__call__`.
         """
         x, given = self._embed(images, rngs)
-        loss = jnp.float32(0)
-        if layer in (-1, self.config.n_layers):
+        layers, last = layer if isinstance(layer, tuple) else (layer,), (-1, self.config.n_layers)
+        if {*layers} <= {*last}:
             x, loss = self.backbone.run(x, task=task, normed=normed, rngs=rngs, **given)
+            x = jnp.concatenate([x] * len(layers), axis=-1)
         else:
-            x = self.backbone.hidden_states(x, task=task, rngs=rngs, **given)[layer]
-        n = self.config.n_tokens
+            read = any(number in last for number in layers)
+            states, loss = self.backbone.run_states(x, task=task, normed=normed or not read, rngs=rngs, **given)
+            x, loss = jnp.concatenate([states[number] for number in layers], axis=-1), loss if read else jnp.float32(0)
+        n = 0 if class_tokens else self.config.n_tokens
         return _without(x, self._place_of_token(x.shape[1] - n), n), loss
 
     def _embed(self, images, rngs):

@@ -13,6 +13,7 @@ Axes: i images a row, x image height, y image width, c channels (here alone), m 
 
 import dataclasses
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -59,12 +60,17 @@ class VisionLanguageConfig:
     """What makes tokens of the language model of patches."""
     image_token_id: int = 0
     """The token that stands in a row wherever a token of an image goes."""
-    vision_layer: int = -1
+    vision_layer: int | tuple[int, ...] = -1
     """Whose vectors of the image encoder are read, as `hidden_states` counts: -1 is its output, -2 what enters its last
-    block (LLaVA)."""
+    block (LLaVA). Of several the connector reads a patch's vectors end to end."""
     vision_norm: bool = True
     """Whether the encoder's output is behind its final normalisation. False: as its last block gives it, the last layer
     of some LLaVAs on SigLIP."""
+    class_tokens: bool = False
+    """Whether the encoder's tokens that stand for the whole image take places too, where it has them among the patches
+    (LLaVA's vision_feature_select_strategy "full" on CLIP)."""
+    image_multiplier: float = 1.0
+    """Multiplies the tokens of images, as `text.embedding_multiplier` does those of text (LLaVA around Granite)."""
     deepstack: int = 1
     """Side of the squares of tokens of which one alone takes a place in the row; the others are added at that place
     before deeper blocks, one each (DeepStack). 2: a quarter of the length."""
@@ -81,12 +87,22 @@ class VisionLanguageConfig:
             raise ValueError(f"vision.n_classes={self.vision.n_classes}, expected 0: nothing reads the classes")
         if not 0 <= self.image_token_id < max(1, self.text.vocab_size):
             raise ValueError(f"image_token_id={self.image_token_id}, expected a token of {self.text.vocab_size}")
-        if not -self.vision.n_layers - 1 <= self.vision_layer <= self.vision.n_layers:
-            raise ValueError(f"vision_layer={self.vision_layer}, expected one of {self.vision.n_layers} layers")
-        if not self.vision_norm and self.vision_layer not in (-1, self.vision.n_layers):
+        there = range(-self.vision.n_layers - 1, self.vision.n_layers + 1)
+        known = [n for n in self.vision_layers if isinstance(n, Integral) and not isinstance(n, bool) and n in there]
+        if not known or len(known) < len(self.vision_layers):
+            which = "some" if isinstance(self.vision_layer, tuple) else "one"
+            raise ValueError(f"vision_layer={self.vision_layer}, expected {which} of {self.vision.n_layers} layers")
+        if not self.vision_norm and not self.reads_output:
             raise ValueError(f"vision_norm=False with vision_layer={self.vision_layer}, expected -1, its output")
         if not self.vision_norm and self.vision.keep is not None:
             raise ValueError(f"vision_norm=False with vision.keep={self.vision.keep}, expected None")
+        connector = self.connector
+        if self.class_tokens and (connector.kind in ("scan", "queries") or connector.shuffle > 1 or self.deepstack > 1):
+            raise ValueError(
+                f"class_tokens=True with deepstack={self.deepstack}, connector.kind={connector.kind!r} and "
+                f"connector.shuffle={connector.shuffle}, expected 1, a kind that reads each token alone, and 1: they "
+                "have no place in rows and columns"
+            )
         if self.deepstack < 1 or self.deepstack**2 > self.text.n_layers:
             raise ValueError(
                 f"deepstack={self.deepstack}, expected at least 1, and {self.deepstack**2} groups of tokens at most "
@@ -103,6 +119,8 @@ class VisionLanguageConfig:
     def grid(self, patches: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the places that an image of so many patches takes in a row of text."""
         rows, columns = self.connector.grid(patches)
+        if self.class_tokens:
+            return 1, rows * columns + self.vision.n_tokens
         if rows % self.deepstack or columns % self.deepstack:
             raise ValueError(f"deepstack={self.deepstack} must divide both sides of the {rows} x {columns} tokens")
         return rows // self.deepstack, columns // self.deepstack
@@ -112,6 +130,16 @@ class VisionLanguageConfig:
         """Places that an image of `vision.image_size` takes in a row."""
         rows, columns = self.grid(self.vision.grid)
         return rows * columns
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        """`vision_layer`, one or several."""
+        return self.vision_layer if isinstance(self.vision_layer, tuple) else (self.vision_layer,)
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether the image encoder's output is among what is read."""
+        return any(number in (-1, self.vision.n_layers) for number in self.vision_layers)
 
     # What a language model's config is asked for.
     @property
@@ -197,7 +225,7 @@ class VisionLanguageModel(nnx.Module):
                 raise ValueError(f"{name} has another config than the model's: {part.config}, expected {expected}")
         self.vision = ImageClassifier(config.vision, rngs=rngs) if vision is None else vision
         self.connector = Connector(
-            config.vision.d_model,
+            config.vision.d_model * len(config.vision_layers),
             config.text.d_model,
             config.connector,
             dtype=jnp.dtype(config.text.dtype),
@@ -356,8 +384,9 @@ class VisionLanguageModel(nnx.Module):
         config = self.config
         grid = config.vision.grid_of(images.shape[1], images.shape[2])
         which: dict[str, Any] = {"layer": config.vision_layer, "normed": config.vision_norm}
-        patches, loss = self.vision.patch_vectors(images, rngs=rngs, **which)
-        tokens = self.connector(patches, grid)
+        patches, loss = self.vision.patch_vectors(images, class_tokens=config.class_tokens, rngs=rngs, **which)
+        tokens, multiplier = self.connector(patches, grid), config.image_multiplier
+        tokens = tokens if multiplier == 1 else tokens * multiplier
         side, (rows, columns) = config.deepstack, config.grid(grid)
         return rearrange(tokens, "n (r s c t) d -> (s t) n (r c) d", r=rows, s=side, c=columns, t=side), loss
 

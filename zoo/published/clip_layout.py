@@ -12,7 +12,7 @@ Source: transformers' configuration_ and modeling_{clip,siglip}.py; Radford et a
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from flax import nnx
 
@@ -21,7 +21,7 @@ from zoo.layers.mlp import MLPConfig
 from zoo.models.vision import ImageClassifier, ImageClassifierConfig
 from zoo.published.layout_options import FREE, Blocker, model_differences, require_held, resolved
 from zoo.published.tensors import Entry, Json, Kind, Table, renamed
-from zoo.published.transformers_fields import ACTIVATIONS, read_activation, require_numbers, write_activation
+from zoo.published.transformers_fields import read_activation, require_numbers, write_activation
 from zoo.stack.pattern import Word, parse_pattern
 
 Tensor = TypeVar("Tensor")
@@ -41,7 +41,6 @@ _DEFAULTS: dict[str, Json] = {
     "clip_vision_model": _SHARED | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     "siglip_vision_model": _SHARED | {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
 }
-_ACTIVATIONS: dict[str, Any] = {"quick_gelu": "quick_gelu"} | ACTIVATIONS
 # Options that may differ when a written config is read back.
 _FREE = FREE | {"residual_in_fp32", "embedding_dropout", "patch_stride", "norm_bias", "pool", "crop_to_patches"}
 
@@ -74,7 +73,7 @@ def read_config(raw: Json) -> ImageClassifierConfig:
         mlp=MLPConfig(
             d_ff=raw["intermediate_size"],
             gated=False,
-            activation=read_activation(raw["hidden_act"], known=_ACTIVATIONS),
+            activation=read_activation(raw["hidden_act"]),
             bias=True,
         ),
         n_classes=0,
@@ -110,7 +109,7 @@ def write_config(config: ImageClassifierConfig) -> Json:
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": resolved(config, "attn").n_heads,
         "intermediate_size": config.mlp.width(config.d_model),
-        "hidden_act": write_activation(config.mlp.activation, _ACTIVATIONS),
+        "hidden_act": write_activation(config.mlp.activation),
         "attention_dropout": 0.0,
         "layer_norm_eps": config.norm_eps,
         "image_size": config.image_size,

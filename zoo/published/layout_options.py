@@ -97,8 +97,9 @@ def differences(config: Any, back: Any, *, free: Collection[str], prefix: str = 
     differ = {name: (ours, theirs) for name, ours, theirs in pairs if ours != theirs and name not in free}
     if "position" in differ:
         differ = {name: values for name, values in differ.items() if not name.startswith("rope_")}
-    if "bcdt_rms" in differ:
-        differ.pop("bcdt_rms_eps", None)
+    for name in ("bcdt_rms", "qk_norm"):
+        if name in differ:
+            differ.pop(f"{name}_eps", None)
     if differ.get("bias") == differ.get("out_bias"):
         differ.pop("out_bias", None)
     return [Blocker(f"{prefix}{name}={ours!r}{where}", repr(theirs)) for name, (ours, theirs) in differ.items()]
@@ -210,5 +211,6 @@ def resolved(config: BackboneConfig, mixer: str) -> Any:
         rope_base=options.rope_base if turns else 0.0,
         rope_dim=(options.rope_dim or head_dim) if turns else None,
         rope_interleaved=turns and options.rope_interleaved,
+        qk_norm_eps=options.qk_norm_eps if options.qk_norm else 0.0,
         softmax_scale=1 / math.sqrt(head_dim) if options.softmax_scale is None else options.softmax_scale,
     )

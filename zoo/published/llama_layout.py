@@ -1,12 +1,13 @@
-"""The layout of transformers' Llama, Mistral and Qwen2: causal Transformers with RoPE, grouped heads and SwiGLU.
+"""The layout of transformers' Llama, Mistral, Qwen2 and Qwen3: causal Transformers with RoPE, grouped heads and SwiGLU.
 
 What tells them apart: Llama may have biases, Mistral sees a window of positions, Qwen2 has biases on queries, keys and
-values, and in some layers a window. Their rotary embedding turns the pairs (i, i + p/2) as ours does, so queries and
-keys go in and out as they are. Only plain RoPE is known: a file with frequencies that are scaled is an error.
+values, and in some layers a window; Qwen3 has windows likewise, and norms of queries and keys. Their rotary embedding
+turns the pairs (i, i + p/2) as ours does, so queries and keys go in and out as they are. Only plain RoPE is known: a
+file with frequencies that are scaled is an error.
 Probabilities of attention are never dropped here: attention_dropout means nothing.
 
-Source: transformers' configuration_ and modeling_{llama,mistral,qwen2}.py; Touvron et al. 2023, arXiv:2302.13971; Jiang
-et al. 2023, arXiv:2310.06825; Yang et al. 2024, arXiv:2407.10671.
+Source: transformers' configuration_ and modeling_{llama,mistral,qwen2,qwen3}.py; Touvron et al. 2023, arXiv:2302.13971;
+Jiang et al. 2023, arXiv:2310.06825; Yang et al. 2024, arXiv:2407.10671; Yang et al. 2025, arXiv:2505.09388.
 """
 
 from typing import Any
@@ -42,15 +43,17 @@ _SHARED: Json = {
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
 }
+_QWEN: Json = {"vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32}
+_QWEN |= {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
 _DEFAULTS: dict[str, Json] = {
     "llama": _SHARED | {"attention_bias": False, "mlp_bias": False},
     "mistral": _SHARED | {"intermediate_size": 14_336, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": _SHARED
-    | {"vocab_size": 151_936, "intermediate_size": 22_016, "num_key_value_heads": 32}
-    | {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen2": _SHARED | _QWEN,
+    "qwen3": _SHARED | _QWEN | {"head_dim": 128, "attention_bias": False},
 }
 MODEL_TYPES = tuple(_DEFAULTS)
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_ARCHITECTURES |= {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 # Fields in which null says something else than silence.
 _NULLABLE = ("sliding_window", "num_key_value_heads")
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
@@ -66,6 +69,14 @@ def is_llama(raw: Json) -> bool:
 def describes(config: CausalLMConfig) -> bool:
     """Whether a model has these layouts' blocks, attention and a dense channel mixer each, whatever their options."""
     return {word.plain for word in parse_pattern(config.pattern, config.n_layers)} == {Word(("attn",), "mlp")}
+
+
+def describing(config: CausalLMConfig) -> list[str]:
+    """The layouts that may hold a model: Qwen3's alone where queries and keys have norms. None without their blocks."""
+    if not describes(config):
+        return []
+    mixers = [word.mixers[0] for word in parse_pattern(config.pattern, config.n_layers)]
+    return ["qwen3"] if any(resolved(config, mixer).qk_norm for mixer in mixers) else [*MODEL_TYPES]
 
 
 def read_config(raw: Json) -> CausalLMConfig:
@@ -93,8 +104,10 @@ def read_config(raw: Json) -> CausalLMConfig:
         attn=AttentionConfig(
             n_heads=raw["num_attention_heads"],
             rope_base=base,
-            bias=kind == "qwen2" or (kind == "llama" and raw["attention_bias"]),
+            bias=kind == "qwen2" or (kind != "mistral" and raw["attention_bias"]),
             out_bias=False if kind == "qwen2" else None,
+            qk_norm=kind == "qwen3",
+            qk_norm_eps=float(raw["rms_norm_eps"]) if kind == "qwen3" else 1e-6,
             window=windows[0] if alike else None,
             **read_heads(raw),
         ),
@@ -128,7 +141,7 @@ def _pattern_of(windows: list[int | None]) -> str:
 
 
 def write_config(config: CausalLMConfig, kind: str = "llama") -> Json:
-    """The config.json of a Llama, Mistral or Qwen2, as `read_config` reads it.
+    """The config.json of a Llama, Mistral, Qwen2 or Qwen3, as `read_config` reads it.
 
     Args:
       config: one that these layouts `describe`.
@@ -163,7 +176,9 @@ def write_config(config: CausalLMConfig, kind: str = "llama") -> Json:
         raw |= {"attention_bias": attn.bias, "mlp_bias": mlp.bias}
     if kind == "mistral":
         raw["sliding_window"] = windows[0]
-    if kind == "qwen2":
+    if kind == "qwen3":
+        raw["attention_bias"] = attn.bias
+    if kind in ("qwen2", "qwen3"):
         window = next(filter(None, windows), None)
         types = [_LOCAL if each else _GLOBAL for each in windows]
         first = types.index(_LOCAL) if window else config.n_layers

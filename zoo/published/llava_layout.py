@@ -1,12 +1,13 @@
 """The layout of transformers' LLaVA: a CLIP or SigLIP image encoder, two linear maps, a causal language model.
 
 The language model is of any layout that transformers has and this library reads; those of the released ones are Llama,
-Mistral and Qwen2. The encoder is read before its last block, or behind it and not normalised, without its class token,
-as they do.
+Mistral and Qwen2. The encoder is read before its last block, or behind it and not normalised, with or without its class
+token, as they do; or at several layers, whose vectors lie end to end.
 
 Source: transformers' configuration_llava.py and modeling_llava.py; Liu et al. 2023, arXiv:2304.08485, 2310.03744.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -14,13 +15,16 @@ from typing import Any, TypeVar
 from zoo.layers.connectors import ConnectorConfig
 from zoo.models.causal import CausalLMConfig
 from zoo.models.vision_language import VisionLanguageConfig, VisionLanguageModel
-from zoo.published import clip_layout
+from zoo.published import clip_layout, ssm_layout
 from zoo.published.layout_options import Blocker, require_held
 from zoo.published.tensors import Entry, Json, Table
-from zoo.published.transformers_fields import ACTIVATIONS, read_activation, write_activation
+from zoo.published.transformers_fields import read_activation, write_activation
 
 Tensor = TypeVar("Tensor")
 WORD_EMBEDDINGS = ("language_model.embed_tokens.weight", "language_model.embeddings.weight")
+# Language models that multiply what enters them, and those whose embedding LLaVA does not find to tie its head to.
+_MULTIPLYING = ("granitemoehybrid",)
+_UNTIED = ssm_layout.MODEL_TYPES
 # Prefixes of several releases of transformers to one: those of 4.52 to 4.57, without "model.".
 _SHORTER = (
     (r"^language_model\.(model|backbone)\.", "language_model."),
@@ -78,13 +82,27 @@ def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> Visio
         known = ", ".join(clip_layout.MODEL_TYPES)
         raise ValueError(f"vision_config.model_type={vision_raw['model_type']!r}, expected one of {known}")
     vision, text = clip_layout.read_config(vision_raw), read_text(text_raw)
-    layer = raw.get("vision_feature_layer", -2)
-    if type(layer) is not int:
-        raise ValueError(f"vision_feature_layer={layer!r}, expected one layer, such as -2")
-    expected = "default" if vision.class_token == "first" else "full"
-    if (said := raw.get("vision_feature_select_strategy", "default")) != expected:
-        what = "class token is left out" if expected == "default" else "patches are all read"
-        raise ValueError(f"vision_feature_select_strategy={said!r}, expected {expected!r}: the encoder's {what}")
+    # What LLaVA does itself in place of the language model's own: it looks vectors up, as they are, and makes logits of
+    # what comes out. Granite alone multiplies whatever enters it, images too.
+    multiplier = text.embedding_multiplier if text_raw["model_type"] in _MULTIPLYING else 1.0
+    tied = raw.get("tie_word_embeddings") or False
+    if not isinstance(tied, bool):
+        raise ValueError(f"tie_word_embeddings={tied!r}, expected true or false")
+    text = dataclasses.replace(
+        text, embedding_multiplier=multiplier, logits_multiplier=1.0, tie_embeddings=tied or text.tie_embeddings
+    )
+    said = raw.get("vision_feature_layer", -2)
+    layer: Any = tuple(said) if isinstance(said, list | tuple) else said
+    layers = layer if isinstance(layer, tuple) else (layer,)
+    if not layers or any(type(number) is not int for number in layers):
+        raise ValueError(f"vision_feature_layer={said!r:.60}, expected a layer, such as -2, or a list of some")
+    strategy = raw.get("vision_feature_select_strategy", "default")
+    strategies = ("default", "full") if vision.n_tokens else ("full",)
+    if strategy not in strategies:
+        raise ValueError(
+            f"vision_feature_select_strategy={strategy!r}, expected {' or '.join(map(repr, strategies))}: what is left "
+            "out is the encoder's class token, and no patch"
+        )
     bias = bool(raw.get("multimodal_projector_bias", True))
     activation = read_activation(raw.get("projector_hidden_act", "gelu"), "projector_hidden_act")
     image_token: Any = raw.get("image_token_index", raw.get("image_token_id", 32_000))
@@ -94,7 +112,9 @@ def read_config(raw: Json, read_text: Callable[[Json], CausalLMConfig]) -> Visio
         connector=ConnectorConfig(kind="mlp", depth=2, activation=activation, bias=bias),
         image_token_id=image_token,
         vision_layer=layer,
-        vision_norm=layer not in (-1, vision.n_layers),
+        vision_norm=not {*layers} & {-1, vision.n_layers},
+        class_tokens=strategy == "full" and vision.n_tokens > 0,
+        image_multiplier=multiplier,
     )
 
 
@@ -117,13 +137,20 @@ def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
     ]
     if connector.d_hidden not in (None, config.d_model):
         blockers.append(Blocker(f"connector.d_hidden={connector.d_hidden}", "the language model's width"))
-    for name, only in (("deepstack", 1), ("mutual_attention", False)):
+    kind, text = text_raw["model_type"], config.text
+    multiplier = text.embedding_multiplier if kind in _MULTIPLYING else 1.0
+    for name, only in (("deepstack", 1), ("mutual_attention", False), ("image_multiplier", multiplier)):
         if getattr(config, name) != only:
             blockers.append(Blocker(f"{name}={getattr(config, name)}", repr(only)))
-    if config.vision_layer in (-1, config.vision.n_layers) and config.vision_norm:
+    for name, only in (("embedding_multiplier", multiplier), ("logits_multiplier", 1.0)):
+        if getattr(text, name) != only:
+            blockers.append(Blocker(f"text.{name}={getattr(text, name)}", repr(only)))
+    if text.tie_embeddings and kind in _UNTIED:
+        blockers.append(Blocker(f"text.tie_embeddings=True around {kind}", "False"))
+    if config.reads_output and config.vision_norm:
         blockers.append(Blocker(f"vision_norm=True with vision_layer={config.vision_layer}", "False"))
     require_held(blockers, "layout of llava")
-    full = config.vision.class_token == "none"
+    full = config.class_tokens or not config.vision.n_tokens
     return {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
@@ -131,7 +158,7 @@ def write_config(config: VisionLanguageConfig, text_raw: Json) -> Json:
         "text_config": text_raw,
         "image_token_index": config.image_token_id,
         "image_seq_length": config.image_tokens,
-        "projector_hidden_act": write_activation(connector.activation, ACTIVATIONS),
+        "projector_hidden_act": write_activation(connector.activation),
         "multimodal_projector_bias": connector.bias,
         "vision_feature_layer": config.vision_layer,
         "vision_feature_select_strategy": "full" if full else "default",

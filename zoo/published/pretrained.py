@@ -119,9 +119,9 @@ def from_pretrained(
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
-    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, Mistral, Qwen2, M2-BERT, BERTs, ViT and DeiT,
-    the image encoders of CLIP and SigLIP, LLaVA around any of these language models, and hybrids: mamba2attn, Jamba,
-    Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
+    Published ones are Mambas (1, Falcon, 2, Codestral, 3, Vision), Llama, Mistral, Qwen2, Qwen3, M2-BERT, BERTs, ViT
+    and DeiT, the image encoders of CLIP and SigLIP, LLaVA around any of these language models, and hybrids: mamba2attn,
+    Jamba, Bamba, Falcon-H1, Granite 4 (granitemoehybrid), Nemotron-H and -3, Zamba2.
 
     A `CausalLM`; published encoders are a `MaskedLM`, or what the file holds instead of that head: a
     `SequenceClassifier`, with n_labels=0 where there is no classifier, or a `TokenClassifier`. M2-BERT ignores padding

@@ -327,7 +327,7 @@ def write_config(config: CausalLMConfig, layout: Layout) -> Json:
 
 def _with_attention(config: CausalLMConfig) -> list[str]:
     """The layouts of Llama and its like, and of the hybrids, that have a model's blocks."""
-    return [*llama_layout.MODEL_TYPES] * llama_layout.describes(config) + hybrid_layout.describing(config)
+    return llama_layout.describing(config) + hybrid_layout.describing(config)
 
 
 def _first_that_holds(config: CausalLMConfig, kinds: Sequence[str]) -> Json:

@@ -170,7 +170,7 @@ def _require_plain(module: Attention, head_dim: int) -> int:
     of = module.config
     if not 0 < head_dim <= module.head_dim:
         raise ValueError(f"head_dim={head_dim}, expected 1 to the model's {module.head_dim}")
-    for name, plain in (("bias", False), ("d_conv", None)):
+    for name, plain in (("bias", False), ("d_conv", None), ("qk_norm", False)):
         if getattr(of, name) != plain:
             raise ValueError(
                 f"head_dim with attention of {name}={getattr(of, name)!r}, expected {plain!r}: "

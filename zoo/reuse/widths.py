@@ -173,6 +173,8 @@ def _attention(m: Attention, named: Named) -> dict[str, Axes]:
     axes |= _linear("k_proj", m.k_proj, d, _wrote(kv)) | _linear("v_proj", m.v_proj, d, _wrote(kv))
     if m.rope_index is not None:
         axes["rope_index"] = _wrote(Span(named("n_kv_heads"), m.n_kv_heads)), _fixed(m.rope_index.shape[1])
+    norms = {"q_norm": m.q_norm, "k_norm": m.k_norm}
+    axes |= {f"{name}.scale": (_fixed(m.head_dim),) for name, norm in norms.items() if norm is not None}
     return axes | _conv("conv1d", m.conv1d, _wrote(q, kv, kv))
 
 

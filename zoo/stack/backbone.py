@@ -125,13 +125,11 @@ class Backbone(nnx.Module):
         Raises:
           ValueError: as `__call__`; normed=False where positions are dropped on the way (`keep`).
         """
-        norm = self._normed if normed else lambda x: x
+        norm = self._norm_of_output(normed)
         if 0 in x.shape:
             x = self._enter(x)
             return norm(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         if self.config.keep is not None:
-            if not normed:
-                raise ValueError(f"normed=False with keep={self.config.keep}, expected a stack that drops no positions")
             given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids}
             given |= {"skippable": skippable, "task": task}
             states, loss = run_dropping(self, x, rngs, (ahead, layer_inputs), **given)
@@ -165,19 +163,46 @@ class Backbone(nnx.Module):
         normalised. (There Mamba leaves out the first, and ViT the last normalisation.) What `layer_inputs` adds before
         a block is in what comes behind it. Blocks run one by one, also with scan_layers.
         """
+        given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "ahead": ahead}
+        given |= {"layer_inputs": layer_inputs, "skippable": skippable, "task": task}
+        return self.run_states(x, rngs=rngs, **given)[0]
+
+    def run_states(
+        self,
+        x: Float[Array, "b l d"],
+        *,
+        mask: Bool[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        rngs: nnx.Rngs | None = None,
+        grid: tuple[int, int] | None = None,
+        ahead: Int[Array, "b l"] | None = None,
+        layer_inputs: LayerInputs | None = None,
+        skippable: Skippable | None = None,
+        task: Int[Array, "b"] | None = None,
+        normed: bool = True,
+    ) -> tuple[tuple[Float[Array, "b l d"], ...], Float[Array, ""]]:
+        """As `hidden_states`, and what training adds to its loss. `normed` and errors are those of `run`."""
+        norm = self._norm_of_output(normed)
         if 0 in x.shape:
             x = self._enter(x)
-            return (*[x] * len(self.blocks), self._normed(x))
+            return (*[x] * len(self.blocks), norm(x)), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
         if self.config.keep is not None:
             given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids}
             given |= {"skippable": skippable, "task": task}
-            return tuple(run_dropping(self, x, rngs, (ahead, layer_inputs), **given)[0])
+            dropped, loss = run_dropping(self, x, rngs, (ahead, layer_inputs), **given)
+            return tuple(dropped), loss
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         states = [carry[0]]
         for i, block in enumerate(self.blocks):
             carry = run(*nnx.split(block), carry, _of_block(each, i))
             states.append(carry[0])
-        return (self._enter(x), *map(leave, (*states[1:-1], self._normed(states[-1]))))
+        return (self._enter(x), *map(leave, (*states[1:-1], norm(states[-1])))), carry[1]
+
+    def _norm_of_output(self, normed):
+        """What the last block's output goes through."""
+        if not normed and self.config.keep is not None:
+            raise ValueError(f"normed=False with keep={self.config.keep}, expected a stack that drops no positions")
+        return self._normed if normed else lambda x: x
 
     def _begin(self, x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task):
         """What runs one block, what enters the first (the stream, no losses yet), each one's own, the way out."""

@@ -62,18 +62,47 @@ def test_without_a_split_whole_images_are_held_out(tmp_path):
     assert load_image_texts(config).train.examples == found.train.examples
 
 
-def test_a_tar_has_files_of_one_key_side_by_side(tmp_path):
-    with tarfile.open(tmp_path / "pairs.tar", "w") as archive:
-        parts = {"a/0.png": png(7), "a/0.txt": b"seven", "a/1.png": png(9)}
-        parts |= {"a/1.json": json.dumps({"question": "how?", "answer": "so"}).encode(), "readme.md": b"no"}
+def tar(file, parts, mode="w"):
+    with tarfile.open(file, mode) as archive:
         for name, content in parts.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
+    return str(file)
+
+
+@pytest.mark.parametrize("folder", ["", "a/", "./", "v1.0/"])
+def test_a_tar_has_files_of_one_key_side_by_side(folder, tmp_path):
+    parts = {"0.png": png(7), "0.txt": b"\xef\xbb\xbfseven", "1.png": png(9), "._1.png": b"no", "._1.txt": b"no"}
+    parts |= {"1.json": json.dumps({"question": "how?", "answer": "so"}).encode(), "readme.md": b"no"}
+    tar(tmp_path / "pairs.tar", {folder + name: content for name, content in parts.items()})
     found = load_image_texts(ImageTextsConfig(path=str(tmp_path / "pairs.tar"), validation_fraction=0.5))
     examples = sorted((*found.train.examples, *found.held_out.examples))
     assert examples == [Example(0, "caption", DESCRIBE, "seven"), Example(1, "answer", "how?", "so")]
     assert [np.asarray(found.train.read(i)).max() for i in (0, 1)] == [7, 9]
+
+
+@pytest.mark.parametrize(
+    ("parts", "mode", "message"),
+    [
+        ({"0.json": b'"a cat"'}, "w", '0.json holds "a cat", expected an object of columns'),
+        ({"0.json": b"{"}, "w", "0.json is not JSON"),
+        ({"0.txt": b"caf\xe9"}, "w", "0.txt is not UTF-8"),
+        ({"0.cls": b"1"}, "w", "0: a row with nothing, expected caption, or question and answer"),
+        ({"0.txt": b"a cat"}, "w:gz", "pairs.tar cannot be read .*, expected a .tar, not compressed"),
+    ],
+)
+def test_what_is_wrong_in_a_tar_is_named(parts, mode, message, tmp_path):
+    file = tar(tmp_path / "pairs.tar", {"0.png": png(7), **parts}, mode)
+    with pytest.raises(ValueError, match=f"^--data.path .*{message}"):
+        load_image_texts(ImageTextsConfig(path=file))
+
+
+def test_a_text_of_a_folder_that_is_no_text_is_named(tmp_path):
+    picture(1).save(tmp_path / "0.png")
+    (tmp_path / "0.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"^--data.path .*: 0.txt is not UTF-8"):
+        load_image_texts(ImageTextsConfig(path=str(tmp_path)))
 
 
 def test_a_folder_of_images_with_texts_beside_them(tmp_path):
@@ -89,6 +118,7 @@ def test_a_folder_of_images_with_texts_beside_them(tmp_path):
     ("row", "texts"),
     [
         ({"question": "q", "multiple_choice_answer": "a", "answers": None}, [("answer", "q", "a")]),
+        ({"question": "q", "multiple_choice_answer": "b", "answers": [{"answer": "a"}]}, [("answer", "q", "b")]),
         ({"question": "q", "answers": ["a", "b"]}, [("answer", "q", "a")]),
         ({"caption": ["x", "y"]}, [("caption", DESCRIBE, "x"), ("caption", DESCRIBE, "y")]),
         ({"text": " x "}, [("caption", DESCRIBE, "x")]),
@@ -111,7 +141,10 @@ def test_scenes_need_no_files():
         ([{"image": "9.png", "caption": "x"}], "names the image '9.png', which is not in"),
         ([{"image": "../x.png", "caption": "x"}], "the image '../x.png' lies outside of"),
         ([{"caption": "x"}], "row 1 of train.jsonl names no image, expected a column 'image'"),
-        ([{"image": "0.png", "words": "x"}], "a row with image, words, expected caption, or question and answer"),
+        (
+            [{"image": "0.png", "words": "x"}],
+            "row 1 of train.jsonl: a row with image, words, expected caption",
+        ),
         ([{"image": "0.png", "caption": "x"}], "1 examples, too few to hold some out"),
     ],
 )

@@ -12,6 +12,7 @@ from flax import nnx
 import zoo
 from experiments import vlm
 from experiments.data.image_texts import ImageTextsConfig
+from experiments.loop.flags import UsageError
 from experiments.loop.optim import OptimConfig, make_optimizer
 from experiments.loop.train import TrainConfig, init_state, make_train_step
 from experiments.vision_language import encoder
@@ -19,6 +20,7 @@ from experiments.vision_language.presets import PRESETS, Config, small
 from experiments.vision_language.results import answers
 from experiments.vision_language.rows import Rows
 from experiments.vision_language.task import answer_loss, guesses, make_model, prepare, scores_of
+from tests.places import PUBLISHED
 
 MODEL = small(16, 1, 16, 8)
 CONFIG = Config(
@@ -164,6 +166,14 @@ def test_a_run_ends_in_scores_pictures_and_a_model_that_is_asked(tmp_path):
     assert not np.array_equal(
         after.connector.projector.layers[0].kernel[...], run.model.connector.projector.layers[0].kernel[...]
     )
+
+
+def test_what_does_not_fit_is_told_before_the_lesson(tmp_path, monkeypatch):
+    monkeypatch.setattr(vlm.clip, "fit", None)
+    config = dataclasses.replace(CONFIG, encoder_steps=1, language_init=str(PUBLISHED / "vit_model"))
+    with pytest.raises(UsageError, match="unknown model_type 'vit'"):
+        vlm.with_encoder(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -50,6 +50,11 @@ def oracle(attention, x, mask=None, segment_ids=None):
         for linear in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
 
+    if config.qk_norm:
+        sizes = [np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + config.qk_norm_eps) for x in (q, k)]
+        scales = [np.asarray(norm.scale[...]) for norm in (attention.q_norm, attention.k_norm)]
+        q, k = q / sizes[0] * scales[0], k / sizes[1] * scales[1]
+
     def turned(vector, angle_of_position, h):
         if config.position != "rope":
             return vector
@@ -98,7 +103,7 @@ VARIANTS = [
     for position, window, causal in itertools.product(("rope", "alibi", "none"), (None, 3), (True, False))
 ]
 VARIANTS += [{"rope_dim": 4, "rope_interleaved": True} | MULTIPLIED, {"rope_dim": 2, "causal": False}]
-VARIANTS += [{"rope_dim": 4, "rope_pairs": 5}]
+VARIANTS += [{"rope_dim": 4, "rope_pairs": 5}, {"qk_norm": True, "qk_norm_eps": 0.1, "rope_dim": 4}]
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda options: "-".join(map(str, options.values())))

@@ -99,6 +99,15 @@ def test_a_step_of_one_s_own_reads_features_of_any_shape():
         (({"sound": jnp.ones((1, 2))},), "features names 'sound', expected some of image, text, age"),
         (({"age": jnp.ones((1, 1))}, {"sound": jnp.ones(1, bool)}), "there names 'sound'"),
         (({},), "features={}"),
+        (
+            ({"text": jnp.ones((3, 3)), "age": jnp.ones((1, 1))},),
+            r"features\['age'\] have shape \(1, 1\), expected 3 rows",
+        ),
+        (({"age": jnp.ones((3, 2))},), r"features\['age'\] have shape \(3, 2\), expected \(3, 1\)"),
+        (
+            ({"age": jnp.ones((3, 1))}, {"age": jnp.ones(2, bool)}),
+            r"there\['age'\] is bool\[2\], expected .* of 3 rows",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(fusion, arguments, message):

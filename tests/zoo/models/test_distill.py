@@ -165,6 +165,11 @@ def test_blocks_are_compared_on_what_enters_the_teachers(x64):
         ({"pattern": "attn/mlp mamba attn"}, [0, 1], r"layers=\[1\], expected layers with attention: 0, 2"),
         ({"pattern": "mamba"}, None, "pattern='mamba', expected layers with attention: in no layer"),
         ({}, [], "expected layers with attention: 0, 1, 2"),
+        (
+            {"attn": zoo.AttentionConfig(n_heads=2, qk_norm=True)},
+            [1],
+            "init='mimic' with attn.qk_norm=True in layer 1, expected 'random': linear attention does not normalise",
+        ),
     ],
 )
 def test_layers_without_attention_are_named(x64, options, layers, message):

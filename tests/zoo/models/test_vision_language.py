@@ -143,6 +143,38 @@ def test_deepstack_adds_groups_before_deeper_blocks():
     assert_close(spoken(model, [row], images), expected)
 
 
+@pytest.mark.parametrize("normed", [True, False])
+def test_vectors_of_several_layers_lie_end_to_end(normed):
+    """A patch's are what each layer gives by itself, in the order that is asked for."""
+    vision = with_random_parameters(lambda: zoo.ImageClassifier(VISION, rngs=nnx.Rngs(0)))
+
+    @jax.jit
+    def read(images):
+        each = [vision.patch_vectors(images, layer=layer, normed=normed)[0] for layer in (2, 0, -2)]
+        return vision.patch_vectors(images, layer=(2, 0, -2), normed=normed)[0], jnp.concatenate(each, axis=-1)
+
+    several, one_by_one = read(pictures(1))
+    assert several.shape == (1, 16, 24)
+    assert_close(several, one_by_one)
+
+
+def test_class_tokens_take_places_too():
+    model = build(class_tokens=True, connector=zoo.ConnectorConfig())
+    assert model.with_places([1, IMAGE]) == [1, *[IMAGE] * 17]
+    images = pictures(1)
+    tokens, _ = model.encode(images)
+    assert_close(tokens[0], model.connector(model.vision.hidden(images), (4, 4)))
+    plain = build(connector=zoo.ConnectorConfig())
+    assert_close(plain.encode(images)[0], tokens[:, :, 1:])
+
+
+def test_tokens_of_images_are_multiplied():
+    model, images = build(), pictures(1)
+    plain, _ = model.encode(images)
+    model.config = dataclasses.replace(model.config, image_multiplier=2.5)
+    assert_close(model.encode(images)[0], 2.5 * plain)
+
+
 @pytest.mark.slow
 def test_images_see_the_question_behind_them_and_not_the_answer():
     text = dataclasses.replace(TEXT, pattern="attn/mlp")
@@ -303,6 +335,11 @@ def test_images_that_do_not_fill_their_places_are_named(model):
     for prompt, images, message in (
         ([1, *PLACES], None, "there are no images"),
         ([[1, *PLACES], [2]], [[pictures()], [pictures()]], "row 1 has 1 images of 4 tokens, and 0 places"),
+        (
+            [1, *PLACES],
+            [np.zeros((8, 8, 3), np.uint8)],
+            r"images are of uint8, expected floats \(x, y, c\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             zoo.generate(model, prompt, 2, images=images)
@@ -316,7 +353,11 @@ def test_images_that_do_not_fill_their_places_are_named(model):
         ({"vision": dataclasses.replace(VISION, n_classes=2)}, "vision.n_classes=2, expected 0"),
         ({"image_token_id": 24}, "image_token_id=24, expected a token of 24"),
         ({"vision_layer": 3}, "vision_layer=3, expected one of 2 layers"),
+        ({"vision_layer": ()}, r"vision_layer=\(\), expected some of 2 layers"),
+        ({"vision_layer": (0, -4)}, r"vision_layer=\(0, -4\), expected some of 2 layers"),
+        ({"vision_layer": (0, 1), "vision_norm": False}, r"vision_norm=False with vision_layer=\(0, 1\), expected -1"),
         ({"vision_layer": 1, "vision_norm": False}, "vision_norm=False with vision_layer=1, expected -1"),
+        ({"class_tokens": True}, "class_tokens=True with deepstack=1, connector.kind='mlp' and connector.shuffle=2"),
         ({"deepstack": 3}, "deepstack=3, expected at least 1, and 9 groups of tokens at most text.n_layers=2"),
         ({"connector": zoo.ConnectorConfig(shuffle=3)}, "shuffle=3 must divide both sides of the 4 x 4 patches"),
     ],

@@ -41,6 +41,13 @@ CASES = {
         "Qwen2",
         LLAMA | {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
     ),
+    "qwen3": ("Qwen3", LLAMA | {"head_dim": 12, "rms_norm_eps": 1e-2}),
+    "qwen3, biases and windows of some layers": (
+        "Qwen3",
+        LLAMA
+        | {"num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+        | {"head_dim": 6, "num_key_value_heads": 1, "attention_bias": True, "tie_word_embeddings": True},
+    ),
     "llama, another activation": ("Llama", LLAMA | {"hidden_act": "gelu_pytorch_tanh"}),
     "jamba": ("Jamba", {"num_hidden_layers": 4, "num_experts": 4, "attn_layer_period": 3, "attn_layer_offset": 1}),
     "jamba without experts": (

@@ -1,4 +1,4 @@
-"""Llama, Mistral, Qwen2: what does not fit their files, and what has no word there. Numbers: test_published.py."""
+"""Llama, Mistral and Qwens: what does not fit their files, and what has no word there. Numbers: test_published.py."""
 
 import dataclasses
 import json
@@ -28,6 +28,7 @@ SMOLLM2 = {  # HuggingFaceTB/SmolLM2-135M
 }  # fmt: skip
 
 QWEN2 = zoo.AttentionConfig(n_heads=4, bias=True, out_bias=False)
+QWEN3 = zoo.AttentionConfig(n_heads=4, head_dim=6, qk_norm=True, qk_norm_eps=1e-5)
 
 
 def arrays(folder):
@@ -154,6 +155,9 @@ def test_a_config_that_does_not_fit_is_an_error(change, message, tmp_path):
         ({"first_norm": False}, "first_norm=False cannot be written"),
         ({"attn": zoo.AttentionConfig(position="alibi")}, "attn.position='alibi' cannot be written"),
         ({"attn": zoo.AttentionConfig(window=8, bias=True)}, "cannot be written"),
+        ({"attn": dataclasses.replace(QWEN3, qk_norm_eps=0.1)}, "attn.qk_norm_eps=0.1 cannot be written in the tran"),
+        ({"pattern": "attn/mlp attn[qk_norm=true]/mlp"}, "attn.qk_norm="),
+        ({"pattern": "mamba/mlp attn/mlp", "attn": QWEN3}, "attn.qk_norm=True"),
         ({"mlp": zoo.MLPConfig(gated=False)}, "mlp.gated=False cannot be written"),
         ({"mlp": zoo.MLPConfig(out_bias=True)}, "mlp.out_bias=True cannot be written"),
         (
@@ -187,6 +191,9 @@ def test_the_official_layout_has_no_llama(tmp_path):
         ({"attn": zoo.AttentionConfig(n_heads=4, window=8)}, "mistral"),
         ({"attn": zoo.AttentionConfig(n_heads=4, bias=True, out_bias=False)}, "qwen2"),
         ({"attn": zoo.AttentionConfig(n_heads=4, bias=True, out_bias=False, window=3)}, "qwen2"),
+        ({"attn": QWEN3}, "qwen3"),
+        ({"attn": dataclasses.replace(QWEN3, bias=True, window=3)}, "qwen3"),
+        ({"pattern": "attn[window=3]/mlp attn/mlp", "attn": QWEN3, "n_layers": 4}, "qwen3"),
         ({"pattern": "(attn[window=3]/mlp attn/mlp)", "n_layers": 4}, None),
         ({"pattern": "attn[window=3]/mlp attn/mlp", "attn": QWEN2, "n_layers": 4}, "qwen2"),
         ({"pattern": "attn[window=3]/mlp attn[window=5]/mlp", "attn": QWEN2}, None),

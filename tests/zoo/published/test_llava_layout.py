@@ -11,11 +11,14 @@ import pytest
 from flax import nnx
 
 import zoo
+from m2.mlp import ACTIVATIONS
 from tests.numerics import jitted
 from tests.places import PUBLISHED
+from zoo.published import ssm_layout
+from zoo.published.llava_layout import read_config, write_config
 from zoo.published.weight_files import open_weights, save_weights
 
-NAMES = ("llava_clip", "llava_siglip", "llava_mamba2")
+NAMES = ("llava_clip", "llava_siglip", "llava_mamba2", "llava_qwen3")
 
 
 def arrays(folder):
@@ -26,7 +29,7 @@ def test_every_published_file_is_tested():
     assert sorted(NAMES) == sorted(folder.name for folder in PUBLISHED.iterdir() if folder.name.startswith("llava"))
 
 
-@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow), NAMES[2]])
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(NAMES[1], marks=pytest.mark.slow), *NAMES[2:]])
 def test_gives_transformers_numbers(name):
     """An image a row and padding, two images in a row, text alone; and what follows."""
     model = zoo.from_pretrained(PUBLISHED / name)
@@ -85,14 +88,25 @@ def test_names_of_other_releases_are_read_too(renaming, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vision_feature_layer": [-2, -3]}, r"vision_feature_layer=\[-2, -3\], expected one layer"),
-        ({"vision_feature_select_strategy": "full"}, "expected 'default': the encoder's class token is left out"),
+        ({"vision_feature_layer": []}, r"vision_feature_layer=\[\], expected a layer, such as -2, or a list of some"),
+        ({"vision_feature_layer": [-2, 0.5]}, r"vision_feature_layer=\[-2, 0.5\], expected a layer"),
+        ({"vision_feature_layer": [-2, -5]}, r"vision_layer=\(-2, -5\), expected some of 3 layers"),
+        ({"vision_feature_layer": [-2, -3]}, r"linear_1.weight is \(24, 16\), expected \(24, 32\)"),
+        (
+            {"vision_feature_select_strategy": "all"},
+            "select_strategy='all', expected 'default' or 'full'",
+        ),
         ({"multimodal_projector_bias": False}, "2 in the file that the model does not have: multi_modal_projector"),
         (
             {"vision_config": {"model_type": "pixtral"}},
             "vision_config.model_type='pixtral', expected one of clip_vision",
         ),
         ({"text_config": None}, "text_config=None, expected the config of a part"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false', expected true or false"),
+        (
+            {"tie_word_embeddings": True},
+            "lm_head.weight differs from language_model.embed_tokens.weight, which",
+        ),
         ({"image_token_index": 40}, "image_token_id=40, expected a token of 40"),
     ],
 )
@@ -113,6 +127,16 @@ def test_what_the_layout_has_no_word_for_is_named(tmp_path):
             "connector.kind='scan' cannot be written in the layout of llava",
         ),
         ({"vision_layer": -1}, "vision_norm=True with vision_layer=-1 cannot be written"),
+        ({"vision_layer": (0, 3)}, r"vision_norm=True with vision_layer=\(0, 3\) cannot be written"),
+        ({"image_multiplier": 2.0}, "image_multiplier=2.0 cannot be written in the layout of llava, only 1.0"),
+        (
+            {"text": dataclasses.replace(model.config.text, embedding_multiplier=2.0, logits_multiplier=0.5)},
+            "image_multiplier=1.0 cannot be written in the layout of llava, only 2.0; nor text.logits_multiplier=0.5",
+        ),
+        (
+            {"text": dataclasses.replace(model.config.text, pattern="mamba", tie_embeddings=True)},
+            "text.tie_embeddings=True around mamba cannot be written in the layout of llava, only False",
+        ),
     ):
         other = nnx.eval_shape(
             lambda c=changes: zoo.VisionLanguageModel(dataclasses.replace(model.config, **c), rngs=0)
@@ -121,12 +145,57 @@ def test_what_the_layout_has_no_word_for_is_named(tmp_path):
             zoo.save_pretrained(other, tmp_path, "transformers")
 
 
+@pytest.mark.parametrize(
+    ("name", "embedding", "image"), [("falcon_h1", 1.0, 1.0), ("granite", 2.5, 2.5), ("jamba", 1.0, 1.0)]
+)
+def test_what_multiplies_around_a_language_model_is_llava_s_not_its_own(name, embedding, image):
+    """transformers leaves out what is not in the stack itself; Granite's multiplies whatever enters it, images too."""
+    raw = json.loads((PUBLISHED / "llava_clip/config.json").read_text()) | {"image_token_index": 7}
+    text = json.loads((PUBLISHED / name / "config.json").read_text()) | {"embedding_multiplier": 2.5}
+    text |= {"lm_head_multiplier": 3.0} if name == "falcon_h1" else {"logits_scaling": 3.0}
+    config = read_config(raw | {"text_config": text}, ssm_layout.read_config)
+    assert (config.text.embedding_multiplier, config.image_multiplier) == (embedding, image)
+    assert config.text.logits_multiplier == 1
+    text = ssm_layout.write_config(config.text, "transformers")
+    assert read_config(write_config(config, text), ssm_layout.read_config) == config
+
+
+def test_a_class_token_is_read_where_the_strategy_is_full():
+    """And of an encoder without one no patch is left out."""
+    raw = json.loads((PUBLISHED / "llava_clip/config.json").read_text()) | {"vision_feature_select_strategy": "full"}
+    config = read_config(raw, ssm_layout.read_config)
+    assert (config.class_tokens, config.image_tokens) == (True, 17)
+    text = ssm_layout.write_config(config.text, "transformers")
+    assert write_config(config, text)["image_seq_length"] == 17
+    assert read_config(write_config(config, text), ssm_layout.read_config) == config
+    raw = json.loads((PUBLISHED / "llava_siglip/config.json").read_text())
+    assert not read_config(raw, ssm_layout.read_config).class_tokens
+    with pytest.raises(ValueError, match="vision_feature_select_strategy='default', expected 'full': what is left out"):
+        read_config(raw | {"vision_feature_select_strategy": "default"}, ssm_layout.read_config)
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_each_non_linearity_of_a_connector_goes_out_and_in(activation):
+    config = zoo.from_pretrained(PUBLISHED / "llava_clip").config
+    connector = dataclasses.replace(config.connector, activation=activation)
+    config = dataclasses.replace(config, connector=connector)
+    text = ssm_layout.write_config(config.text, "transformers")
+    assert read_config(write_config(config, text), ssm_layout.read_config) == config
+
+
+def test_a_head_is_tied_where_either_config_says_so():
+    raw = json.loads((PUBLISHED / "llava_clip/config.json").read_text())
+    for outer, inner in ((True, False), (False, True), (False, False)):
+        said = raw | {"tie_word_embeddings": outer, "text_config": raw["text_config"] | {"tie_word_embeddings": inner}}
+        assert read_config(said, ssm_layout.read_config).text.tie_embeddings == (outer or inner)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_encoder_alone_goes_in_and_out(name, tmp_path):
     """Under the names that CLIPVisionModel and SiglipVisionModel give, with and without their prefix."""
     vision = zoo.from_pretrained(PUBLISHED / name).vision
     zoo.save_pretrained(vision, tmp_path, "transformers")
-    assert ("pre_layrnorm.weight" in arrays(tmp_path)) == (name == "llava_clip")
+    assert ("pre_layrnorm.weight" in arrays(tmp_path)) == (name in ("llava_clip", "llava_qwen3"))
     back = zoo.from_pretrained(tmp_path, kind=zoo.ImageClassifier)
     assert back.config == vision.config
     jax.tree.map(np.testing.assert_array_equal, nnx.state(back), nnx.state(vision))

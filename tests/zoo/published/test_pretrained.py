@@ -30,6 +30,7 @@ OTHERS = (
     "llama",
     "mistral",
     "qwen2",
+    "qwen3",
     "llava",
     "jamba",
     "bamba",

@@ -17,6 +17,7 @@ NAMES = (
     "llama_untied",
     "mistral",
     "qwen2",
+    "qwen3",
     "jamba",
     "bamba",
     "falcon_h1",

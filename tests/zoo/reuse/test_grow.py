@@ -40,6 +40,7 @@ def test_a_larger_model_starts_with_the_output_of_the_small_one(pattern):
     assert nnx.split(zoo.CausalLM(large.config, rngs=nnx.Rngs(0)))[0] == nnx.split(large)[0]
 
 
+HEADS = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 2}
 MAMBA2 = ssm.Mamba2Config(d_state=4, head_dim=4, n_groups=2, D_has_hdim=True, d_ssm=8, bias=True)
 MAMBA3 = ssm.Mamba3Config(d_state=4, head_dim=4, is_mimo=True, mimo_rank=2, is_outproj_norm=True)
 PLAIN = {"m2": m2.M2Config(l_max=16, residual_long_conv=True), "monarch": m2.MonarchMLPConfig(gated=False)}
@@ -48,7 +49,7 @@ PLAIN = {"m2": m2.M2Config(l_max=16, residual_long_conv=True), "monarch": m2.Mon
 @pytest.mark.parametrize(
     ("pattern", "options"),
     [
-        ("attn/mlp", {"attn": zoo.AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=2, bias=True, d_conv=3)}),
+        ("attn/mlp", {"attn": zoo.AttentionConfig(**HEADS, bias=True, d_conv=3, qk_norm=True)}),
         pytest.param(
             "attn/mlp",
             {"norm": "layer", "tie_embeddings": False, "layer_scale": 0.5, "residual_multiplier": 0.3},
