@@ -89,6 +89,9 @@ def quantize(
     for name, linear in maps.items():
         if not isinstance(linear.weight, nnx.Variable):
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
+        n = linear.weight.shape[linear.axes.d_in]
+        if moments is not None and name in moments and moments[name].shape[-1] != n:
+            raise ValueError(f"moments of {name} are of {moments[name].shape[-1]} inputs, expected its {n}")
     of_each = {} if mixed is None else _allocated(maps, moments or {}, group_size, mixed, by_expert)
     for name, linear in maps.items():
         of_this = of_each.get(name, 8 if linear.attribute == "embedding" else bits)
