@@ -15,6 +15,8 @@ from zoo.reuse.grow import filled
 def with_vocabulary(model: Any, ids: Sequence[int]) -> Any:
     """A model of some of its tokens."""
     config, rows = model.config, np.asarray(ids)
+    if not hasattr(config, "vocab_size"):
+        raise ValueError(f"vocabulary={ids!r}, but a {type(model).__name__} reads no tokens")
     if rows.ndim != 1 or not len(rows) or len(set(rows.tolist())) < len(rows):
         raise ValueError(f"vocabulary={ids!r}, expected ids, each once")
     if rows.min() < 0 or rows.max() >= config.vocab_size:
