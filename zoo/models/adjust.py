@@ -7,6 +7,7 @@ from typing import Any
 from flax import nnx
 
 from zoo.models.build import Model, abstract
+from zoo.models.frozen import copied
 from zoo.stack.backbone import Backbone
 
 
@@ -28,7 +29,7 @@ def with_keep(model: Model, keep: Sequence[float] | None) -> Model:
     config: Any = model.config
     changed: Any = dataclasses.replace(config, keep=None if keep is None else tuple(map(float, keep)))
     graphdef, *_ = nnx.split(abstract(changed))
-    return nnx.merge(graphdef, nnx.state(model))
+    return copied(nnx.merge(graphdef, nnx.state(model)))
 
 
 def run_layer_by_layer(model: nnx.Module) -> None:

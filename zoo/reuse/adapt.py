@@ -22,8 +22,8 @@ from jax import lax
 from jaxtyping import Array
 
 from zoo.layers.rngs import Seed, as_rngs
-from zoo.models.frozen import freeze, thaw
-from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps, named
+from zoo.models.frozen import copied, freeze, thaw
+from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, linear_maps, named
 from zoo.reuse.quantize import KINDS
 
 

@@ -25,7 +25,8 @@ from m2 import BlockdiagLinear
 from zoo.layers.moe import ExpertLinear
 from zoo.models.adjust import run_layer_by_layer
 from zoo.models.build import Model
-from zoo.reuse.linear_maps import copied, linear_maps, of_filter
+from zoo.models.frozen import copied
+from zoo.reuse.linear_maps import linear_maps, of_filter
 
 Moments = dict[str, Float[Array, "*k i i"]]
 

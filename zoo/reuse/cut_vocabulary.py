@@ -23,12 +23,16 @@ def with_vocabulary(model: Any, ids: Sequence[int]) -> Any:
         raise ValueError(
             f"vocabulary has the id {rows[np.argmax(np.abs(rows))]}, expected 0 to {config.vocab_size - 1}"
         )
-    target = abstract(dataclasses.replace(config, vocab_size=len(rows), pad_vocab_multiple=1))
+
+    def shaped(n: int) -> Any:
+        return abstract(dataclasses.replace(config, vocab_size=n, pad_vocab_multiple=1))
+
+    # The axes of a vocabulary are those that are longer where there are more tokens than here with all padding.
+    more = {path: param.shape for path, param in nnx.to_flat_state(nnx.state(shaped(2 * config.padded_vocab_size)))}
     values = {}
-    shapes = {path: param.shape for path, param in nnx.to_flat_state(nnx.state(target, nnx.Param))}
     for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         value = param[...]
-        for number, (n, left) in enumerate(zip(value.shape, shapes[path], strict=True)):
-            value = jnp.take(value, rows, axis=number) if n != left else value
+        for number, (n, longer) in enumerate(zip(value.shape, more[path], strict=True)):
+            value = jnp.take(value, rows, axis=number) if n != longer else value
         values[path] = value
-    return filled(target, values, model)
+    return filled(shaped(len(rows)), values, model)

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from zoo.models.frozen import copied
 from zoo.reuse.linear_maps import Model, require_plain
 
 _FILE = "sparse_delta.safetensors"
@@ -113,7 +114,7 @@ def add_deltas(base: Model, deltas: Sequence[Deltas], *, weights: Sequence[float
                 raise ValueError(f"{name} has {value.size} weights, a delta one at {int(places.max())}")
             wide = value.astype(changes.dtype).ravel().at[places].add(factor * changes)
             params[known[name]] = param.replace(wide.reshape(value.shape).astype(value.dtype))
-    return nnx.merge(graphdef, nnx.from_flat_state(list(params.items())), rest)
+    return copied(nnx.merge(graphdef, nnx.from_flat_state(list(params.items())), rest))
 
 
 def save_deltas(delta: Deltas, folder: str | os.PathLike) -> None:

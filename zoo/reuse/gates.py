@@ -29,10 +29,10 @@ from jaxtyping import Array, Float
 from zoo.models.adjust import run_layer_by_layer
 from zoo.models.build import Model
 from zoo.models.distill import backbone_of
-from zoo.models.frozen import freeze, thaw
+from zoo.models.frozen import copied, freeze, thaw
 from zoo.reuse.choose_units import Wanted, prunable_widths, targets
 from zoo.reuse.grow import require_language
-from zoo.reuse.linear_maps import ComputedWeight, copied, linear_maps
+from zoo.reuse.linear_maps import ComputedWeight, linear_maps
 from zoo.reuse.widths import RESIDUAL, Axis, sizes
 
 _SIGMA = 0.1

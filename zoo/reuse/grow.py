@@ -37,7 +37,7 @@ from zoo.layers.rngs import Seed, as_rngs
 from zoo.models.build import Model, ModelConfig, abstract
 from zoo.models.causal import CausalLM
 from zoo.models.vision_language import VisionLanguageModel
-from zoo.reuse.linear_maps import copied, require_plain
+from zoo.reuse.linear_maps import owned, require_plain
 from zoo.reuse.merge import merge, require_same
 from zoo.reuse.widths import Axes, Axis, Path, sizes, widths
 from zoo.stack.pattern import format_pattern, parse_pattern
@@ -237,7 +237,7 @@ def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
 
 def _widened(model: Model, config: ModelConfig, method: Method, rngs: nnx.Rngs) -> Model:
     if config == model.config:
-        return copied(model)
+        return owned(model)
     before, target = widths(model), abstract(config)
     after = widths(target)
     seed = int(jax.random.randint(rngs.params(), (), 0, 2**31 - 1))
@@ -257,7 +257,7 @@ def _widened(model: Model, config: ModelConfig, method: Method, rngs: nnx.Rngs) 
 
 def _narrowed(model: Model, config: ModelConfig) -> Model:
     if config == model.config:
-        return copied(model)
+        return owned(model)
     before, target = widths(model), abstract(config)
     after = widths(target)
     numbers = sizes(after)
@@ -342,7 +342,9 @@ def filled(target: Model, values: dict[Path, Array], model: Model) -> Model:
     graphdef, state = nnx.split(target)
     theirs = dict(nnx.to_flat_state(nnx.state(model)))
     of = lambda path, variable: variable.replace(values[path]) if path in values else theirs[path]  # noqa: E731
-    return nnx.merge(graphdef, nnx.from_flat_state([(path, of(path, v)) for path, v in nnx.to_flat_state(state)]))
+    return owned(
+        nnx.merge(graphdef, nnx.from_flat_state([(path, of(path, v)) for path, v in nnx.to_flat_state(state)]))
+    )
 
 
 def _deepened(model: Model, n_layers: int, depth: Depth) -> Model:
@@ -402,7 +404,7 @@ def of_layers(model: Model, config: ModelConfig, sources: list[list[int]], zeroe
         if path[at] in zeroed and any(name in path for name in _LAST):
             value = jnp.zeros_like(value)
         values.append((path, variable.replace(value)))
-    return nnx.merge(graphdef, nnx.from_flat_state(values))
+    return owned(nnx.merge(graphdef, nnx.from_flat_state(values)))
 
 
 def _mean(several: list[Array]) -> Array:

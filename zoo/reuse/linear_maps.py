@@ -154,9 +154,10 @@ def require_plain(model: nnx.Module, argument: str = "model") -> None:
         raise ValueError(f"{argument}.{name} is frozen, expected a parameter: zoo.merge_lora makes it one")
 
 
-def copied(model: Model) -> Model:
-    """A model with modules and variables of its own, of the same arrays."""
-    return nnx.merge(*nnx.split(model))
+def owned(model: Model) -> Model:
+    """A model of the same numbers in arrays of its own, which outlive a training of the other: that gives its away."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.array, state))
 
 
 def _in_order(name: str) -> list:

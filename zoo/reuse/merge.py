@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from zoo.models.frozen import copied
 from zoo.reuse.linear_maps import Model, named, require_plain
 
 # What modules make of parameters of the same shapes.
@@ -101,7 +102,7 @@ def merge(
             change = ties if method == "ties" else weighted_sum
             value = values[0] + change(deltas, factors)
         merged[path] = variable.replace(value.astype(variable[...].dtype))
-    return nnx.merge(graphdef, nnx.from_flat_state(merged), rest)
+    return copied(nnx.merge(graphdef, nnx.from_flat_state(merged), rest))
 
 
 def weighted_sum(deltas: Sequence[Float[Array, "..."]], weights: Sequence[float]) -> Float[Array, "..."]:

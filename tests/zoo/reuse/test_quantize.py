@@ -9,7 +9,7 @@ from flax import nnx
 import zoo
 from tests.numerics import assert_close, jitted, rms_ratio
 from tests.zoo.reuse.models import IDS, causal, encoder
-from zoo.reuse.codes import pack, quantize_groups, unpack
+from zoo.reuse.codes import QuantizedWeight, pack, quantize_groups, unpack
 from zoo.reuse.compensation import round_in_order
 from zoo.reuse.linear_maps import linear_maps
 from zoo.reuse.mixed_bits import Choice, allocate
@@ -109,6 +109,10 @@ def test_bytes_are_those_of_codes_and_scales(unchecked):
     with pytest.raises(ValueError, match="kernel is a QuantizedWeight, expected a parameter"):
         zoo.quantize(small)
     assert jax.tree.leaves(nnx.state(small, nnx.Param))
+    adapted = zoo.add_lora(small, rank=1, rngs=nnx.Rngs(0))
+    whole = zoo.dequantize(adapted)  # below adapters, too
+    assert not [module for _, module in nnx.iter_modules(whole) if isinstance(module, QuantizedWeight)]
+    assert_close(logits(whole), logits(small), tolerance=1e-6)
 
 
 def test_networks_that_make_filters_both_ways_are_quantised_adapted_and_looked_at_as_one_way():
