@@ -295,13 +295,13 @@ class HyenaFilter2D(ImplicitFilter):
 
 
 def side_by_side(call: Callable[[nnx.Module], jax.Array], modules: Sequence[nnx.Module]) -> list[jax.Array]:
-    """`call(module)` of each of several modules of one structure, computed as one with an axis more.
+    """`call(module)` of each of several modules; of one structure, they are computed as one with an axis more.
 
     A compiler then has every product once, not once a module.
     """
-    if len(modules) == 1:
-        return [call(modules[0])]
-    (graphdef, *_), parameters = zip(*map(nnx.split, modules), strict=True)
+    (graphdef, *others), parameters = zip(*map(nnx.split, modules), strict=True)
+    if not others or any(other != graphdef for other in others):
+        return [call(module) for module in modules]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *parameters)
     return list(jax.vmap(lambda parameters: call(nnx.merge(graphdef, parameters)))(stacked))
 

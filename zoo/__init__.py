@@ -73,6 +73,7 @@ from zoo.reuse.gates import gate_penalty as gate_penalty
 from zoo.reuse.gates import gate_scores as gate_scores
 from zoo.reuse.gates import without_gates as without_gates
 from zoo.reuse.grow import coalesce as coalesce
+from zoo.reuse.grow import decoalesce as decoalesce
 from zoo.reuse.grow import grow as grow
 from zoo.reuse.grow import interpolate as interpolate
 from zoo.reuse.layer_sizes import layer_sizes as layer_sizes

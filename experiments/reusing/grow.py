@@ -52,6 +52,10 @@ class Config:
     seed: int = 0
     """Of the channels that are there once more where the width is no multiple."""
 
+    def __post_init__(self):
+        if self.into is None and self.alpha != 0.5:
+            raise ValueError(f"--alpha {self.alpha:g} without --into: there is nothing to mix the result into")
+
 
 def main() -> int:
     """Loads, grows, writes."""

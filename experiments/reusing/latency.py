@@ -141,6 +141,8 @@ def main() -> int:
     """Loads, measures, writes."""
     config = flags.parse_one(Config, prog="python -m experiments.reuse latency", description=__doc__)
     with flags.usage_errors():
+        if config.target.is_dir() or not config.target.parent.is_dir():
+            raise ValueError(f"{config.target}, expected a file in a folder that exists")
         model = load_model(config.source).model
         if not isinstance(model, zoo.CausalLM):
             raise ValueError(f"{config.source} is a {type(model).__name__}, expected a causal language model")

@@ -8,7 +8,9 @@ from zoo.models.build import Model
 
 
 def require_empty(target: Path) -> None:
-    """Raises a ValueError where something lies in a folder."""
+    """Raises a ValueError where something lies in a folder, or a file in its place."""
+    if target.is_file():
+        raise ValueError(f"{target} is a file; choose another folder")
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty; choose another folder")
 

@@ -1,4 +1,4 @@
-"""A trained encoder run faster or slower: how many of its positions go on behind each block."""
+"""A trained model run in another way: on fewer of its positions, or one block after the other."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Any
 from flax import nnx
 
 from zoo.models.build import Model, abstract
+from zoo.models.frozen import copied
+from zoo.stack.backbone import Backbone
 
 
 def with_keep(model: Model, keep: Sequence[float] | None) -> Model:
@@ -27,4 +29,16 @@ def with_keep(model: Model, keep: Sequence[float] | None) -> Model:
     config: Any = model.config
     changed: Any = dataclasses.replace(config, keep=None if keep is None else tuple(map(float, keep)))
     graphdef, *_ = nnx.split(abstract(changed))
-    return nnx.merge(graphdef, nnx.state(model))
+    return copied(nnx.merge(graphdef, nnx.state(model)))
+
+
+def run_layer_by_layer(model: nnx.Module) -> None:
+    """Has each block of a model run by itself, where it was in a loop or recomputed: what they compute stays the same.
+
+    Args:
+      model: it is changed, its config is not.
+    """
+    plain: dict[str, Any] = {"remat": False, "remat_rounds": False, "remat_positions": None, "scan_layers": False}
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Backbone):
+            module.config = dataclasses.replace(module.config, **plain)

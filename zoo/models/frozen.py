@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -29,13 +30,20 @@ def freeze(model: Model, trained: Callable[[str], bool] = lambda name: False) ->
     return _with_kinds(model, lambda name: nnx.Param if trained(name) else Frozen, copy_trained=True)
 
 
+def copied(model: Model) -> Model:
+    """A model with modules and variables of its own, of the same arrays: what is written into the one stays out of the
+    other."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: x, state))  # merged as they are, variables would be shared
+
+
 def thaw(model: Model) -> Model:
     """A model of the same arrays in which every parameter can be trained."""
     return _with_kinds(model, lambda name: nnx.Param)
 
 
 def _with_kinds(model: Model, kind_of: Callable[[str], type[nnx.Variable]], *, copy_trained: bool = False) -> Model:
-    model = nnx.merge(*nnx.split(model))
+    model = copied(model)
     for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
         kind = kind_of(".".join(map(str, path)))
         owner = functools.reduce(_child, path[:-1], model)

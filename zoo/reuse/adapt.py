@@ -13,14 +13,17 @@ Source: Hu et al. 2021, arXiv:2106.09685, section 4.1 (LoRA); Liu et al. 2024, a
 Axes: i input, o output, r rank.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array
 
-from zoo.models.frozen import freeze, thaw
-from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, copied, linear_maps, named
+from zoo.layers.rngs import Seed, as_rngs
+from zoo.models.frozen import copied, freeze, thaw
+from zoo.reuse.linear_maps import Axes, ComputedWeight, LinearMap, Model, linear_maps, named
 from zoo.reuse.quantize import KINDS
 
 
@@ -32,6 +35,8 @@ class LoRAWeight(ComputedWeight):
 
     B starts at zero, and the magnitude at |W|: at first W' is W. DoRA's gradient takes the norm as a constant.
     """
+
+    undone_by = "zoo.merge_lora"
 
     def __init__(self, linear: LinearMap, *, rank: int, alpha: float, dora: bool, rngs: nnx.Rngs):
         """
@@ -84,7 +89,7 @@ def add_lora(
     targets: str | None = None,
     dora: bool = False,
     trained: str | None = None,
-    rngs: nnx.Rngs,
+    rngs: Seed,
 ) -> Model:
     """A model that computes the same as the one given, and trains adapters of its linear maps alone.
 
@@ -98,8 +103,8 @@ def add_lora(
       targets: which maps, a regular expression, see `linear_maps`. None: all of the blocks.
       dora: whether the magnitudes are trained, too.
       trained: names of parameters that are trained as they are, a regular expression on the end of their names, such
-        as "classifier" or "classifier.bias". None: none.
-      rngs: stream "params".
+        as "classifier" or "classifier.bias"; they have no adapter. None: none.
+      rngs: stream "params", or a seed.
 
     Raises:
       ValueError: rank below 1, alpha of 0 or less; nothing that `targets` or `trained` names.
@@ -112,12 +117,15 @@ def add_lora(
     """
     if rank < 1:
         raise ValueError(f"rank={rank}, expected at least 1")
-    if alpha is not None and alpha <= 0:
+    if alpha is not None and not 0 < alpha < math.inf:
         raise ValueError(f"alpha={alpha}, expected more than 0")
     names = [".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     kept = set() if trained is None else set(named("trained", trained, names))
-    model = freeze(model, lambda name: name in kept)
-    for linear in linear_maps(model, targets).values():
+    model, rngs = freeze(model, lambda name: name in kept), as_rngs(rngs)
+    maps = {name: linear for name, linear in linear_maps(model, targets).items() if name not in kept}
+    if not maps:
+        raise ValueError(f"targets={targets!r}, expected maps besides those that trained={trained!r} names")
+    for linear in maps.values():
         linear.replace(LoRAWeight(linear, rank=rank, alpha=alpha or float(rank), dora=dora, rngs=rngs))
     return model
 

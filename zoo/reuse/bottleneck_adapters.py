@@ -10,15 +10,16 @@ from typing import cast
 
 from flax import nnx
 
+from zoo.layers.rngs import Seed
 from zoo.models.build import Model, build
 from zoo.models.frozen import freeze
 from zoo.models.vision_language import VisionLanguageModel
-from zoo.reuse.linear_maps import named
+from zoo.reuse.linear_maps import named, require_plain
 
 _PARTS = (".adapter.", ".adapter2.")
 
 
-def add_adapters(model: Model, *, width: int = 16, trained: str | None = None, rngs: nnx.Rngs) -> Model:
+def add_adapters(model: Model, *, width: int = 16, trained: str | None = None, rngs: Seed) -> Model:
     """A model that computes the same as the one given, and trains a bottleneck behind each of its mixers alone.
 
     Everything else is frozen, that is no `nnx.Param`: it has no gradient and no optimiser state.
@@ -27,13 +28,14 @@ def add_adapters(model: Model, *, width: int = 16, trained: str | None = None, r
       model: any of the zoo's, without such adapters. It stays as it is; frozen arrays are shared.
       width: channels in the middle of a bottleneck, which has 2 width d_model parameters.
       trained: names of parameters that are trained as they are, as of `add_lora`.
-      rngs: stream "params".
+      rngs: stream "params", or a seed.
 
     Returns:
       A model of the same kind, whose config says `adapter_width`: it is saved and loaded as any other.
 
     Raises:
-      ValueError: width below 1; a model that has adapters, or is made of two; nothing that `trained` names.
+      ValueError: width below 1; a model that has adapters, is quantised, or is made of two; nothing that `trained`
+        names.
 
     Examples:
       >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
@@ -45,6 +47,7 @@ def add_adapters(model: Model, *, width: int = 16, trained: str | None = None, r
         raise ValueError("model reads images and text: expected its language model, which `around` puts back")
     if model.config.adapter_width is not None:
         raise ValueError(f"model has adapters of width {model.config.adapter_width} already")
+    require_plain(model)
     config = dataclasses.replace(model.config, adapter_width=width)
     given = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
     names = [".".join(map(str, path)) for path in given]

@@ -12,7 +12,6 @@ Axes: i inputs, t positions.
 
 import contextlib
 import contextvars
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,9 +23,10 @@ from jaxtyping import Array, Float
 
 from m2 import BlockdiagLinear
 from zoo.layers.moe import ExpertLinear
+from zoo.models.adjust import run_layer_by_layer
 from zoo.models.build import Model
-from zoo.models.distill import backbone_of
-from zoo.reuse.linear_maps import copied, linear_maps
+from zoo.models.frozen import copied
+from zoo.reuse.linear_maps import linear_maps, of_filter
 
 Moments = dict[str, Float[Array, "*k i i"]]
 
@@ -111,8 +111,8 @@ def calibrate(model: Model, batches: Iterable[Mapping[str, Array]]) -> Moments:
         compiled once. Positions that the mask says are not there count for nothing.
 
     Returns:
-      (i, i) for each map that is called, by the name of its weight; (k, i, i) for blocks and experts. Those whose
-      kernel a mixer multiplies itself (Mamba's dt_proj) and Monarch maps are not among them.
+      (i, i) for each map that is called, by the name of its weight; (k, i, i) for blocks and experts. Not among them
+      are those whose kernel a mixer multiplies itself (Mamba's dt_proj), Monarch maps, and networks that make filters.
 
     Raises:
       ValueError: no batches.
@@ -154,9 +154,8 @@ def _recording(model: Model) -> Any:
     """A model whose maps tell the recorder what they read, layer by layer: in a loop they could not."""
     model = copied(model)
     for name, linear in linear_maps(model, ".*").items():
-        if type(linear.owner) in _RECORDING:
+        if type(linear.owner) in _RECORDING and not of_filter(name):
             linear.owner.__class__ = _RECORDING[type(linear.owner)]
             linear.owner.recorded_as = name  # type: ignore[attr-defined]
-    backbone = backbone_of(model)
-    backbone.config = dataclasses.replace(backbone.config, remat=False, scan_layers=False)
+    run_layer_by_layer(model)
     return model

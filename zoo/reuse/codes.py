@@ -34,6 +34,8 @@ class QuantizedWeight(ComputedWeight):
     Codes of 1 bit lie eight in a byte, those of 2 bits four, of 3 and 4 bits two.
     """
 
+    undone_by = "zoo.dequantize"
+
     def __init__(
         self,
         weight: Float[Array, "..."],

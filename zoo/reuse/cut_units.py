@@ -22,6 +22,7 @@ from zoo.reuse.calibration import Moments
 from zoo.reuse.choose_units import prunable_widths
 from zoo.reuse.compensation import refit
 from zoo.reuse.grow import SAID_IN_WORDS, filled
+from zoo.reuse.linear_maps import owned
 from zoo.reuse.norm_scales import norm_factors
 from zoo.reuse.widths import RESIDUAL, Axis, Kept, Path, places_on, sizes
 from zoo.stack.pattern import format_pattern, parse_pattern
@@ -36,7 +37,7 @@ def without(model: Model, moments: Moments, kept: Kept, *, compensate: bool = Tr
       compensate: whether maps that read units are refitted to those that stay.
     """
     if not kept:
-        return model
+        return owned(model)
     axes = prunable_widths(model)
     factors = norm_factors(model, axes, moments, kept)
     target = abstract(_config(model, kept, sizes(axes), factors))

@@ -18,7 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from zoo.reuse.linear_maps import Model
+from zoo.models.frozen import copied
+from zoo.reuse.linear_maps import Model, require_plain
 
 _FILE = "sparse_delta.safetensors"
 
@@ -44,7 +45,7 @@ def sparse_delta(base: Model, tuned: Model, *, share: float = 0.01) -> dict[str,
       share: of all weights, above 0 and at most 1; fewer where fewer moved.
 
     Raises:
-      ValueError: another share, or a model of another structure.
+      ValueError: another share, a model of another structure, or one with adapters, quantised or frozen.
 
     Examples:
       >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
@@ -55,6 +56,8 @@ def sparse_delta(base: Model, tuned: Model, *, share: float = 0.01) -> dict[str,
     """
     if not 0 < share <= 1:
         raise ValueError(f"share={share}, expected above 0 and at most 1")
+    for argument, model in (("base", base), ("tuned", tuned)):
+        require_plain(model, argument)
     ours, theirs = (_parameters(model) for model in (base, tuned))
     if other := sorted(ours.keys() ^ theirs.keys()):
         raise ValueError(f"tuned has other parameters than base, such as {other[0]}")
@@ -94,6 +97,7 @@ def add_deltas(base: Model, deltas: Sequence[Deltas], *, weights: Sequence[float
       >>> bool(jnp.allclose(zoo.add_deltas(model, [all_of_it])(ids), tuned(ids), atol=1e-4))
       True
     """
+    require_plain(base, "base")
     factors = [1.0] * len(deltas) if weights is None else list(weights)
     if len(factors) != len(deltas):
         raise ValueError(f"weights={weights!r}, expected one for each of the {len(deltas)} tunes")
@@ -110,7 +114,7 @@ def add_deltas(base: Model, deltas: Sequence[Deltas], *, weights: Sequence[float
                 raise ValueError(f"{name} has {value.size} weights, a delta one at {int(places.max())}")
             wide = value.astype(changes.dtype).ravel().at[places].add(factor * changes)
             params[known[name]] = param.replace(wide.reshape(value.shape).astype(value.dtype))
-    return nnx.merge(graphdef, nnx.from_flat_state(list(params.items())), rest)
+    return copied(nnx.merge(graphdef, nnx.from_flat_state(list(params.items())), rest))
 
 
 def save_deltas(delta: Deltas, folder: str | os.PathLike) -> None:

@@ -25,6 +25,8 @@ from zoo.reuse.linear_maps import Axes, ComputedWeight
 class QuantizedExperts(ComputedWeight):
     """The weights of a mixture's experts, each in its own number of bits."""
 
+    undone_by = "zoo.dequantize"
+
     def __init__(
         self,
         weight: Float[Array, "e i o"],

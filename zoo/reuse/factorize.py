@@ -34,7 +34,7 @@ from zoo.layers.attention import Attention
 from zoo.layers.mlp import MLP
 from zoo.models.build import Model, abstract
 from zoo.reuse.calibration import Moments, calibrate
-from zoo.reuse.grow import SAID_IN_WORDS, filled, pattern_of
+from zoo.reuse.grow import SAID_IN_WORDS, filled, pattern_of, require_language
 from zoo.reuse.importance import largest
 from zoo.reuse.prune import prune
 from zoo.reuse.widths import Path
@@ -77,6 +77,7 @@ def factorize(
     """
     if head_dim is None and n_blocks is None and d_ff is None:
         raise ValueError("expected one of head_dim, n_blocks and d_ff")
+    require_language(model)
     batches = [dict(batch) for batch in calibration]
     if d_ff is not None:
         model = prune(model, batches, d_ff=d_ff, compensate=weighed)

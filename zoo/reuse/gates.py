@@ -17,7 +17,6 @@ arXiv:1802.10399 (the divergence). One draw a step here, the same for all rows.
 Axes: n units, i inputs.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,11 +26,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from zoo.models.adjust import run_layer_by_layer
 from zoo.models.build import Model
 from zoo.models.distill import backbone_of
-from zoo.models.frozen import freeze, thaw
+from zoo.models.frozen import copied, freeze, thaw
 from zoo.reuse.choose_units import Wanted, prunable_widths, targets
-from zoo.reuse.linear_maps import ComputedWeight, copied, linear_maps
+from zoo.reuse.grow import require_language
+from zoo.reuse.linear_maps import ComputedWeight, linear_maps
 from zoo.reuse.widths import RESIDUAL, Axis, sizes
 
 _SIGMA = 0.1
@@ -58,6 +59,8 @@ class Gates(nnx.Module):
 
 class GatedWeight(ComputedWeight):
     """A weight whose inputs are multiplied by the gates of the units that they are."""
+
+    undone_by = "zoo.without_gates"
 
     def __init__(self, base: Any, gates: Gates, number: int, axis: Axis):
         """
@@ -103,10 +106,10 @@ def add_gates(
     """
     if d_ff is None and n_heads is None:
         raise ValueError("expected d_ff or n_heads: which widths have gates")
+    require_language(model)
     axes, wanted = prunable_widths(model), targets(model, Wanted(None, d_ff, n_heads))
     model = freeze(model) if frozen else copied(model)
-    backbone = backbone_of(model)
-    backbone.config = dataclasses.replace(backbone.config, remat=False, scan_layers=False)  # layers have their own
+    run_layer_by_layer(model)  # layers have their own
     maps, units = linear_maps(model, ".*"), sizes(axes)
     for width in wanted:
         for path, found in axes.items():
@@ -131,6 +134,8 @@ def without_gates(model: Model) -> Model:
     for linear in linear_maps(model, ".*").values():
         if isinstance(linear.weight, GatedWeight):
             linear.replace(nnx.Param(linear.weight[...], **linear.weight.base.get_metadata()))
+    config: Any = model.config
+    backbone_of(model).config = config  # with layers in a loop again, where they were
     return thaw(model)
 
 

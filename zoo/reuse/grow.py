@@ -9,8 +9,9 @@ the layer above writes, which is not exact and learns faster, since no two units
 
 Depth: blocks that add nothing, or copies of those that there are.
 
-`coalesce` is the way back: what copies write is averaged, what reads them is added up. Together, and with
-`interpolate`, they make the V-cycle: train large for a little, coalesce, train small, grow, interpolate, train large.
+`coalesce` is the way back: what copies write is averaged, what reads them is added up. Together with `decoalesce`, to
+grow by copies alone, and `interpolate` they make the V-cycle: train large for a little, coalesce, train small,
+decoalesce, interpolate, train large.
 
 Source: Chen et al. 2021, arXiv:2110.07143, sections 3.2-3.4 (bert2BERT: FPI, AKI, depth); Zou et al. 2024,
 arXiv:2404.07999 (V-cycle: coalescing, de-coalescing, interpolation).
@@ -32,10 +33,12 @@ from ssm import LinearAttention, Mamba, Mamba2
 from zoo.layers.attention import Attention
 from zoo.layers.mlp import MLP
 from zoo.layers.moe import MoE
+from zoo.layers.rngs import Seed, as_rngs
 from zoo.models.build import Model, ModelConfig, abstract
+from zoo.models.causal import CausalLM
 from zoo.models.vision_language import VisionLanguageModel
-from zoo.reuse.linear_maps import copied
-from zoo.reuse.merge import merge
+from zoo.reuse.linear_maps import owned, require_plain
+from zoo.reuse.merge import merge, require_same
 from zoo.reuse.widths import Axes, Axis, Path, sizes, widths
 from zoo.stack.pattern import format_pattern, parse_pattern
 
@@ -55,7 +58,7 @@ def grow(
     d_ff: int | None = None,
     method: Method = "fpi",
     depth: Depth = "zero",
-    rngs: nnx.Rngs,
+    rngs: Seed,
 ) -> Model:
     """A larger model out of a trained one.
 
@@ -72,7 +75,7 @@ def grow(
       method: fpi copies. aki takes what copies write from the next layer of the same shape.
       depth: zero: new blocks add nothing, with the parameters of the last block of their word but for the last map.
         copy: they are that block again, which changes the output.
-      rngs: stream "params", for channels that are there once more.
+      rngs: stream "params", or a seed, for channels that are there once more.
 
     Returns:
       A model of the same kind, with arrays of its own.
@@ -91,12 +94,13 @@ def grow(
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}")
     if depth not in get_args(Depth):
         raise ValueError(f"depth={depth!r}, expected one of {', '.join(get_args(Depth))}")
-    config = model.config
+    require_language(model)
+    config: Any = model.config
     for name, new in (("d_model", d_model), ("n_layers", n_layers)):
         if new is not None and new < getattr(config, name):
             raise ValueError(f"{name}={new}, expected at least the model's {getattr(config, name)}")
     wide = with_width(model, d_model or config.d_model, d_ff)
-    return _deepened(_widened(model, wide, method, rngs), n_layers or config.n_layers, depth, rngs)
+    return _deepened(_widened(model, wide, method, as_rngs(rngs)), n_layers or config.n_layers, depth)
 
 
 def coalesce(model: Model, *, d_model: int | None = None, n_layers: int | None = None) -> Model:
@@ -118,12 +122,36 @@ def coalesce(model: Model, *, d_model: int | None = None, n_layers: int | None =
       >>> zoo.coalesce(model, d_model=8, n_layers=1).config.d_model
       8
     """
-    config = model.config
+    require_language(model)
+    config: Any = model.config
     for name, new in (("d_model", d_model), ("n_layers", n_layers)):
         if new is not None and (new < 1 or getattr(config, name) % new):
             raise ValueError(f"{name}={new}, expected a divisor of the model's {getattr(config, name)}")
     narrow = _narrowed(model, with_width(model, d_model or config.d_model, None))
     return _averaged(narrow, n_layers or config.n_layers)
+
+
+def decoalesce(model: Model, *, d_model: int | None = None, n_layers: int | None = None) -> Model:
+    """A large model out of a small one: every unit several times, and every layer. `coalesce` of it is the small one.
+
+    Args:
+      model: as for `grow`.
+      d_model: a multiple of the model's; inner widths and heads grow alike.
+      n_layers: a multiple of the model's.
+
+    Raises:
+      ValueError: no multiple, or parts whose widths cannot be changed.
+
+    Examples:
+      >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
+      >>> zoo.coalesce(zoo.decoalesce(model, d_model=48, n_layers=6), d_model=16, n_layers=2).config.n_layers
+      2
+    """
+    require_language(model)
+    for name, new in (("d_model", d_model), ("n_layers", n_layers)):
+        if new is not None and (new < 1 or new % getattr(model.config, name)):
+            raise ValueError(f"{name}={new}, expected a multiple of the model's {getattr(model.config, name)}")
+    return grow(model, d_model=d_model, n_layers=n_layers, depth="copy", rngs=0)
 
 
 def interpolate(model: Model, other: Model, alpha: float = 0.5) -> Model:
@@ -141,7 +169,15 @@ def interpolate(model: Model, other: Model, alpha: float = 0.5) -> Model:
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha}, expected 0 to 1")
+    require_same(model, other, "other")
     return merge(None, [model, other], method="average", weights=[1 - alpha, alpha])
+
+
+def require_language(model: Model) -> None:
+    """Raises a ValueError for a model of two stacks, or one of other weights than parameters."""
+    if isinstance(model, VisionLanguageModel):
+        raise ValueError("a VisionLanguageModel keeps its size, expected a language model, before they are joined")
+    require_plain(model)
 
 
 def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
@@ -151,13 +187,14 @@ def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
       ValueError: options in the pattern that say a width, or counts that do not divide.
     """
     config: Any = model.config
-    if isinstance(model, VisionLanguageModel):
-        raise ValueError("a VisionLanguageModel keeps its size, expected a language model, before they are joined")
     if d_model == config.d_model and d_ff is None:
         return config
     if said := SAID_IN_WORDS.search(config.pattern):
         raise ValueError(f"pattern={config.pattern!r} says {said[0]}, a width: it would stay while d_model changes")
     changes: dict[str, Any] = {"d_model": d_model}
+    if isinstance(model, CausalLM) and config.norm_place == "post" and config.tie_embeddings:
+        # No norm of its own before the head, which is the embedding: each channel is there as often in both.
+        changes["logits_multiplier"] = config.logits_multiplier * config.d_model / d_model
 
     def scaled(name: str, n: int) -> int:
         if n * d_model % config.d_model:
@@ -192,12 +229,15 @@ def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
                 width = d_ff or scaled("d_ff", of.expert().width(config.d_model))
                 shared_width = of.d_ff_shared and scaled("d_ff_shared", of.d_ff_shared)
                 changes["moe"] = dataclasses.replace(of, d_ff=width, d_ff_shared=shared_width)
+    if d_ff is not None and (d_ff < 1 or not changes.keys() & {"mlp", "monarch", "moe"}):
+        there = "at least 1" if d_ff < 1 else f"None: pattern={config.pattern!r} has no channel mixers"
+        raise ValueError(f"d_ff={d_ff}, expected {there}")
     return dataclasses.replace(config, **changes)
 
 
 def _widened(model: Model, config: ModelConfig, method: Method, rngs: nnx.Rngs) -> Model:
     if config == model.config:
-        return copied(model)
+        return owned(model)
     before, target = widths(model), abstract(config)
     after = widths(target)
     seed = int(jax.random.randint(rngs.params(), (), 0, 2**31 - 1))
@@ -217,7 +257,7 @@ def _widened(model: Model, config: ModelConfig, method: Method, rngs: nnx.Rngs) 
 
 def _narrowed(model: Model, config: ModelConfig) -> Model:
     if config == model.config:
-        return copied(model)
+        return owned(model)
     before, target = widths(model), abstract(config)
     after = widths(target)
     numbers = sizes(after)
@@ -302,10 +342,12 @@ def filled(target: Model, values: dict[Path, Array], model: Model) -> Model:
     graphdef, state = nnx.split(target)
     theirs = dict(nnx.to_flat_state(nnx.state(model)))
     of = lambda path, variable: variable.replace(values[path]) if path in values else theirs[path]  # noqa: E731
-    return nnx.merge(graphdef, nnx.from_flat_state([(path, of(path, v)) for path, v in nnx.to_flat_state(state)]))
+    return owned(
+        nnx.merge(graphdef, nnx.from_flat_state([(path, of(path, v)) for path, v in nnx.to_flat_state(state)]))
+    )
 
 
-def _deepened(model: Model, n_layers: int, depth: Depth, rngs: nnx.Rngs) -> Model:
+def _deepened(model: Model, n_layers: int, depth: Depth) -> Model:
     config: Any = model.config
     if n_layers == config.n_layers:
         return model
@@ -362,7 +404,7 @@ def of_layers(model: Model, config: ModelConfig, sources: list[list[int]], zeroe
         if path[at] in zeroed and any(name in path for name in _LAST):
             value = jnp.zeros_like(value)
         values.append((path, variable.replace(value)))
-    return nnx.merge(graphdef, nnx.from_flat_state(values))
+    return owned(nnx.merge(graphdef, nnx.from_flat_state(values)))
 
 
 def _mean(several: list[Array]) -> Array:

@@ -25,7 +25,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.models.distill import backbone_of
-from zoo.reuse.linear_maps import Model, copied
+from zoo.models.frozen import copied
+from zoo.reuse.linear_maps import Model
 
 # Added to the diagonal of H, times its mean: moments of few inputs, in float32, are singular.
 _DAMPING = 1e-5

@@ -21,6 +21,7 @@ from zoo.layers.mlp import MLP
 from zoo.models.build import Model
 from zoo.reuse.calibration import calibrate
 from zoo.reuse.choose_units import prunable_widths, readers_of
+from zoo.reuse.grow import require_language
 from zoo.reuse.importance import removals
 
 _TICKS = 10_000
@@ -49,6 +50,7 @@ def layer_sizes(
       >>> sum(times[n] for n in sizes) <= 1.1
       True
     """
+    require_language(model)
     mixers = [path for path, module in nnx.iter_modules(model) if type(module) is MLP and path[-1:] != ("shared",)]
     mixers.sort(key=lambda path: [part for part in path if isinstance(part, int)])
     if not mixers:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from m2 import BlockdiagLinear, MonarchLinear
 from zoo.layers.moe import ExpertLinear
+from zoo.models.frozen import Frozen
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -34,11 +35,15 @@ _AXES: dict[type, dict[str, Axes]] = {
 }
 
 
-_OF_BLOCKS = re.compile(r"\b(?:layers|shared)\.(?!.*\b(?:router|implicit_filter)\.)")
+_OF_FILTERS = re.compile(r"\bimplicit_filter(?:_rev)?\.")
+_OF_BLOCKS = re.compile(rf"\b(?:layers|shared)\.(?!.*(?:\brouter\.|{_OF_FILTERS.pattern}))")
 
 
 class ComputedWeight(nnx.Module):
     """Stands where a parameter stood and is read like one: `weight[...]` computes it."""
+
+    undone_by: str
+    """The function that makes a parameter of it again."""
 
     def whole(self) -> Array:
         """The weight."""
@@ -105,6 +110,11 @@ def linear_maps(model: nnx.Module, targets: str | None = None) -> dict[str, Line
     return {name: linear for name, linear in found.items() if module_name(name) in chosen}
 
 
+def of_filter(name: str) -> bool:
+    """Whether a map is one of a network that makes a filter's taps: it reads positions, whatever stands there."""
+    return _OF_FILTERS.search(name) is not None
+
+
 def module_name(name: str) -> str:
     """The name of the module that a weight is in."""
     return name.rpartition(".")[0]
@@ -127,9 +137,27 @@ def named(argument: str, pattern: str, names: Collection[str]) -> list[str]:
     return chosen
 
 
-def copied(model: Model) -> Model:
-    """A model with modules and variables of its own, of the same arrays."""
-    return nnx.merge(*nnx.split(model))
+def require_plain(model: nnx.Module, argument: str = "model") -> None:
+    """Raises a ValueError unless all weights of a model are parameters: what goes by these would pass by the others.
+
+    Args:
+      model: any module.
+      argument: what the error calls it.
+    """
+    computed = [(path, weight) for path, weight in nnx.iter_modules(model) if isinstance(weight, ComputedWeight)]
+    if computed:
+        path, weight = min(computed, key=lambda item: len(item[0]))  # what lies upon others is undone first
+        name, kind = ".".join(map(str, path)), type(weight).__name__
+        raise ValueError(f"{argument}.{name} is a {kind}, expected a parameter: {weight.undone_by} makes it one")
+    for path, _ in nnx.to_flat_state(nnx.state(model, Frozen)):
+        name = ".".join(map(str, path))
+        raise ValueError(f"{argument}.{name} is frozen, expected a parameter: zoo.merge_lora makes it one")
+
+
+def owned(model: Model) -> Model:
+    """A model of the same numbers in arrays of its own, which outlive a training of the other: that gives its away."""
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(jnp.array, state))
 
 
 def _in_order(name: str) -> list:

@@ -9,16 +9,21 @@ Yadav et al. 2023, arXiv:2306.01708, section 3 (TIES); Yu et al. 2023, arXiv:231
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from zoo.reuse.linear_maps import Model, named
+from zoo.models.frozen import copied
+from zoo.reuse.linear_maps import Model, named, require_plain
 
+# What modules make of parameters of the same shapes.
+_READ_BY = ("n_heads", "n_kv_heads", "head_dim", "rope_dim", "causal", "norm_first", "mixer_residual")
 Method = Literal["average", "task_arithmetic", "dare", "drop", "ties"]
 
 
@@ -48,12 +53,12 @@ def merge(
         least 0 and below 1. Others have no use for it.
       weights: of each tune, or one of all. None: 1 / len(tuned) for dare, drop, task_arithmetic; 1 for others.
       exclude: names of parameters that stay the base's (or the first tune's), a regular expression on the end of
-        their names, such as "classifier.*": heads of other tasks. None: none.
+        their names, such as "classifier.*": heads of other tasks, which may be of other shapes or missing. None: none.
       key: of what is dropped at random. dare and drop need it.
 
     Raises:
-      ValueError: another method, rate, number of weights; a model of another structure; no base or key where one is
-        needed; nothing that `exclude` names.
+      ValueError: another method, rate, number of weights; a model of another structure, or with adapters, quantised or
+        frozen; no base or key where one is needed; nothing that `exclude` names.
 
     Examples:
       >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
@@ -74,17 +79,19 @@ def merge(
         raise ValueError(f"key=None with method={method!r}, expected a key: what is dropped is drawn")
     factors = _factors(method, weights, len(tuned))
     start = tuned[0] if base is None else base
+    for argument, model in (("base", start), *((f"tuned[{i}]", model) for i, model in enumerate(tuned))):
+        require_plain(model, argument)
     flat = [_parameters(model) for model in (start, *tuned)]
-    for i, other in enumerate(flat[1:]):
-        _require_same(flat[0], other, i)
-    kept = set() if exclude is None else set(named("exclude", exclude, list(flat[0])))
+    kept = set() if exclude is None else set(named("exclude", exclude, {name for of in flat for name in of}))
+    for i, other in enumerate(tuned):
+        require_same(start, other, f"tuned[{i}]", kept)
     graphdef, *parts = nnx.split(start, nnx.Param, ...)
     params, rest = parts
     merged = {}
     for number, (path, variable) in enumerate(nnx.to_flat_state(params)):
         name = ".".join(map(str, path))
         if name in kept:
-            merged[path] = variable
+            merged[path] = variable.replace(jnp.array(variable[...]))
             continue
         values = [_wide(parameters[name][...]) for parameters in flat]
         if method == "average":
@@ -95,7 +102,7 @@ def merge(
             change = ties if method == "ties" else weighted_sum
             value = values[0] + change(deltas, factors)
         merged[path] = variable.replace(value.astype(variable[...].dtype))
-    return nnx.merge(graphdef, nnx.from_flat_state(merged), rest)
+    return copied(nnx.merge(graphdef, nnx.from_flat_state(merged), rest))
 
 
 def weighted_sum(deltas: Sequence[Float[Array, "..."]], weights: Sequence[float]) -> Float[Array, "..."]:
@@ -137,9 +144,11 @@ def _thinned(method: Method, rate: float, key) -> Callable:
 def _factors(method: Method, weights, n: int) -> list[float]:
     if weights is None:
         weights = 1.0 if method in ("average", "ties") else 1 / n
-    factors = [float(w) for w in weights] if isinstance(weights, Sequence) else [float(weights)] * n
+    factors = [float(w) for w in weights] if np.ndim(weights) else [float(weights)] * n
     if len(factors) != n:
         raise ValueError(f"weights={weights!r}, expected one for each of the {n} models")
+    if not all(map(math.isfinite, factors)):
+        raise ValueError(f"weights={weights!r}, expected finite numbers")
     if method == "average":
         if sum(factors) == 0:
             raise ValueError(f"weights={weights!r}, expected a sum other than 0")
@@ -151,12 +160,28 @@ def _parameters(model: nnx.Module) -> dict[str, nnx.Param]:
     return {".".join(map(str, path)): value for path, value in nnx.to_flat_state(nnx.state(model, nnx.Param))}
 
 
-def _require_same(params, other, i: int) -> None:
-    if missing := sorted(params.keys() ^ other.keys()):
-        raise ValueError(f"tuned[{i}] has other parameters than the first model, such as {missing[0]}")
+def require_same(model: nnx.Module, other: nnx.Module, argument: str, kept: Collection[str] = ()) -> None:
+    """Raises a ValueError unless the parameters of two models mean the same.
+
+    Args:
+      model: the first one.
+      other: the other.
+      argument: what errors call it.
+      kept: names of parameters that do not matter.
+    """
+    params, theirs = (_parameters(m) for m in (model, other))
+    if missing := sorted((params.keys() ^ theirs.keys()) - set(kept)):
+        raise ValueError(f"{argument} has other parameters than the first model, such as {missing[0]}")
     for name, value in params.items():
-        if value.shape != other[name].shape:
-            raise ValueError(f"tuned[{i}].{name} has shape {other[name].shape}, the first model's {value.shape}")
+        if name not in kept and value.shape != theirs[name].shape:
+            raise ValueError(f"{argument}.{name} has shape {theirs[name].shape}, the first model's {value.shape}")
+    modules = dict(nnx.iter_modules(other))
+    for path, module in nnx.iter_modules(model):
+        for name in _READ_BY if path in modules else ():
+            ours, of_other = getattr(module, name, None), getattr(modules[path], name, None)
+            if ours != of_other:
+                where = ".".join(map(str, (argument, *path, name)))
+                raise ValueError(f"{where} is {of_other}, the first model's {ours}")
 
 
 def _wide(x):

@@ -53,7 +53,7 @@ def _read_behind(place: Path, axis: Axis, axes: dict[Path, Axes], moments: Momen
     """The mean squares of what a norm gives, read off the moments of a map behind it; None where none was seen."""
     widths_here = {span.width for span in axis.spans}
     around, behind = place[:-1], {"norm": "mixer", "norm2": "mlp"}.get(str(place[-1]), "")
-    inside = around if around and around[-1] == "mixer" else (*around, behind)
+    inside = around if "mixer" in around else (*around, behind)  # a mixer's own, perhaps of one of two side by side
     for path, found in axes.items():
         name = ".".join(map(str, path))
         if path[: len(inside)] != inside or name not in moments or "norm_f" in place:

@@ -30,6 +30,7 @@ from zoo.reuse.choose_units import Wanted, choose
 from zoo.reuse.cut_layers import with_layers, without_channel_mixers
 from zoo.reuse.cut_units import without
 from zoo.reuse.cut_vocabulary import with_vocabulary
+from zoo.reuse.grow import require_language
 from zoo.stack.pattern import parse_pattern
 
 
@@ -67,8 +68,8 @@ def prune(
       A model of the same kind, with arrays of its own.
 
     Raises:
-      ValueError: more than there is, or a number that groups or blocks do not allow; parts whose widths cannot be
-        changed, options in the pattern that say a width; no batches.
+      ValueError: nothing asked for; more than there is, or a number that groups or blocks do not allow; parts whose
+        widths cannot be changed, options in the pattern that say a width; no batches.
 
     Examples:
       >>> model = zoo.create("mamba-130m", rngs=0, d_model=16, n_layers=2, vocab_size=32)
@@ -76,6 +77,9 @@ def prune(
       >>> smaller.config.d_model, smaller.config.n_layers
       (8, 1)
     """
+    require_language(model)
+    if (d_model, d_ff, n_heads, n_layers, vocabulary) == (None,) * 5:
+        raise ValueError("expected one of d_model, d_ff, n_heads, n_layers and vocabulary")
     if importance and n_layers is not None:
         raise ValueError("importance with n_layers: units are those of a model whose layers went before")
     batches = [dict(batch) for batch in calibration]

@@ -24,11 +24,12 @@ import numpy as np
 from flax import nnx
 
 from zoo.layers.moe import ExpertLinear
+from zoo.models.frozen import Frozen, copied
 from zoo.reuse.calibration import Moments
 from zoo.reuse.codes import Bits, QuantizedWeight, inputs_first
 from zoo.reuse.compensation import cost
 from zoo.reuse.expert_bits import QuantizedExperts
-from zoo.reuse.linear_maps import Axes, LinearMap, Model, copied, linear_maps
+from zoo.reuse.linear_maps import Axes, LinearMap, Model, linear_maps
 from zoo.reuse.mixed_bits import Choice, allocate
 
 KINDS = QuantizedWeight, QuantizedExperts
@@ -89,6 +90,9 @@ def quantize(
     for name, linear in maps.items():
         if not isinstance(linear.weight, nnx.Variable):
             raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
+        n = linear.weight.shape[linear.axes.d_in]
+        if moments is not None and name in moments and moments[name].shape[-1] != n:
+            raise ValueError(f"moments of {name} are of {moments[name].shape[-1]} inputs, expected its {n}")
     of_each = {} if mixed is None else _allocated(maps, moments or {}, group_size, mixed, by_expert)
     for name, linear in maps.items():
         of_this = of_each.get(name, 8 if linear.attribute == "embedding" else bits)
@@ -189,6 +193,9 @@ def dequantize(model: Model) -> Model:
     model = copied(model)
     for linear in quantized_weights(model).values():
         linear.replace(nnx.Param(linear.weight[...], **dict(linear.weight.metadata)))
+    for _, weight in nnx.iter_modules(model):
+        if isinstance(base := getattr(weight, "base", None), KINDS):  # below an adapter, where it stays frozen
+            weight.base = Frozen(base[...], **dict(base.metadata))  # type: ignore[attr-defined]
     return model
 
 

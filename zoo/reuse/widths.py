@@ -19,6 +19,8 @@ from flax import nnx
 from m2 import BlockdiagLinear, M2Mixer, MonarchMLP
 from ssm import LinearAttention, Mamba, Mamba2, Mamba3
 from zoo.layers.attention import Attention
+from zoo.layers.bottleneck import Bottleneck
+from zoo.layers.depth_router import DepthRouter
 from zoo.layers.mlp import MLP
 from zoo.layers.moe import MoE
 from zoo.models.build import Model
@@ -245,7 +247,20 @@ def _m2(m: M2Mixer, named: Named) -> dict[str, Axes]:
 def _mlp(m: MLP, named: Named) -> dict[str, Axes]:
     d, hidden = _residual(m.up_proj, 0), _wrote(Span(named("d_ff"), m.up_proj.kernel.shape[1]))
     axes = _linear("up_proj", m.up_proj, d, hidden) | _linear("down_proj", m.down_proj, hidden, d)
+    if m.terms is not None:
+        axes |= {f"terms.{name}": (_fixed(m.terms.scale.shape[0]), hidden) for name in ("scale", "shift")}
     return axes | _linear("gate_proj", m.gate_proj, d, hidden)
+
+
+def _bottleneck(m: Bottleneck, named: Named) -> dict[str, Axes]:
+    d, few = _residual(m.down_proj, 0), _fixed(m.down_proj.kernel.shape[1])
+    return _linear("down_proj", m.down_proj, d, few) | _linear("up_proj", m.up_proj, few, d)
+
+
+def _depth_router(m: DepthRouter, named: Named) -> dict[str, Axes]:
+    d, few = _residual(m.score, 0), _fixed(m.config.predictor_width)
+    axes = _linear("score", m.score, d, _fixed(1)) | _linear("hidden", m.hidden, d, few)
+    return axes | _linear("decision", m.decision, few, _fixed(1))
 
 
 def _monarch_mlp(m: MonarchMLP, named: Named) -> dict[str, Axes]:
@@ -298,4 +313,6 @@ _KINDS: dict[type, Callable[[Any, Named], dict[str, Axes]]] = {
     MLP: _mlp,
     MonarchMLP: _monarch_mlp,
     MoE: _moe,
+    Bottleneck: _bottleneck,
+    DepthRouter: _depth_router,
 }

@@ -1,5 +1,6 @@
 """A stack of blocks whose mixers follow a pattern: the body of every model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from zoo.stack.dropping import run_dropping
 from zoo.stack.gaps import close_all
 from zoo.stack.gathering import gathered, gathering
 from zoo.stack.layer_inputs import LayerInputs, groups_of, places_of, plus
-from zoo.stack.pattern import Folded, fold, mixer_name, parse_pattern
+from zoo.stack.pattern import Folded, Word, fold, mixer_name, parse_pattern
 from zoo.stack.pieces import run_halves, run_in_pieces, takes_halves, takes_pieces
 from zoo.stack.scan_layers import looped_blocks, run_blocks
 
@@ -285,7 +286,7 @@ class Backbone(nnx.Module):
         """How many blocks run by themselves first, and the words of the others, folded where they are to be loops."""
         done = int(not self.config.first_norm)  # the first block is not like those that its word comes back for
         words = self.words[done:]
-        return done, fold(words) if self.config.scan_layers else words
+        return done, fold(_told_apart(words, self.blocks[done:])) if self.config.scan_layers else words
 
     @property
     def looped_layers(self) -> tuple[tuple[int, ...], ...]:
@@ -416,6 +417,19 @@ class Backbone(nnx.Module):
         dtype = jnp.dtype(self.config.dtype)
         x = x.astype(jnp.promote_types(dtype, jnp.float32) if self.config.residual_in_fp32 else dtype)
         return placed_rows(x)
+
+
+def _told_apart(words: Sequence[Word], blocks: Sequence[Block]) -> tuple[Word, ...]:
+    """Words of blocks that can be one loop where they are equal: adapters or few bits of some make others of theirs."""
+    kinds: dict[Word, list[nnx.GraphDef]] = {}
+    found = []
+    for word, block in zip(words, blocks, strict=True):
+        graphdef, known = nnx.split(block)[0], kinds.setdefault(word, [])
+        if graphdef not in known:
+            known.append(graphdef)
+        number = known.index(graphdef)
+        found.append(word._replace(mixers=(*word.mixers, f"kind {number}")) if number else word)
+    return tuple(found)
 
 
 def _of_block(each, i):

@@ -1,5 +1,6 @@
 """Small models of every family, for what is done to trained ones."""
 
+import dataclasses
 import functools
 
 import jax.numpy as jnp
@@ -27,6 +28,15 @@ OPTIONS = {
 }
 FAMILIES = ("mamba", "mamba2/mlp", "mamba3", "linear_attn/moe", "attn/mlp", "m2/monarch", "zamba2 zamba2")
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 7)))
+
+
+@functools.cache
+def encoder(pattern: str) -> zoo.MaskedLM:
+    """A masked language model that looks both ways, of random parameters."""
+    fields = {field.name for field in dataclasses.fields(zoo.MaskedLMConfig)}
+    options = {name: value for name, value in OPTIONS.items() if name in fields}
+    config = zoo.MaskedLMConfig(pattern=pattern, n_layers=1, causal=False, max_len=16, norm="layer", **options)
+    return with_random_parameters(lambda: zoo.MaskedLM(config, rngs=nnx.Rngs(0)))
 
 
 @functools.cache

@@ -51,6 +51,26 @@ def test_adapters_change_nothing_at_first_and_merge_into_every_family(dora, patt
     }
 
 
+def test_layers_that_are_not_alike_are_no_loop():
+    model = causal("-/mlp", scan_layers=True)
+    one = zoo.add_lora(model, rank=2, alpha=1.0, targets=r"layers\.0\..*", rngs=0)
+    assert one.backbone.looped_layers == ()
+    both = moved(zoo.add_lora(one, rank=2, alpha=9.0, targets=r"layers\.1\..*", rngs=1))  # of one shape
+    assert_close(logits(both), logits(zoo.merge_lora(both)), tolerance=1e-5)
+    assert zoo.add_lora(model, rank=2, rngs=0).backbone.looped_layers == ((0, 1),)
+
+
+def test_what_is_trained_as_it_is_has_no_adapter():
+    model = zoo.MLP(4, zoo.MLPConfig(d_ff=6), rngs=nnx.Rngs(0))
+    adapted = zoo.add_lora(model, rank=1, targets=".*", trained="up_proj.kernel", rngs=0)
+    trained = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(adapted, nnx.Param))}
+    assert {name for name in trained if name.startswith("up_proj")} == {"up_proj.kernel"}
+    with pytest.raises(ValueError, match="targets='up_proj', expected maps besides those that trained="):
+        zoo.add_lora(model, targets="up_proj", trained="up_proj.kernel", rngs=0)
+    with pytest.raises(ValueError, match="alpha=nan, expected more than 0"):
+        zoo.add_lora(model, alpha=float("nan"), rngs=0)
+
+
 def test_a_merged_weight_is_the_sum_that_the_papers_write():
     model = zoo.MLP(4, zoo.MLPConfig(d_ff=6), rngs=nnx.Rngs(0))
     for dora in (False, True):

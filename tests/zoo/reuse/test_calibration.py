@@ -1,5 +1,7 @@
 """What maps read, and what is made up for by it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +44,8 @@ def test_moments_are_those_of_what_a_map_reads_where_positions_are():
 
 def test_layers_in_loops_are_looked_at_one_by_one():
     looped = causal("mamba/mlp", scan_layers=True)
+    plain: dict = {"remat": True, "remat_rounds": True, "remat_positions": 4}
+    looped = zoo.CausalLM(dataclasses.replace(looped.config, **plain), rngs=nnx.Rngs(0))
     moments = zoo.calibrate(looped, [{"ids": IDS}])
     assert {name for name in moments if "down_proj" in name} == {
         f"backbone.layers.{i}.mlp.down_proj.kernel" for i in range(2)

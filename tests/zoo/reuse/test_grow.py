@@ -11,7 +11,7 @@ import m2
 import ssm
 import zoo
 from tests.numerics import assert_close, jitted, rms_ratio, with_random_parameters
-from tests.zoo.reuse.models import IDS, OPTIONS, causal
+from tests.zoo.reuse.models import IDS, OPTIONS, causal, encoder
 
 slow = pytest.mark.slow
 FAMILIES = ["mamba2/mlp", "m2/monarch"]
@@ -73,6 +73,12 @@ PLAIN = {"m2": m2.M2Config(l_max=16, residual_long_conv=True), "monarch": m2.Mon
             {"m2": m2.M2Config(l_max=16, residual_long_conv=True), "monarch": m2.MonarchMLPConfig(gated=False)},
         ),
         ("mamba2+attn/mlp", {}),
+        # A head that is the embedding reads what the last block's norm gives, without one of its own.
+        ("attn/mlp", {"norm_place": "post"}),
+        pytest.param("m2/mlp", {"norm_place": "post", "mixer_residual": False, "norm": "layer"}, marks=slow),
+        # What training adds to blocks: a second way around, terms of an activation, a router of positions.
+        ("mamba:0.5", {"shortcut_rank": 2, "adapter_width": 2}),
+        pytest.param("attn/mlp", {"mlp": zoo.MLPConfig(d_ff=8, series=2)}, marks=slow),
     ],
 )
 def test_options_that_change_what_widths_are_side_by_side(pattern, options):
@@ -85,10 +91,7 @@ def test_options_that_change_what_widths_are_side_by_side(pattern, options):
     "pattern", ["m2/monarch", pytest.param("mamba2/mlp", marks=slow), pytest.param("attn/mlp", marks=slow)]
 )
 def test_encoders_that_look_both_ways_grow_too(pattern):
-    fields = {field.name for field in dataclasses.fields(zoo.MaskedLMConfig)}
-    options = {name: value for name, value in OPTIONS.items() if name in fields}
-    config = zoo.MaskedLMConfig(pattern=pattern, n_layers=1, causal=False, max_len=16, norm="layer", **options)
-    model = with_random_parameters(lambda: zoo.MaskedLM(config, rngs=nnx.Rngs(0)))
+    model = encoder(pattern)
     assert_close(output(zoo.grow(model, d_model=16, rngs=nnx.Rngs(0))), output(model), tolerance=1e-5)
 
 
@@ -104,6 +107,10 @@ def test_widths_that_are_no_multiple_are_near_and_say_so_where_they_cannot_be():
         zoo.grow(model, d_model=4, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="d_ff=5, expected at least the model's 8"):
         zoo.grow(model, d_ff=5, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="d_ff=0, expected at least 1"):
+        zoo.grow(model, d_ff=0, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="d_ff=16, expected None: pattern='mamba' has no channel mixers"):
+        zoo.grow(causal("mamba"), d_ff=16, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="says n_heads, a width"):
         zoo.grow(causal("attn[n_heads=4]/mlp"), d_model=16, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="a kind of module whose widths cannot be changed"):
@@ -150,3 +157,33 @@ def test_the_way_back_of_the_v_cycle_is_a_mean():
         np.testing.assert_allclose(between[name], 0.75 * value + 0.25 * variables(two)[name], atol=1e-6)
     with pytest.raises(ValueError, match=r"alpha=2\.0, expected 0 to 1"):
         zoo.interpolate(one, two, 2.0)
+    with pytest.raises(ValueError, match="other has other parameters than the first model"):
+        zoo.interpolate(one, causal("mamba2/mlp"))
+
+
+def test_what_is_decoalesced_comes_back_whole():
+    config = dataclasses.replace(causal("attn/mlp").config, norm_place="post", n_layers=2)
+    small = with_random_parameters(lambda: zoo.CausalLM(config, rngs=nnx.Rngs(0)))
+    back = zoo.coalesce(zoo.decoalesce(small, d_model=16, n_layers=4), d_model=8, n_layers=2)
+    assert back.config.logits_multiplier == 1.0
+    assert_close(variables(back), variables(small), tolerance=1e-6)
+    with pytest.raises(ValueError, match="n_layers=3, expected a multiple of the model's 2"):
+        zoo.decoalesce(small, n_layers=3)
+
+
+def test_what_is_no_plain_language_model_is_said_before_it_is_made_of_another_size():
+    model, batches = causal("mamba/mlp"), [{"ids": IDS}]
+    quantized, adapted = zoo.quantize(model, group_size=4), zoo.add_lora(model, rank=1, rngs=nnx.Rngs(0))
+    for other, words in ((quantized, "zoo.dequantize"), (adapted, "zoo.merge_lora")):
+        for change in (
+            lambda m: zoo.grow(m, n_layers=2, rngs=nnx.Rngs(0)),
+            lambda m: zoo.coalesce(m, d_model=4),
+            lambda m: zoo.prune(m, batches, d_ff=4),
+            lambda m: zoo.factorize(m, batches, n_blocks=2),
+            lambda m: zoo.add_gates(m, d_ff=4),
+            lambda m: zoo.add_adapters(m, rngs=nnx.Rngs(0)),
+        ):
+            with pytest.raises(ValueError, match=rf"kernel is a \w+, expected a parameter: {words} makes it one"):
+                change(other)
+    with pytest.raises(ValueError, match="expected one of d_model, d_ff, n_heads, n_layers and vocabulary"):
+        zoo.prune(model, batches)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import zoo
+from zoo.models.frozen import freeze
 from zoo.reuse.merge import drop_at_random, keep_largest, ties
 
 
@@ -69,3 +70,32 @@ def test_what_is_excluded_stays_and_what_does_not_fit_is_said():
     wider = zoo.MLP(8, zoo.MLPConfig(d_ff=4, bias=True), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"tuned\[0\]\..* has shape .*, the first model's"):
         zoo.merge(BASE, [wider], method="ties")
+
+
+def test_weights_that_are_no_parameters_are_said_and_not_passed_by():
+    adapted = [zoo.add_lora(m, rank=2, targets=".*", rngs=nnx.Rngs(0)) for m in (ONE, TWO)]
+    quantized = [zoo.quantize(m, targets=".*") for m in (ONE, TWO)]
+    frozen = [freeze(m, lambda name: "bias" in name) for m in (ONE, TWO)]
+    for models, words in ((adapted, "zoo.merge_lora"), (quantized, "zoo.dequantize"), (frozen, "is frozen")):
+        with pytest.raises(ValueError, match=rf"\.kernel .*{words}"):
+            zoo.merge(None, models, method="average")
+        with pytest.raises(ValueError, match=words):
+            zoo.sparse_delta(*models)
+
+
+def test_parameters_that_are_read_otherwise_are_said():
+    heads = [zoo.Attention(8, zoo.AttentionConfig(n_heads=n), rngs=nnx.Rngs(0)) for n in (2, 4)]
+    with pytest.raises(ValueError, match=r"tuned\[1\]\.n_heads is 4, the first model's 2"):
+        zoo.merge(None, heads, method="average")
+    with pytest.raises(ValueError, match=r"weights=\[nan\], expected finite numbers"):
+        zoo.merge(BASE, [ONE], method="task_arithmetic", weights=[float("nan")])
+
+
+def test_heads_of_other_tasks_stay_out_whatever_their_shape():
+    options = {"vocab_size": 8, "d_model": 8, "n_layers": 1, "pattern": "-/mlp"}
+    one, two = (zoo.TokenClassifier(zoo.TokenClassifierConfig(n_labels=n, **options), rngs=nnx.Rngs(n)) for n in (2, 3))
+    merged = zoo.merge(one, [one, two], method="average", exclude=r"classifier\..*")
+    assert np.array_equal(merged.classifier.kernel[...], one.classifier.kernel[...])
+    assert not np.array_equal(merged.encoder.word_embeddings.embedding[...], one.encoder.word_embeddings.embedding[...])
+    with pytest.raises(ValueError, match=r"tuned\[1\]\.classifier\.\w+ has shape"):
+        zoo.merge(one, [one, two], method="average")

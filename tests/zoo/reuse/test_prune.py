@@ -163,3 +163,32 @@ def test_what_cannot_be_made_smaller_is_said():
     grouped = zoo.CausalLMConfig(pattern="attn", n_layers=1, **OPTIONS | {"attn": zoo.AttentionConfig(4, 2, 2)})
     with pytest.raises(ValueError, match="3 units, expected a multiple of 2"):
         zoo.prune(zoo.CausalLM(grouped, rngs=nnx.Rngs(0)), BATCHES, n_heads=3)
+
+
+def test_heads_of_two_mixers_side_by_side_go_at_no_cost():
+    large = zoo.grow(causal("mamba2+attn"), d_model=16, rngs=nnx.Rngs(0))
+    small = zoo.prune(large, BATCHES, n_heads={"attn": 2, "mamba2": 4})
+    assert_close(output(small), output(large), tolerance=2e-4)
+
+
+def test_all_tokens_in_another_order_are_all_that_changes():
+    config = zoo.CausalLMConfig(**OPTIONS | {"vocab_size": 8}, pattern="-/mlp", n_layers=1)
+    model = zoo.CausalLM(config, rngs=nnx.Rngs(0))
+    turned = zoo.prune(model, BATCHES, vocabulary=[*reversed(range(8))])  # as many as there are, and as channels
+    assert np.array_equal(turned.embedding.embedding[...], model.embedding.embedding[...][::-1])
+
+
+def test_what_is_written_into_a_smaller_or_larger_model_stays_out_of_the_other():
+    model = causal("-/mlp")
+    before = np.asarray(model.embedding.embedding[...])
+    for other in (
+        zoo.grow(model, rngs=nnx.Rngs(0)),
+        zoo.grow(model, n_layers=2, rngs=nnx.Rngs(0)),
+        zoo.prune(model, BATCHES, d_ff=8),
+        zoo.prune(model, BATCHES, n_layers=[0]),
+    ):
+        arrays = [value[...] for _, value in nnx.to_flat_state(nnx.state(other))]
+        assert not {*map(id, arrays)} & {id(value[...]) for _, value in nnx.to_flat_state(nnx.state(model))}
+    for other in (zoo.quantize(model), zoo.add_deltas(model, [{}]), zoo.merge_lora(model), zoo.dequantize(model)):
+        other.embedding.embedding[...] = jnp.zeros_like(before)
+    assert np.array_equal(model.embedding.embedding[...], before)

@@ -8,8 +8,8 @@ from flax import nnx
 
 import zoo
 from tests.numerics import assert_close, jitted, rms_ratio
-from tests.zoo.reuse.models import IDS, causal
-from zoo.reuse.codes import pack, quantize_groups, unpack
+from tests.zoo.reuse.models import IDS, causal, encoder
+from zoo.reuse.codes import QuantizedWeight, pack, quantize_groups, unpack
 from zoo.reuse.compensation import round_in_order
 from zoo.reuse.linear_maps import linear_maps
 from zoo.reuse.mixed_bits import Choice, allocate
@@ -109,3 +109,24 @@ def test_bytes_are_those_of_codes_and_scales(unchecked):
     with pytest.raises(ValueError, match="kernel is a QuantizedWeight, expected a parameter"):
         zoo.quantize(small)
     assert jax.tree.leaves(nnx.state(small, nnx.Param))
+    adapted = zoo.add_lora(small, rank=1, rngs=nnx.Rngs(0))
+    whole = zoo.dequantize(adapted)  # below adapters, too
+    assert not [module for _, module in nnx.iter_modules(whole) if isinstance(module, QuantizedWeight)]
+    assert_close(logits(whole), logits(small), tolerance=1e-6)
+
+
+def test_networks_that_make_filters_both_ways_are_quantised_adapted_and_looked_at_as_one_way():
+    model = encoder("m2/monarch")
+    moments = zoo.calibrate(model, [{"ids": IDS}])
+    assert linear_maps(model).keys() == moments.keys() - {"dense.kernel"}
+    assert not [name for name in moments if "filter" in name]
+    exact = logits(model)
+    for targets in (None, r".*implicit_filter_rev\..*"):  # the second: networks of two kinds, side by side
+        small = zoo.quantize(
+            model, group_size=4, targets=targets, method="round" if targets else "hessian", moments=moments
+        )
+        assert 0 < rms_ratio(logits(small), exact) < 0.05
+    assert_close(logits(zoo.add_lora(model, rank=1, rngs=nnx.Rngs(0))), exact, tolerance=0.0)
+    other = {"encoder.backbone.layers.0.mixer.in_linear.kernel": jnp.eye(9)}
+    with pytest.raises(ValueError, match=r"in_linear\.kernel are of 9 inputs, expected its 8"):
+        zoo.quantize(model, method="hessian", moments=other)
