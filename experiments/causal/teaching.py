@@ -22,7 +22,7 @@ from flax import nnx
 import zoo
 from experiments.causal.load import load_causal
 from experiments.causal.pair import kl_of
-from experiments.data.tokenizers import Tokenizer
+from experiments.data.tokenizers import Tokenizer, reads_alike
 from experiments.loop.train import BatchIterator, Loss, with_auxiliary
 
 
@@ -33,7 +33,7 @@ def load_teacher(source: str | Path, tokenizer: Tokenizer, vocab_size: int) -> z
       ValueError: other tokens, or another number of them.
     """
     loaded = load_causal(source, dtype="float32", flag="--data.tokenizer")
-    if loaded.tokenizer.to_json() != tokenizer.to_json():
+    if not reads_alike(loaded.tokenizer, tokenizer):
         raise ValueError(f"--teacher {source} has another tokenizer than the run")
     if loaded.model.config.vocab_size != vocab_size:
         raise ValueError(

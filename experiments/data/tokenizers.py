@@ -42,6 +42,10 @@ PIECE = 1 << 20
 _SEAM = re.compile(r"(?<=[\w!-~])\n(?=[\w!-~])|(?<=\w)(?= \w)")
 
 
+# Of one, two, three and four bytes.
+_LETTERS = "".join(map(chr, (*range(0x800), *range(0x800, 0xD800, 0x40), *range(0x10000, 0x110000, 0x1000))))
+
+
 class Tokenizer(Protocol):
     """What data, sampling and checkpoints need of a tokenizer."""
 
@@ -330,6 +334,16 @@ def load_tokenizer(
     return published_tokenizer(find_in_hub(spec))
 
 
+def reads_alike(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two tokenizers give the same ids. The one of bytes may be written as it is, or as others load it."""
+    if one.to_json() == other.to_json():
+        return True
+    if ByteTokenizer.kind not in (one.kind, other.kind) or (one.vocab_size, one.eot) != (other.vocab_size, other.eot):
+        return False
+    # All 256 ids are taken by bytes then, and letters stand for one to four of them: they say which.
+    return np.array_equal(one.encode(_LETTERS), other.encode(_LETTERS))
+
+
 def check_same(spec: str, tokenizer: Tokenizer, *, flag: str, source: str | Path) -> None:
     """Raises a ValueError where a flag names another tokenizer than a model has.
 
@@ -338,7 +352,7 @@ def check_same(spec: str, tokenizer: Tokenizer, *, flag: str, source: str | Path
       tokenizer: the model's.
       flag, source: the flag, and what the model is called, for the error.
     """
-    if spec in TRAINERS or load_tokenizer(spec).to_json() != tokenizer.to_json():
+    if spec in TRAINERS or not reads_alike(load_tokenizer(spec), tokenizer):
         said = f"{tokenizer.kind}, {tokenizer.vocab_size} ids"
         raise ValueError(f"{flag} {spec}, but {source} has a tokenizer of its own ({said}); leave the flag out")
 

@@ -88,8 +88,8 @@ def adapted(task: Task, adapt: AdaptConfig, folder: Path, optim: OptimConfig, *,
     Raises:
       ValueError: names that match nothing.
     """
-    if not adapt.rank:
-        return Adapted(task, lambda: None)
+    if not adapt.rank:  # all of it is trained, of few bits too
+        return Adapted(task._replace(init=lambda rngs: zoo.dequantize(task.init(rngs))), lambda: None)
     rngs, goes_on = nnx.Rngs(params=jax.random.key(seed)), is_adapted(folder)
     base: Any = task.init(rngs)
     if goes_on:

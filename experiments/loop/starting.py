@@ -12,6 +12,8 @@ from flax import nnx
 from experiments.loop import runs
 from experiments.loop.train import split_model
 from zoo.models.build import abstract
+from zoo.reuse.quantize import options_of
+from zoo.reuse.quantize import with_options as quantized_as
 from zoo.stack.backbone_config import BackboneConfig
 
 Loaded = TypeVar("Loaded")
@@ -65,7 +67,7 @@ def with_options(model: Model, asked: BackboneConfig, given: Collection[str]) ->
     if all(getattr(config, name) == value for name, value in changes.items()):
         return model
     changed = dataclasses.replace(config, **changes)
-    graphdef, like, _ = split_model(abstract(changed))
+    graphdef, like, _ = split_model(quantized_as(abstract(changed), options_of(model)))
     _, params, rest = split_model(model)
     return nnx.merge(graphdef, jax.tree.map(lambda value, to: value.astype(to.dtype), params, like), rest)
 

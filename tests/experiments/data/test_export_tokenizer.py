@@ -9,6 +9,7 @@ from experiments.data.export_tokenizer import byte_level_bpe, export_generation,
 from experiments.data.tokenizers import (
     ByteTokenizer,
     published_tokenizer,
+    reads_alike,
     restore_tokenizer,
     save_tokenizer,
     train_bpe,
@@ -48,6 +49,16 @@ def test_bytes_are_a_byte_level_bpe_with_the_same_ids():
     assert tokenizer.token_to_id("<|endoftext|>") == ByteTokenizer.eot
     letters = {letter for letter, i in tokenizer.get_vocab().items() if i < 256}
     assert letters == set(hf.pre_tokenizers.ByteLevel.alphabet())
+
+
+def test_bytes_read_alike_in_either_form(tmp_path):
+    export_tokenizer(ByteTokenizer(), tmp_path, rows="documents")
+    written = published_tokenizer(tmp_path)
+    assert written.to_json() != ByteTokenizer().to_json()
+    assert reads_alike(ByteTokenizer(), written)
+    assert reads_alike(written, ByteTokenizer())
+    assert not reads_alike(ByteTokenizer(), train_bpe(TEXTS, 257))
+    assert not reads_alike(written, train_bpe(TEXTS, 260))
 
 
 @pytest.mark.parametrize(("name", "rows"), ALL)

@@ -1,5 +1,6 @@
 """Runs that train adapters: what their checkpoints hold, that they resume, load, and become models or adapters."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,11 +13,16 @@ from flax import nnx
 import zoo
 from experiments import bert, causal_lm, convert, sample, vit
 from experiments.data.tokenizers import ByteTokenizer, save_tokenizer
+from experiments.loop.adapting import AdaptConfig, adapted
+from experiments.loop.optim import OptimConfig
+from experiments.loop.starting import with_options
+from experiments.loop.train import Task
 from tests.experiments.retrieval.test_beir import write_beir
 from tests.experiments.retrieval.test_embed import make_model, save_run
 from zoo.published.adapted_run import base_of
 from zoo.published.checkpoint_files import read_params
 from zoo.published.run_folder import find_checkpoint
+from zoo.reuse.quantize import quantized_weights
 
 IDS = jnp.arange(6)[None]
 ADAPT = ["--init", "base", "--adapt.rank", "2", "--train.no-tensorboard"]
@@ -61,6 +67,19 @@ def test_checkpoints_hold_adapters_alone_and_the_folder_is_a_model(base, run_com
 
 
 @pytest.mark.slow
+def test_a_model_of_few_bits_is_trained_whole_unless_adapters_are(base, empty_folder):
+    model = zoo.quantize(base, bits=8)
+    task = Task(init=lambda rngs: model, loss=None, batches=None, evaluate=None, tokens_per_batch=1)
+    whole, _ = adapted(task, AdaptConfig(), empty_folder / "run", OptimConfig(), steps=1, seed=0)
+    assert params(whole.init(nnx.Rngs(0))).keys() == params(base).keys()
+    beside, _ = adapted(task, AdaptConfig(rank=1), empty_folder / "run", OptimConfig(), steps=1, seed=0)
+    assert quantized_weights(model)
+    assert {name.rpartition(".")[2] for name in params(beside.init(nnx.Rngs(0)))} == {"lora_A", "lora_B"}
+    other = with_options(model, dataclasses.replace(model.config, remat=True), ["model.remat"])
+    assert quantized_weights(other).keys() == quantized_weights(model).keys()
+    assert np.array_equal(other(jnp.ones((1, 3), jnp.int32)), model(jnp.ones((1, 3), jnp.int32)))
+
+
 def test_a_run_of_adapters_resumes_bitwise_and_converts(base, run_command, empty_folder):
     for steps in (("4", "straight"), ("2", "halves")):
         status, _, err = run_command(causal_lm, *CAUSAL, "--steps", steps[0], "--run-dir", steps[1])
