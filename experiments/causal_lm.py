@@ -43,6 +43,7 @@ from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.adapting import AdaptConfig, adapted, check_start
+from experiments.loop.few_bits import QuantizeConfig, check_bits, check_trainable, in_few_bits
 from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed, on_mesh
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
@@ -69,6 +70,8 @@ class Config:
     """Optimiser and schedule."""
     adapt: AdaptConfig = AdaptConfig()
     """Adapters of --init, which stays as it is, rather than all of it."""
+    quantize: QuantizeConfig = QuantizeConfig()
+    """Few bits that weights are read in, and the model is trained for; see `zoo.quantize`."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     init: str | None = None
@@ -89,6 +92,7 @@ class Config:
 
     def __post_init__(self):
         check_start(self.adapt, self.init)
+        check_bits(self.quantize, self.adapt)
         check_modules(self.modules, self.teacher, self.adapt)
         if self.teacher is not None and self.train.carry_state:
             raise ValueError("--teacher with --train.carry-state: it reads each row from its start")
@@ -260,8 +264,10 @@ def start_from(config: Config, kept: Path | None, given: Collection[str]) -> tup
     if config.init is None:
         return config, None
     named = config.data.tokenizer if "data.tokenizer" in given else None
-    one = functools.partial(load.load_causal, tokenizer=named, dtype="float32", flag="--data.tokenizer")
+    how: dict[str, Any] = {"flag": "--data.tokenizer", "masters": config.quantize.bits > 0}
+    one = functools.partial(load.load_causal, tokenizer=named, dtype="float32", **how)
     model, _, _, spec = load_start(config.init, kept, one)
+    check_trainable(config.init, model, config.adapt)
     model = with_options(model, config.model, given)
     if kept is None:
         check_agreement(config.init, config.model, model.config, given)
@@ -291,12 +297,15 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         modules = module_wise(fitted, corpus, task)
         how = {"steps": config.train.steps, "seed": config.train.seed}
         task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
+        fresh = init is None
+        task, save_bits = in_few_bits(task, config.quantize, folder, seed=config.train.seed, fresh=fresh)
         if kept is None:
             keep_chat(started.data.tokenizer, folder, corpus.tokenizer, fitted.model.vocab_size)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
     save_base()
+    save_bits()
     record = dataclasses.asdict(fitted)
     if modules is not None:
         batches = _batches(config, corpus, seed=config.train.seed + 1)
