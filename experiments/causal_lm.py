@@ -12,6 +12,8 @@
                                                                            # LoRA: adapters of it alone
     python -m experiments.causal_lm tiny --init small --teacher runs/causal_lm/tiny
                                                                            # a pruned model learns from the whole one
+    python -m experiments.causal_lm tiny --init runs/causal_lm/tiny --quantize.bits 2
+                                                                           # trained on for weights of 2 bits
     python -m experiments.causal_lm tiny --teacher LARGE --modules.steps 100
                                                                            # first each block in the teacher's place
 
@@ -35,14 +37,16 @@ import ssm
 import zoo
 from experiments.causal import load
 from experiments.causal.chat import keep_chat
+from experiments.causal.directions import check_alike
 from experiments.causal.flops import flops_per_token
 from experiments.causal.module_wise import ModulesConfig, ModuleWise, check_modules
 from experiments.causal.next_token import continued_loss, describe, next_token_loss
-from experiments.causal.teaching import TaughtBatches, load_teacher, taught_loss
+from experiments.causal.teaching import TaughtBatches, directed_loss, load_teacher, taught_loss
 from experiments.data.corpus import Corpus, DataConfig, evaluation_batches, load_corpus, make_batches, make_lanes
 from experiments.data.tokenizers import Tokenizer, save_tokenizer
 from experiments.loop import flags, runs
 from experiments.loop.adapting import AdaptConfig, adapted, check_start
+from experiments.loop.few_bits import QuantizeConfig, check_bits, in_few_bits, say_codes
 from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed, on_mesh
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
@@ -50,8 +54,9 @@ from experiments.loop.optim import OptimConfig
 from experiments.loop.run_lock import locked
 from experiments.loop.run_page import show_end
 from experiments.loop.starting import check_agreement, load_start, with_options
-from experiments.loop.train import BatchIterator, Finished, Task, TrainConfig, mean_loss, train
+from experiments.loop.train import BatchIterator, Finished, LossFunction, Task, TrainConfig, mean_loss, train
 from m2 import HyenaFilterConfig, M2Config, MonarchMLPConfig
+from zoo.models.build import abstract
 from zoo.stack.pattern import parse_pattern
 
 
@@ -69,6 +74,8 @@ class Config:
     """Optimiser and schedule."""
     adapt: AdaptConfig = AdaptConfig()
     """Adapters of --init, which stays as it is, rather than all of it."""
+    quantize: QuantizeConfig = QuantizeConfig()
+    """Few bits that weights are read in, and the model is trained for; see `zoo.quantize`."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     init: str | None = None
@@ -78,6 +85,10 @@ class Config:
     teacher: str | None = None
     """A run, a published folder or a hub name with the same tokenizer: the model learns what this says of each next
     token, rather than what comes. For vocabularies or batches that are not large."""
+    directions: float = 0.0
+    """With --teacher, factor on how far what the mixers of each layer write (queries, keys and values, or what takes
+    their place) and the hidden states are from its own, beside what it says (BiBERT). The models have equally many
+    layers of the same width. 0: what it says alone."""
     modules: ModulesConfig = ModulesConfig()
     """Modules that first learn one by one in place of the teacher's (m2mKD)."""
     eval_batches: int | None = 50
@@ -89,7 +100,12 @@ class Config:
 
     def __post_init__(self):
         check_start(self.adapt, self.init)
+        check_bits(self.quantize, self.adapt)
         check_modules(self.modules, self.teacher, self.adapt)
+        if self.directions < 0:
+            raise ValueError(f"--directions {self.directions}, expected at least 0")
+        if self.directions and self.teacher is None:
+            raise ValueError(f"--directions {self.directions} without --teacher: there is nothing to be like")
         if self.teacher is not None and self.train.carry_state:
             raise ValueError("--teacher with --train.carry-state: it reads each row from its start")
 
@@ -174,11 +190,16 @@ def make_task(config: Config, corpus: Corpus, init: zoo.CausalLM | None = None) 
         return {"loss": loss} | describe(loss, bits_per_nat(held_out))
 
     batches = _batches(config, corpus, seed=config.train.seed)
+    loss: LossFunction = next_token_loss
     if config.teacher is not None:
-        batches = TaughtBatches(batches, load_teacher(config.teacher, corpus.tokenizer, config.model.vocab_size))
+        teacher = load_teacher(config.teacher, corpus.tokenizer, config.model.vocab_size)
+        if config.directions:
+            check_alike(config.teacher, teacher, abstract(config.model) if init is None else init)
+        batches = TaughtBatches(batches, teacher, directions=config.directions > 0)
+        loss = functools.partial(directed_loss, factor=config.directions) if config.directions else taught_loss
     return Task(
         init=lambda rngs: zoo.CausalLM(config.model, rngs=rngs) if init is None else init,
-        loss=next_token_loss if config.teacher is None else taught_loss,
+        loss=loss,
         batches=batches,
         evaluate=evaluate,
         describe=(
@@ -260,8 +281,10 @@ def start_from(config: Config, kept: Path | None, given: Collection[str]) -> tup
     if config.init is None:
         return config, None
     named = config.data.tokenizer if "data.tokenizer" in given else None
-    one = functools.partial(load.load_causal, tokenizer=named, dtype="float32", flag="--data.tokenizer")
+    how: dict[str, Any] = {"flag": "--data.tokenizer", "masters": config.quantize.bits > 0}
+    one = functools.partial(load.load_causal, tokenizer=named, dtype="float32", **how)
     model, _, _, spec = load_start(config.init, kept, one)
+    say_codes(config.init, model, config.adapt)
     model = with_options(model, config.model, given)
     if kept is None:
         check_agreement(config.init, config.model, model.config, given)
@@ -291,12 +314,15 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
         modules = module_wise(fitted, corpus, task)
         how = {"steps": config.train.steps, "seed": config.train.seed}
         task, save_base = adapted(task, config.adapt, folder, config.optim, **how)
+        fresh = init is None
+        task, save_bits = in_few_bits(task, config.quantize, folder, seed=config.train.seed, fresh=fresh)
         if kept is None:
             keep_chat(started.data.tokenizer, folder, corpus.tokenizer, fitted.model.vocab_size)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model, corpus.inputs())
     print(describe_size(fitted.model, folder), flush=True)
     save_base()
+    save_bits()
     record = dataclasses.asdict(fitted)
     if modules is not None:
         batches = _batches(config, corpus, seed=config.train.seed + 1)

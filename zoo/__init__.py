@@ -81,6 +81,7 @@ from zoo.reuse.merge import merge as merge
 from zoo.reuse.prune import prune as prune
 from zoo.reuse.quantize import dequantize as dequantize
 from zoo.reuse.quantize import quantize as quantize
+from zoo.reuse.straight_through import straight_through as straight_through
 from zoo.stack.backbone import Backbone as Backbone
 from zoo.stack.backbone_config import BackboneConfig as BackboneConfig
 from zoo.stack.block import Block as Block

@@ -12,7 +12,7 @@ python -m experiments.bench in_training                # what options of trainin
 python -m experiments.bench tuned                      # ways to tune, and to put tunes together
 python -m experiments.bench dropping                   # what encoders lose where positions are left behind
 python -m experiments.bench modules                    # what learning module by module from a teacher is worth
-python -m experiments.bench few_bits                   # what fewer bits cost small models, and experts
+python -m experiments.bench few_bits                   # what fewer bits cost small models, trained in them too
 python -m experiments.bench depth                      # compile time and memory of 8, 16, 32 blocks
 python -m experiments.bench length                     # memory of a step of up to a million tokens, on several devices
 python -m experiments.bench recall                     # what a state recalls, and what attention does

@@ -28,7 +28,12 @@ class Pretrained(NamedTuple):
 
 
 def load_causal(
-    source: str | Path, *, tokenizer: str | None = None, dtype: str | None = None, flag: str = "--tokenizer"
+    source: str | Path,
+    *,
+    tokenizer: str | None = None,
+    dtype: str | None = None,
+    flag: str = "--tokenizer",
+    masters: bool = False,
 ) -> Pretrained:
     """Loads a causal language model and its tokenizer. Changes nothing in the folder.
 
@@ -39,6 +44,7 @@ def load_causal(
         state-spaces' models were trained with.
       dtype: of a published model's parameters and computation. None: as stored. A run has its own.
       flag: what names a tokenizer, for errors.
+      masters: of a run, see `zoo.from_pretrained`.
 
     Raises:
       FileNotFoundError: nothing there.
@@ -46,7 +52,7 @@ def load_causal(
     """
     folder = Path(source)
     if is_run(folder):
-        own = load_run(folder)
+        own = load_run(folder, masters=masters)
     else:
         folder = find_folder(source)
         has_one = (folder / FILE_NAME).is_file()
@@ -58,13 +64,14 @@ def load_causal(
     return own
 
 
-def load_run(folder: Path, *, step: Any = "latest", allow_nonfinite: bool = False) -> Pretrained:
+def load_run(folder: Path, *, step: Any = "latest", allow_nonfinite: bool = False, masters: bool = False) -> Pretrained:
     """Loads the model and the tokenizer of a run of experiments.causal_lm. Changes nothing in the folder.
 
     Args:
       folder: the run's.
       step: a checkpoint's step, "latest" or "best".
       allow_nonfinite: whether weights may be infinite or no numbers.
+      masters: see `zoo.from_pretrained`.
 
     Raises:
       FileNotFoundError: no run, or no sound checkpoint, there.
@@ -76,7 +83,8 @@ def load_run(folder: Path, *, step: Any = "latest", allow_nonfinite: bool = Fals
     if said is not None and not isinstance(said, zoo.CausalLMConfig):
         what = type(said).__name__.removesuffix("Config")
         raise ValueError(f"{folder} holds a {what}, expected a causal language model")
-    model = zoo.from_pretrained(folder, revision=step, kind=zoo.CausalLM, allow_nonfinite=allow_nonfinite)
+    how: dict[str, Any] = {"revision": step, "allow_nonfinite": allow_nonfinite, "masters": masters}
+    model = zoo.from_pretrained(folder, kind=zoo.CausalLM, **how)
     return Pretrained(model, restore_tokenizer(folder), folder, str(folder))
 
 

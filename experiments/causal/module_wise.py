@@ -160,7 +160,7 @@ class ModuleWise:
                 init=lambda rngs: freeze(self.taught, lambda name: name.startswith("student.backbone.layers.")),
                 loss=self.loss,
                 batches=batches,
-                evaluate=lambda taught: task.evaluate(cast(Taught, taught).student),
+                evaluate=lambda taught: task.evaluate(task.read(cast(Taught, taught).student)),
                 tokens_per_batch=task.tokens_per_batch,
             ),
             dataclasses.replace(loop, steps=config.steps),

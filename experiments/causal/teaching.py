@@ -4,7 +4,8 @@
     python -m experiments.causal_lm tiny --init small --teacher LARGE
 
 The teacher reads each batch before the step, and its logits go with the batch: one number for each token of the
-vocabulary at each position, which is for vocabularies or batches that are not large.
+vocabulary at each position, which is for vocabularies or batches that are not large. With --directions what its mixers
+write goes with it, too, see `directions`.
 
 Source: Hinton et al. 2015, arXiv:1503.02531; Muralidharan et al. 2024, arXiv:2407.14679, section 3 (logits alone, at
 temperature 1, to win back what pruning lost).
@@ -20,6 +21,7 @@ import numpy as np
 from flax import nnx
 
 import zoo
+from experiments.causal.directions import Projected, project, unlike
 from experiments.causal.load import load_causal
 from experiments.causal.pair import kl_of
 from experiments.data.tokenizers import Tokenizer, reads_alike
@@ -43,18 +45,32 @@ def load_teacher(source: str | Path, tokenizer: Tokenizer, vocab_size: int) -> z
 
 
 class TaughtBatches:
-    """Batches, with what a teacher says of each: "taught", its logits."""
+    """Batches, with what a teacher says of each: "taught", its logits.
 
-    def __init__(self, batches: BatchIterator, teacher: zoo.CausalLM):
+    Args:
+      batches: what it reads.
+      teacher: reads them.
+      directions: whether what its mixers write goes with them, too: "projected".
+    """
+
+    def __init__(self, batches: BatchIterator, teacher: zoo.CausalLM, *, directions: bool = False):
         self._batches = batches
         graphdef, self._state = nnx.split(teacher)
-        self._n = teacher.config.vocab_size
-        self._read = jax.jit(lambda state, ids, segments: nnx.merge(graphdef, state)(ids, segment_ids=segments))
+        n = teacher.config.vocab_size
+
+        def read(state: Any, ids: jax.Array, segments: jax.Array) -> dict[str, Any]:
+            model = nnx.merge(graphdef, state)
+            if not directions:
+                return {"taught": model(ids, segment_ids=segments)[..., :n]}
+            hidden, _, projected = project(model, ids, segments, None)
+            return {"taught": model.head(hidden)[..., :n], "projected": projected._asdict()}
+
+        self._read = jax.jit(read)
 
     def __next__(self) -> dict[str, Any]:
         batch = next(self._batches)
-        logits = self._read(self._state, jnp.asarray(batch["tokens"]), jnp.asarray(batch["segment_ids"]))
-        return batch | {"taught": np.asarray(logits[..., : self._n])}
+        read = self._read(self._state, jnp.asarray(batch["tokens"]), jnp.asarray(batch["segment_ids"]))
+        return batch | jax.tree.map(np.asarray, read)
 
     def __iter__(self):
         return self
@@ -73,3 +89,15 @@ def taught_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
     logits = model.head(hidden)[..., : taught.shape[-1]]
     total = kl_of(taught, logits, batch["weights"])
     return with_auxiliary(Loss(total, jnp.sum(batch["weights"])), model, auxiliary)
+
+
+def directed_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, factor: float) -> Loss:
+    """`taught_loss`, and beside it `factor` times how far what the mixers write is from what the teacher's do."""
+    hidden, auxiliary, projected = project(model, batch["tokens"], batch["segment_ids"], rngs)
+    taught = jnp.asarray(batch["taught"])
+    total = kl_of(taught, model.head(hidden)[..., : taught.shape[-1]], batch["weights"])
+    weight = jnp.sum(batch["weights"])
+    apart = unlike(projected, Projected(**batch["projected"]), batch["segment_ids"], batch["weights"])
+    loss = with_auxiliary(Loss(total, weight), model, auxiliary)
+    added = factor * apart / jnp.where(weight == 0, 1, weight)
+    return loss._replace(auxiliary=added if loss.auxiliary is None else loss.auxiliary + added)

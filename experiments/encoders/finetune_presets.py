@@ -11,6 +11,7 @@ from experiments.encoders.objectives import Head
 from experiments.encoders.shapes import small_encoder
 from experiments.loop.adapting import AdaptConfig, check_start
 from experiments.loop.duration import check_duration
+from experiments.loop.few_bits import QuantizeConfig, check_bits
 from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.seeds import check_different
@@ -70,6 +71,8 @@ class Config:
     """Optimiser and schedule."""
     adapt: AdaptConfig = AdaptConfig()
     """Adapters of --init, which stays as it is, rather than all of it."""
+    quantize: QuantizeConfig = QuantizeConfig()
+    """Few bits that weights are read in, and the model is trained for; see `zoo.quantize`."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     run_dir: str | None = None
@@ -79,6 +82,7 @@ class Config:
         if self.scratch and self.init is None:
             raise ValueError("--scratch is for the shape of an --init; without one the encoder is fresh anyway")
         check_start(self.adapt, None if self.scratch else self.init)
+        check_bits(self.quantize, self.adapt)
         check_duration(self)
         if self.stride is not None and self.stride < 1:
             raise ValueError(f"--stride {self.stride}, expected at least 1")

@@ -1,6 +1,7 @@
 """Fine-tuning as a task of the loop: what its runs share, batches, and how good a model is on a split."""
 
 import dataclasses
+import functools
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from experiments.encoders.prediction import run_over
 from experiments.encoders.verbaliser import choose
 from experiments.loop import runs
 from experiments.loop.duration import in_steps
+from experiments.loop.few_bits import say_codes
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import check_agreement, load_start, options
 from experiments.loop.summary import Scores
@@ -88,7 +90,10 @@ def _tokenizer_and_shape(
 ) -> tuple[Tokenizer, zoo.EncoderConfig, Path | None]:
     """The tokenizer, the encoder's config, and where its parameters lie unless they are fresh."""
     if config.init is not None:
-        model, tokenizer, start = load_start(config.init, folder, load_encoder)
+        load = functools.partial(load_encoder, masters=config.quantize.bits > 0)
+        model, tokenizer, start = load_start(config.init, folder, load)
+        if not config.scratch:
+            say_codes(config.init, model, config.adapt)
         if folder is None:
             check_agreement(config.init, config.model, model.config, given)
             if "data.tokenizer" in given:
@@ -117,7 +122,9 @@ def make_task(config: Config, prepared: Prepared) -> Task:
     def init(rngs: nnx.Rngs) -> nnx.Module:
         if prepared.start is None:
             return build(prepared.encoder, rngs=rngs)
-        return zoo.with_head(load_encoder(prepared.start).model, prepared.encoder, rngs=rngs)
+        return zoo.with_head(
+            load_encoder(prepared.start, masters=config.quantize.bits > 0).model, prepared.encoder, rngs=rngs
+        )
 
     def make(step: int) -> Batch:
         return rows[0](plan(step))

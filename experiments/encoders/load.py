@@ -22,21 +22,24 @@ class Pretrained(NamedTuple):
     """Where both lie."""
 
 
-def load_encoder(source: str | Path, *, step: Any = "latest", leave_dense: bool = False) -> Pretrained:
+def load_encoder(
+    source: str | Path, *, step: Any = "latest", leave_dense: bool = False, masters: bool = False
+) -> Pretrained:
     """Loads an encoder and its tokenizer. Changes nothing in the folder.
 
     Args:
       source: the folder of a run (of `pretrain`, `finetune` or `retrieve`), a folder in our own or a published layout,
         or a name on the Hugging Face hub.
       step: which checkpoint of a run: a step, "latest" or "best".
-      leave_dense: as in `zoo.from_pretrained`.
+      leave_dense, masters: as in `zoo.from_pretrained`.
 
     Raises:
       FileNotFoundError: nothing there.
       ValueError: what is there is no encoder, or has no tokenizer that fits it.
     """
     if is_run(folder := Path(source)):
-        return _checked(Pretrained(zoo.from_pretrained(folder, revision=step), restore_tokenizer(folder), folder))
+        model: Any = zoo.from_pretrained(folder, revision=step, masters=masters)
+        return _checked(Pretrained(model, restore_tokenizer(folder), folder))
     folder = find_folder(source)
     return _checked(
         Pretrained(zoo.from_pretrained(folder, leave_dense=leave_dense), published_tokenizer(folder), folder)

@@ -37,6 +37,7 @@ from experiments.encoders.masking import Masking, MaskingConfig
 from experiments.encoders.several_texts import check_texts, inputs_of, joined, load_texts
 from experiments.encoders.shapes import small_encoder
 from experiments.loop import flags, runs
+from experiments.loop.few_bits import QuantizeConfig, in_few_bits, say_codes
 from experiments.loop.mesh import MeshConfig, check_length, current_mesh, meshed
 from experiments.loop.metrics import last_evaluation
 from experiments.loop.model_size import describe_size
@@ -67,6 +68,8 @@ class Config:
     """How long to train, what to keep."""
     optim: OptimConfig = OptimConfig()
     """Optimiser and schedule."""
+    quantize: QuantizeConfig = QuantizeConfig()
+    """Few bits that weights are read in, and the model is trained for; see `zoo.quantize`."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     init: str | None = None
@@ -231,7 +234,11 @@ def start_from(
     """
     if config.init is None:
         return config, None
-    model, tokenizer, folder = load_start(config.init, kept, load_encoder)
+    model, tokenizer, folder = load_start(
+        config.init, kept, functools.partial(load_encoder, masters=config.quantize.bits > 0)
+    )
+    say_codes(config.init, model)
+    model = zoo.dequantize(model)
     if kept is None and "data.tokenizer" in given:
         check_same(config.data.tokenizer, tokenizer, flag="--data.tokenizer", source=config.init)
     if not isinstance(model, zoo.MaskedLM):
@@ -273,9 +280,12 @@ def fit(config: Config, folder: Path, *, given: Collection[str] = ()) -> tuple[F
                 for i, (each, of_each) in enumerate(zip(corpora, rows, strict=True))
             ]
         )
+        fresh = init is None
+        task, save_bits = in_few_bits(task, config.quantize, folder, seed=config.train.seed, fresh=fresh)
         save_tokenizer(corpus.tokenizer, folder)
         runs.begin(config, folder, fitted.model, inputs_of(corpora))
     print(describe_size(fitted.model, folder), flush=True)
+    save_bits()
     for each, (trained, _) in zip(corpora, rows, strict=True):
         print(f"{each.train.n_tokens:,} tokens; {fitted.rows} rows, {trained.fill:.1%} of them text", flush=True)
     return train(task, config.train, config.optim, folder, record=dataclasses.asdict(fitted)), corpus

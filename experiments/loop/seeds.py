@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from experiments.loop import flags, runs
 from experiments.loop.adapting import AdaptConfig, adapted
+from experiments.loop.few_bits import QuantizeConfig, in_few_bits
 from experiments.loop.fingerprints import check_inputs
 from experiments.loop.mesh import meshed
 from experiments.loop.run_lock import locked
@@ -15,7 +16,7 @@ from experiments.loop.train import Finished, Task, train
 
 
 class Experiment(NamedTuple):
-    """What an experiment is to its runs. Its configuration has fields `seeds`, `train` and `adapt`."""
+    """What an experiment is to its runs. Its configuration has fields `seeds`, `train`, maybe `adapt`, `quantize`."""
 
     prepare: Callable[[Any, Path | None], Any]
     """prepare(config, folder of a run that goes on or None) gives what runs of all seeds share, with fields `train` and
@@ -103,12 +104,16 @@ def fit_one(experiment: Experiment, config: Any, folder: Path, prepared: Any = N
         task = experiment.make_task(config, prepared)
         adapt = getattr(config, "adapt", AdaptConfig())  # some experiments have no adapters
         task, save_base = adapted(task, adapt, folder, optim, steps=length, seed=config.train.seed)
+        quantize = getattr(config, "quantize", QuantizeConfig())
+        fresh = getattr(config, "init", None) is None
+        task, save_bits = in_few_bits(task, quantize, folder, seed=config.train.seed, fresh=fresh)
         folder.mkdir(parents=True, exist_ok=True)
         check_inputs(folder, experiment.inputs(prepared), config.train.allow_changed)
         experiment.save(prepared, folder)
         flags.save_config(config, folder / "config.json")
     print(experiment.describe(prepared, folder), flush=True)
     save_base()
+    save_bits()
     train_config = dataclasses.replace(prepared.train, seed=config.train.seed)
     record = dataclasses.asdict(config) | experiment.record(prepared)
     return prepared, train(task, train_config, prepared.optim, folder, record=record)

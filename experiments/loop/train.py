@@ -158,6 +158,8 @@ class Task(NamedTuple):
     """Floating-point operations that a token needs forward and backward, for MFU. 0: not known."""
     unit: str = "tokens"
     """What tokens_per_batch counts."""
+    read: Callable[[Any], Any] = lambda model: model
+    """What the model of the trained parameters is used as: evaluated, and what the run gives."""
 
 
 @jax.tree_util.register_dataclass
@@ -184,7 +186,7 @@ class Finished(NamedTuple):
 
     state: TrainState
     model: Any
-    """The model of the last state, with the running mean of the parameters where there is one."""
+    """The model of the last state, with the running mean of the parameters where there is one; see `Task.read`."""
     stopped: bool
     """Whether a signal ended it, be it after its last step: the command does nothing more, the same one resumes."""
 
@@ -438,7 +440,7 @@ def _train(
 
     def current_model():
         params = state.params if state.average is None else state.average
-        return nnx.merge(graphdef, zoo.unstack_layers(params), rest)
+        return task.read(nnx.merge(graphdef, zoo.unstack_layers(params), rest))
 
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     like_by_layer = zoo.unstack_layers(wanted(like), split=HostArray.layers)

@@ -17,6 +17,7 @@ from experiments.encoders.load import load_encoder
 from experiments.encoders.shapes import encoder_fields
 from experiments.loop import runs
 from experiments.loop.adapting import AdaptConfig, check_start
+from experiments.loop.few_bits import say_codes
 from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import check_agreement, load_start, options
@@ -127,6 +128,7 @@ def start_from(
         return Started(zoo.SequenceClassifierConfig(**encoder_fields(encoder), **head), None, tokenizer)
     loaded = load_start(config.init, folder, load_encoder)
     model, tokenizer = loaded.model, loaded.tokenizer
+    say_codes(config.init, model, config.adapt)
     if folder is None and "tokenizer" in given:
         check_same(config.tokenizer, tokenizer, flag="--tokenizer", source=config.init)
     trained = config.pool is not None or pooled(loaded) is model

@@ -10,6 +10,7 @@ from experiments.data.images import ImagesConfig
 from experiments.encoders.class_weights import ClassWeights
 from experiments.loop.adapting import AdaptConfig, check_start
 from experiments.loop.duration import check_duration
+from experiments.loop.few_bits import QuantizeConfig, check_bits
 from experiments.loop.mesh import MeshConfig
 from experiments.loop.optim import OptimConfig
 from experiments.loop.seeds import check_different
@@ -60,6 +61,8 @@ class Config:
     """Optimiser and schedule."""
     adapt: AdaptConfig = AdaptConfig()
     """Adapters of --init, which stays as it is, rather than all of it."""
+    quantize: QuantizeConfig = QuantizeConfig()
+    """Few bits that weights are read in, and the model is trained for; see `zoo.quantize`."""
     mesh: MeshConfig = MeshConfig()
     """Devices along each axis."""
     run_dir: str | None = None
@@ -69,6 +72,7 @@ class Config:
         if self.evaluate_only and self.init is None:
             raise ValueError("--evaluate-only is for an --init; without one there is nothing to evaluate")
         check_start(self.adapt, self.init)
+        check_bits(self.quantize, self.adapt)
         check_duration(self)
         for name in ("eval_epochs", "threads", "mistakes"):
             if getattr(self, name) < 1:

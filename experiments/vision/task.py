@@ -19,6 +19,7 @@ from experiments.data.packing import Batch, Epochs, make_batches
 from experiments.data.repeats import RepeatedEpochs
 from experiments.encoders.class_weights import weights_of
 from experiments.loop.duration import in_steps
+from experiments.loop.few_bits import say_codes
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import check_agreement, load_start, options
 from experiments.loop.summary import Scores
@@ -57,7 +58,10 @@ def prepare(config: Config, folder: Path | None = None, *, given: Collection[str
     data = load_images(config.data)
     model, preprocess, start = config.model, config.preprocess, None
     if config.init is not None:
-        loaded, start = load_start(config.init, folder, load_model)
+        load = functools.partial(load_model, masters=config.quantize.bits > 0)
+        loaded, start = load_start(config.init, folder, load)
+        if not config.evaluate_only:
+            say_codes(config.init, loaded, config.adapt)
         model = dataclasses.replace(loaded.config, **options(config.model, given))
         preprocess = read_preprocess(start, preprocess)
         if config.drop_path is not None:
@@ -138,10 +142,12 @@ def make_task(config: Config, prepared: Prepared) -> Task:
     counts = np.bincount(train_images.labels, minlength=len(prepared.data.classes))
     weights = weights_of(counts) if config.class_weights == "balanced" else None
 
+    load = functools.partial(load_model, masters=config.quantize.bits > 0)
+
     def init(rngs: nnx.Rngs) -> nnx.Module:
         if prepared.start is None:
             return zoo.ImageClassifier(prepared.model, rngs=rngs)
-        return zoo.with_head(load_model(prepared.start)[0], prepared.model, rngs=rngs)
+        return zoo.with_head(load(prepared.start)[0], prepared.model, rngs=rngs)
 
     def make(step: int) -> Batch:
         return training_batch(train_images, plan(step), prepared.preprocess, seed, step)

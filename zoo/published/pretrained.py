@@ -35,6 +35,7 @@ from zoo.published import (
     adapted_run,
     bert_layout,
     clip_layout,
+    few_bits_run,
     hybrid_layout,
     llama_layout,
     llava_layout,
@@ -93,6 +94,7 @@ def from_pretrained(
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
     as_transformers: bool = False,
+    masters: bool = False,
 ) -> Kind: ...
 @overload
 def from_pretrained(
@@ -105,6 +107,7 @@ def from_pretrained(
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
     as_transformers: bool = False,
+    masters: bool = False,
 ) -> Model: ...
 def from_pretrained(
     path_or_repo: str | os.PathLike,
@@ -116,6 +119,7 @@ def from_pretrained(
     leave_dense: bool = False,
     allow_nonfinite: bool = False,
     as_transformers: bool = False,
+    masters: bool = False,
 ) -> Model:
     """Loads a model: one that `save_pretrained` wrote, that of a training run, or a published one.
 
@@ -139,8 +143,8 @@ def from_pretrained(
       path_or_repo: a folder with config.json (or params.json) and weights, in our own layout or that of
         state-spaces/mamba, of HazyResearch/m2, of transformers or of sentence-transformers; a `.pth` file of
         hustvl/Vim, or a folder with one; the folder of a training run (needs orbax-checkpoint), whose parameters are
-        their running mean where training kept one, with adapters merged; or else a name on the Hugging Face hub,
-        "owner/name" or "owner/name/file.pth", from its cache or the network.
+        their running mean where training kept one, with adapters merged, or in the few bits that it trained for; or
+        else a name on the Hugging Face hub, "owner/name" or "owner/name/file.pth", from its cache or the network.
       kind: the class that the model must be of, e.g. `zoo.CausalLM`, by which type checkers know what they get. None:
         any.
       dtype: of parameters and computation, e.g. "bfloat16". None: as stored, or as a config of ours says. Decay
@@ -155,6 +159,8 @@ def from_pretrained(
         tensor with such values is an error that names it.
       as_transformers: whether to compute what transformers (5.24) does where that is not what the config says: in
         Nemotron-H and Zamba2, whose steps it raises to time_step_min.
+      masters: whether a run that trains in few bits gives the floats that it trains, rather than what these are read
+        as. Of all else there is nothing but floats, or nothing but few bits.
 
     Raises:
       FileNotFoundError: no such folder, file or hub name, or no config or weights in it.
@@ -176,6 +182,10 @@ def from_pretrained(
         load: Any = functools.partial(from_pretrained, kind=kind, dtype=dtype, sharding=sharding)
         base: Model = load(adapted_run.base_of(place), allow_nonfinite=allow_nonfinite)
         return merge_lora(adapted_run.load_trained(place, base, revision))
+    if run_folder.is_run(place) and few_bits_run.is_in_few_bits(place) and not masters:
+        bits = few_bits_run.read_few_bits(place)  # before anything large is
+        load = functools.partial(from_pretrained, kind=kind, sharding=sharding, revision=revision)
+        return few_bits_run.in_dtype(bits.of(load(place, allow_nonfinite=allow_nonfinite, masters=True)), dtype)
     if run_folder.is_run(place):
         opened = _open_run(place, kind, revision)
     elif inside := run_folder.runs_inside(place):

@@ -68,14 +68,26 @@ class QuantizedWeight(ComputedWeight):
 
     def whole(self) -> Array:
         codes = unpack(self.codes[...], self.bits, self.group_size)
-        weight = (codes * self.scales[...]).astype(self.float_dtype)  # k q o
-        weight = weight.reshape(*weight.shape[:-3], -1, weight.shape[-1])[..., : self.d_in, :]
-        return inputs_first(weight, self.axes)
+        return _multiplied(codes, self.scales[...], self.d_in, self.float_dtype, self.axes)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the codes and scales."""
         return self.codes[...].nbytes + self.scales[...].nbytes
+
+
+def rounded(weight: Float[Array, "..."], axes: Axes, *, bits: Bits, group_size: int | None) -> Float[Array, "..."]:
+    """What a `QuantizedWeight` of a weight is when it is read, each number rounded alone, without bytes between."""
+    laid = inputs_first(weight, axes)
+    codes, scales = quantize_groups(laid, bits, group_size or laid.shape[-2])
+    return _multiplied(codes, scales, laid.shape[-2], weight.dtype, axes)
+
+
+def _multiplied(codes, scales, d_in, dtype, axes):
+    """The weight of some codes and scales, as it lay."""
+    weight = (codes * scales).astype(dtype)  # k q o
+    weight = weight.reshape(*weight.shape[:-3], -1, weight.shape[-1])[..., :d_in, :]
+    return inputs_first(weight, axes)
 
 
 def quantize_groups(

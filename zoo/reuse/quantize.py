@@ -77,29 +77,43 @@ def quantize(
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}")
-    if bits not in get_args(Bits):
-        raise ValueError(f"bits={bits}, expected one of {', '.join(map(str, get_args(Bits)))}")
-    if group_size is not None and group_size < 1:
-        raise ValueError(f"group_size={group_size}, expected at least 1")
     model = copied(model)
-    maps = linear_maps(model, targets) | (_embeddings(model) if embeddings else {})
+    maps = maps_to_round(model, bits=bits, group_size=group_size, targets=targets, embeddings=embeddings)
     known = (moments or {}) if method == "hessian" else {}
     for what, asked in (("method='hessian'", method == "hessian"), (f"mixed={mixed}", mixed is not None)):
         if asked and not (moments or {}).keys() & maps.keys():
             raise ValueError(f"{what}, expected moments of these maps: zoo.calibrate(model, batches)")
     for name, linear in maps.items():
-        if not isinstance(linear.weight, nnx.Variable):
-            raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
         n = linear.weight.shape[linear.axes.d_in]
         if moments is not None and name in moments and moments[name].shape[-1] != n:
             raise ValueError(f"moments of {name} are of {moments[name].shape[-1]} inputs, expected its {n}")
     of_each = {} if mixed is None else _allocated(maps, moments or {}, group_size, mixed, by_expert)
     for name, linear in maps.items():
-        of_this = of_each.get(name, 8 if linear.attribute == "embedding" else bits)
+        of_this = of_each.get(name, bits_of(linear, bits))
         options = {"bits": of_this, "group_size": group_size, "moment": known.get(name)}
         make = functools.partial(_kind_of(of_this), axes=linear.axes, metadata=linear.weight.get_metadata())
         linear.replace(make(linear.weight[...], **options))
     return model
+
+
+def maps_to_round(
+    model: nnx.Module, *, bits: Bits, group_size: int | None, targets: str | None, embeddings: bool
+) -> dict[str, LinearMap]:
+    """The maps of a model that `quantize` takes, by name; arguments and errors as there."""
+    if bits not in get_args(Bits):
+        raise ValueError(f"bits={bits}, expected one of {', '.join(map(str, get_args(Bits)))}")
+    if group_size is not None and group_size < 1:
+        raise ValueError(f"group_size={group_size}, expected at least 1")
+    maps = linear_maps(model, targets) | (_embeddings(model) if embeddings else {})
+    for name, linear in maps.items():
+        if not isinstance(linear.weight, nnx.Variable):
+            raise ValueError(f"{name} is a {type(linear.weight).__name__}, expected a parameter: merge or add it after")
+    return maps
+
+
+def bits_of(linear: LinearMap, bits: Bits) -> Bits:
+    """Bits of one map, where the others have so many: tables of embeddings have 8."""
+    return 8 if linear.attribute == "embedding" else bits
 
 
 def _kind_of(bits: Any) -> Any:

@@ -66,7 +66,6 @@ def test_checkpoints_hold_adapters_alone_and_the_folder_is_a_model(base, run_com
     assert not (empty_folder / "other/config.json").exists()
 
 
-@pytest.mark.slow
 def test_a_model_of_few_bits_is_trained_whole_unless_adapters_are(base, empty_folder):
     model = zoo.quantize(base, bits=8)
     task = Task(init=lambda rngs: model, loss=None, batches=None, evaluate=None, tokens_per_batch=1)
@@ -80,6 +79,7 @@ def test_a_model_of_few_bits_is_trained_whole_unless_adapters_are(base, empty_fo
     assert np.array_equal(other(jnp.ones((1, 3), jnp.int32)), model(jnp.ones((1, 3), jnp.int32)))
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters_resumes_bitwise_and_converts(base, run_command, empty_folder):
     for steps in (("4", "straight"), ("2", "halves")):
         status, _, err = run_command(causal_lm, *CAUSAL, "--steps", steps[0], "--run-dir", steps[1])
