@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ import zoo
 from experiments import bert, causal_lm, convert, sample, vit
 from experiments.data.tokenizers import ByteTokenizer, save_tokenizer
 from experiments.loop import flags
-from experiments.loop.few_bits import QuantizeConfig
+from experiments.loop.few_bits import QuantizeConfig, in_few_bits
 from experiments.loop.metrics import last_evaluation
+from tests.numerics import with_random_parameters
 from zoo.published.checkpoint_files import read_params
 from zoo.published.run_folder import find_checkpoint
 from zoo.reuse.quantize import quantized_weights
@@ -57,6 +59,14 @@ def test_checkpoints_hold_floats_and_the_run_is_the_model_that_was_evaluated(bas
     task = causal_lm.make_task(causal_lm.fit_vocabulary(config, corpus.tokenizer), corpus)
     assert last_evaluation("run")["loss"] == pytest.approx(task.evaluate(small)["loss"], rel=1e-6)
     assert last_evaluation("run")["loss"] != pytest.approx(task.evaluate(floats)["loss"], rel=1e-5)
+    # And what was trained, of weights that a loss depends on more.
+    few = in_few_bits(task, config.quantize, empty_folder / "run", seed=0, fresh=True).task
+    batch = jax.tree.map(jnp.asarray, next(task.batches))
+    floats = with_random_parameters(lambda: zoo.CausalLM(base.config, rngs=nnx.Rngs(0)))
+    small = zoo.quantize(floats, bits=4, group_size=8)
+    trained, read, plain = few.loss(floats, batch, None), task.loss(small, batch, None), task.loss(floats, batch, None)
+    assert float(trained.total) == pytest.approx(float(read.total), rel=1e-5)
+    assert float(trained.total) != pytest.approx(float(plain.total), rel=1e-3)
 
 
 @pytest.mark.slow
