@@ -83,6 +83,7 @@ def test_a_compressed_file_of_another_encoding_is_the_text_in_it(tmp_path, comma
     assert "--encoding" in err
 
 
+@pytest.mark.slow
 def test_long_convolutions_read_in_windows_and_say_so(tmp_path, command):
     model = write_run(tmp_path / "run", "m2/monarch")
     text = TEXTS[-1]

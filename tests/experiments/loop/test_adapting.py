@@ -12,7 +12,6 @@ from flax import nnx
 
 import zoo
 from experiments import bert, causal_lm, convert, sample, vit
-from experiments.data.tokenizers import ByteTokenizer, save_tokenizer
 from experiments.loop.adapting import AdaptConfig, adapted
 from experiments.loop.optim import OptimConfig
 from experiments.loop.starting import with_options
@@ -38,16 +37,6 @@ def params(model):
 
 def trained(folder):
     return read_params(find_checkpoint(folder))
-
-
-@pytest.fixture
-def base(empty_folder):
-    """The model of the folder `base`, and a text."""
-    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(2000)))
-    model = zoo.CausalLM(zoo.CausalLMConfig(d_model=8, n_layers=1, pattern="mamba", vocab_size=257), rngs=nnx.Rngs(0))
-    zoo.save_pretrained(model, empty_folder / "base")
-    save_tokenizer(ByteTokenizer(), empty_folder / "base")
-    return model
 
 
 def test_checkpoints_hold_adapters_alone_and_the_folder_is_a_model(base, run_command, empty_folder):

@@ -70,6 +70,7 @@ def test_an_extended_wsd_run_is_bitwise_the_longer_one(tmp_path, capsys):
     assert "schedule changes" not in out
 
 
+@pytest.mark.slow
 def test_an_extended_cosine_run_says_how_its_learning_rate_jumps(tmp_path, capsys):
     train(make_task(), make_config(4, log_every=1), COSINE, tmp_path)
     capsys.readouterr()

@@ -11,7 +11,6 @@ from flax import nnx
 
 import zoo
 from experiments import bert, causal_lm, convert, sample, vit
-from experiments.data.tokenizers import ByteTokenizer, save_tokenizer
 from experiments.loop import flags
 from experiments.loop.few_bits import QuantizeConfig, in_few_bits
 from experiments.loop.metrics import last_evaluation
@@ -29,16 +28,6 @@ CAUSAL += ["--optim.schedule", "wsd", "--optim.decay-fraction", "0", "--optim.wa
 
 def params(model):
     return {".".join(map(str, path)): np.asarray(p[...]) for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param))}
-
-
-@pytest.fixture
-def base(empty_folder):
-    """The model of the folder `base`, and a text."""
-    (empty_folder / "my.txt").write_text("".join(f"line {i} says {i * i % 97}, and goes on.\n" for i in range(2000)))
-    model = zoo.CausalLM(zoo.CausalLMConfig(d_model=8, n_layers=1, pattern="mamba", vocab_size=257), rngs=nnx.Rngs(0))
-    zoo.save_pretrained(model, empty_folder / "base")
-    save_tokenizer(ByteTokenizer(), empty_folder / "base")
-    return model
 
 
 def test_checkpoints_hold_floats_and_the_run_is_the_model_that_was_evaluated(base, run_command, empty_folder):
@@ -93,6 +82,7 @@ def test_a_run_resumes_bitwise_samples_and_converts(base, run_command, empty_fol
     assert (status, "is quantised: layout='official' has plain weights" in err) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_floats_of_another_or_from_those_of_its_codes(base, run_command, empty_folder):
     status, _, err = run_command(causal_lm, *CAUSAL, *BITS, "--steps", "2", "--run-dir", "run")
     assert status == 0, err

@@ -49,6 +49,7 @@ def test_tunes_become_one(folders, run_command):
     assert "expected one for each of the 2 models" in err
 
 
+@pytest.mark.slow
 def test_a_model_grows_and_comes_back(folders, run_command):
     status, out, err = run_command(reuse, "grow", "base", "large", "--d-model", "16", "--n-layers", "2")
     assert status == 0, err

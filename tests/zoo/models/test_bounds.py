@@ -106,8 +106,16 @@ OTHERS = [
 ]
 
 
+_COSTLY = ("mamba2", "-/monarch", "vim", "mamba2, both ways")
+
+
 @pytest.mark.parametrize(
-    "pattern", ["mamba2", "m2", "mamba2+attn/moe", "-/monarch", "vim", "m2, both ways", "mamba2, both ways", *OTHERS]
+    "pattern",
+    [
+        *("m2", "mamba2+attn/moe", "m2, both ways"),
+        *(pytest.param(pattern, marks=pytest.mark.slow) for pattern in _COSTLY),
+        *OTHERS,
+    ],
 )
 def test_no_rows_and_no_positions_give_empty_results(pattern):
     pattern, both, _ = pattern.partition(",")

@@ -142,6 +142,7 @@ def flops(length, **options):
     return lowered.compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_flops_of_mamba_double_with_the_length():
     def mamba(length):
         # XLA counts the body of a loop once, so take the whole row as one chunk.

@@ -77,7 +77,9 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if " without " in name else name for name in CONFIGS]
+)
 def test_configs_go_out_and_in(name):
     config = CONFIGS[name]
     raw = json.loads(json.dumps(write_config(config, "transformers")))
