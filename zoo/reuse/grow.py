@@ -71,7 +71,7 @@ def grow(
       d_model: width between the blocks, at least the model's. A multiple of it keeps the output; otherwise some
         channels are there once more than others, which norms and means do not see as they did.
       n_layers: at least the model's. The pattern goes on.
-      d_ff: hidden width of channel mixers. None: it grows as d_model does.
+      d_ff: hidden width of channel mixers, where there are any. None: it grows as d_model does.
       method: fpi copies. aki takes what copies write from the next layer of the same shape.
       depth: zero: new blocks add nothing, with the parameters of the last block of their word but for the last map.
         copy: they are that block again, which changes the output.
@@ -229,9 +229,8 @@ def with_width(model: Model, d_model: int, d_ff: int | None) -> ModelConfig:
                 width = d_ff or scaled("d_ff", of.expert().width(config.d_model))
                 shared_width = of.d_ff_shared and scaled("d_ff_shared", of.d_ff_shared)
                 changes["moe"] = dataclasses.replace(of, d_ff=width, d_ff_shared=shared_width)
-    if d_ff is not None and (d_ff < 1 or not changes.keys() & {"mlp", "monarch", "moe"}):
-        there = "at least 1" if d_ff < 1 else f"None: pattern={config.pattern!r} has no channel mixers"
-        raise ValueError(f"d_ff={d_ff}, expected {there}")
+    if d_ff is not None and d_ff < 1:
+        raise ValueError(f"d_ff={d_ff}, expected at least 1")
     return dataclasses.replace(config, **changes)
 
 
