@@ -27,6 +27,7 @@ from experiments.loop.mesh import MeshConfig, on_mesh
 from experiments.model_folders import Said, load_model, write_companions
 from zoo.published.adapted_run import base_of, is_adapted
 from zoo.published.layout_options import Layout
+from zoo.published.native_layout import STORED
 from zoo.published.pretrained import what_lacks
 
 
@@ -71,11 +72,11 @@ def main() -> int:
         limit = int(config.max_shard_gb * 1e9)
         zoo.save_pretrained(model, config.target, config.layout, extra=extra, max_shard_bytes=limit)
         write_companions(folder, config.target, model, source=config.source, **said)
-        written = _params(zoo.from_pretrained(config.target, allow_nonfinite=config.allow_nonfinite))
-        for path, expected in _params(model).items():
+        written = _stored(zoo.from_pretrained(config.target, allow_nonfinite=config.allow_nonfinite))
+        for path, expected in _stored(model).items():
             if np.asarray(written[path]).tobytes() != np.asarray(expected).tobytes():
                 raise ValueError(f"{config.target}: {path} does not read back as it was written")
-    size = sum(param.size for param in written.values())
+    size = sum(param.size for param in jax.tree.leaves(nnx.state(zoo.dequantize(model), nnx.Param)))
     print(f"{config.source} -> {config.target}: {size:,} parameters in the {config.layout} layout, read back and equal")
     if config.layout == "native":
         for layout in get_args(Layout)[1:]:
@@ -92,7 +93,7 @@ def write_adapter(config: Config) -> str:
     base: Any = zoo.from_pretrained(base_of(folder))
     trained = zoo.load_adapter(base, folder, revision=config.checkpoint)
     zoo.save_adapter(trained, config.target)
-    expected, written = _params(trained), _params(zoo.load_adapter(base, config.target))
+    expected, written = _stored(trained), _stored(zoo.load_adapter(base, config.target))
     for path, value in expected.items():
         if path not in written or not np.array_equal(np.asarray(written[path]), np.asarray(value)):
             raise ValueError(f"{config.target}: {path} does not read back as it was written")
@@ -100,8 +101,9 @@ def write_adapter(config: Config) -> str:
     return f"{folder} -> {config.target}: an adapter of {size / 1e6:,.2f} MB, read back and equal"
 
 
-def _params(model) -> dict[str, jax.Array]:
-    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+def _stored(model) -> dict[str, jax.Array]:
+    """What files hold of a model: parameters, and codes of few bits and their scales."""
+    flat = nnx.to_flat_state(nnx.state(model, STORED))
     return {".".join(map(str, path)): param[...] for path, param in flat}
 
 

@@ -354,6 +354,7 @@ def _require_parameters(model: Model, layout: Layout) -> None:
 def what_lacks(model: Model, layout: Layout) -> str:
     """What of a model a layout does not hold, as the error of `save_pretrained` says it; "" where it holds it all."""
     try:
+        _require_parameters(model, layout)
         if layout != "native":
             _write_config(model.config, layout)
     except ValueError as error:
