@@ -85,6 +85,11 @@ class TaughtBatches:
 def taught_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None) -> Loss:
     """KL divergence of the model's next token from the teacher's, in nats, summed over the tokens that count."""
     hidden, auxiliary = model.run(batch["tokens"], segment_ids=batch["segment_ids"], rngs=rngs)
+    return _divergence(model, batch, hidden, auxiliary)
+
+
+def _divergence(model: zoo.CausalLM, batch: Mapping[str, Any], hidden: jax.Array, auxiliary: jax.Array) -> Loss:
+    """`taught_loss` of a model that has been run."""
     taught = jnp.asarray(batch["taught"])
     logits = model.head(hidden)[..., : taught.shape[-1]]
     total = kl_of(taught, logits, batch["weights"])
@@ -94,10 +99,7 @@ def taught_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | 
 def directed_loss(model: zoo.CausalLM, batch: Mapping[str, Any], rngs: nnx.Rngs | None, *, factor: float) -> Loss:
     """`taught_loss`, and beside it `factor` times how far what the mixers write is from what the teacher's do."""
     hidden, auxiliary, projected = project(model, batch["tokens"], batch["segment_ids"], rngs)
-    taught = jnp.asarray(batch["taught"])
-    total = kl_of(taught, model.head(hidden)[..., : taught.shape[-1]], batch["weights"])
-    weight = jnp.sum(batch["weights"])
+    loss = _divergence(model, batch, hidden, auxiliary)
     apart = unlike(projected, Projected(**batch["projected"]), batch["segment_ids"], batch["weights"])
-    loss = with_auxiliary(Loss(total, weight), model, auxiliary)
-    added = factor * apart / jnp.where(weight == 0, 1, weight)
+    added = factor * apart / jnp.where(loss.weight == 0, 1, loss.weight)
     return loss._replace(auxiliary=added if loss.auxiliary is None else loss.auxiliary + added)

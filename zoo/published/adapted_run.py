@@ -14,11 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from zoo.published.checkpoint_files import read_params
-from zoo.published.json_files import read_json
-from zoo.published.run_folder import find_checkpoint
+from zoo.published.run_folder import find_checkpoint, read_options
 from zoo.reuse.adapt import add_lora
 from zoo.reuse.linear_maps import Model
-from zoo.stack.option_values import from_dict
 
 ADAPTER_FILE = "adapter.json"
 BASE = "base"
@@ -65,11 +63,7 @@ def read_adapters(folder: Path) -> Adapters:
     Raises:
       ValueError: what says so is damaged.
     """
-    path = folder / ADAPTER_FILE
-    try:
-        return from_dict(Adapters, read_json(path))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} describes no adapters: {error}") from error
+    return read_options(Adapters, folder / ADAPTER_FILE, "describes no adapters")
 
 
 def base_of(folder: Path) -> Path:

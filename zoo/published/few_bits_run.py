@@ -16,12 +16,11 @@ from flax import nnx
 from flax.typing import Dtype
 
 from zoo.models import build
-from zoo.published.json_files import read_json
+from zoo.published.run_folder import read_options
 from zoo.reuse.codes import Bits
 from zoo.reuse.linear_maps import Model
 from zoo.reuse.quantize import options_of, quantize, with_options
 from zoo.reuse.straight_through import straight_through
-from zoo.stack.option_values import from_dict
 
 FEW_BITS_FILE = "quantized.json"
 
@@ -65,11 +64,7 @@ def read_few_bits(folder: Path) -> FewBits:
     Raises:
       ValueError: what says so is damaged.
     """
-    path = folder / FEW_BITS_FILE
-    try:
-        return from_dict(FewBits, read_json(path))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} does not say how weights are read: {error}") from error
+    return read_options(FewBits, folder / FEW_BITS_FILE, "does not say how weights are read")
 
 
 def in_dtype(model: Model, dtype: Dtype | None) -> Model:

@@ -1,7 +1,7 @@
 """The model that a training run left in its folder: model.json says which, its checkpoints hold the parameters."""
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 from zoo.models.build import MODELS, ModelConfig
 from zoo.models.causal import CausalLMConfig
@@ -9,6 +9,7 @@ from zoo.published.checkpoint_files import choose_checkpoint, read_record
 from zoo.published.json_files import read_json
 from zoo.stack.option_values import from_dict, with_values
 
+Options = TypeVar("Options")
 # The file of a run that says which model its checkpoints are of.
 MODEL_FILE = "model.json"
 _CONFIG_FILE = "config.json"  # of the experiment: before all runs had model.json, causal models were found in it
@@ -61,6 +62,23 @@ def read_model_config(folder: Path, checkpoint: Path | None = None) -> ModelConf
         return from_dict(kinds[said["kind"]], said["config"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} describes no model: {error}") from error
+
+
+def read_options(kind: type[Options], path: Path, complaint: str) -> Options:
+    """The options that a file of a run's folder says, as a dataclass.
+
+    Args:
+      kind: the dataclass.
+      path: the file.
+      complaint: what is wrong where it is damaged, behind its name.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return from_dict(kind, read_json(path))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} {complaint}: {error}") from error
 
 
 def _older(path: Path, checkpoint: Path) -> ModelConfig:

@@ -127,13 +127,10 @@ class Backbone(nnx.Module):
           ValueError: as `__call__`; normed=False where positions are dropped on the way (`keep`).
         """
         norm = self._norm_of_output(normed)
-        if 0 in x.shape:
-            x = self._enter(x)
-            return norm(x), jnp.zeros((), jnp.promote_types(x.dtype, jnp.float32))
-        if self.config.keep is not None:
-            given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids}
-            given |= {"skippable": skippable, "task": task}
-            states, loss = run_dropping(self, x, rngs, (ahead, layer_inputs), **given)
+        if 0 in x.shape or self.config.keep is not None:
+            given: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "grid": grid, "ahead": ahead}
+            given |= {"layer_inputs": layer_inputs, "skippable": skippable, "task": task}
+            states, loss = self.run_states(x, rngs=rngs, normed=normed, **given)
             return states[-1], loss
         run, carry, each, leave = self._begin(x, mask, segment_ids, rngs, grid, ahead, layer_inputs, skippable, task)
         blocks = [nnx.split(block) for block in self.blocks]
